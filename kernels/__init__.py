@@ -1,0 +1,16 @@
+"""The operators: partial convolution, patch scores, inverse-distance-weighted maps, ranking.
+
+This folder is imported as ``glance_fast.kernels``; ``setup.py`` maps it there.
+"""
+
+if __name__ != "glance_fast.kernels":
+    raise ImportError(
+        f"this folder is the package glance_fast.kernels, not {__name__!r}: "
+        "install the project (pip install -e .) and import glance_fast.kernels"
+    )
+
+from glance_fast.kernels.idw import idw_map
+from glance_fast.kernels.partial_conv import partial_conv2d
+from glance_fast.kernels.patch_score import score_patches
+
+__all__ = ["idw_map", "partial_conv2d", "score_patches"]
