@@ -1,0 +1,271 @@
+"""Settings: what is refused and with which words, and the way through TOML and back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from glance_fast.config import LOCAL_LAYOUTS, NETS, Config, load_config, local_step, parse_setting
+from glance_fast.errors import UserError
+
+
+def written_and_read(config, folder):
+    path = folder / "config.toml"
+    path.write_text(config.to_toml(), encoding="utf-8")
+    return Config(**load_config(path))
+
+
+def test_defaults():
+    config = Config()
+    assert config.image_size == (256, 256)
+    assert [(g.patch, g.stride, len(g)) for g in config.grids] == [(32, 8, 841), (64, 16, 169)]
+    assert config.blocks == (1, 2, 2) and config.readout == "hole" and config.lambda_s == 0.65
+    assert config.widths == (64, 64, 64, 64)
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().width = 8
+
+
+@pytest.mark.parametrize(
+    ("values", "blocks", "readout", "widths"),
+    [
+        pytest.param({"net": "paper"}, (1, 1, 1), "pool", (16, 32, 64, 128), id="paper"),
+        pytest.param({"net": "paper", "readout": "hole"}, (1, 1, 1), "hole", (16, 32, 64, 128), id="mixed"),
+        pytest.param({"blocks": [2, 0, 3], "width": 24}, (2, 0, 3), "hole", (24,) * 4, id="own-blocks"),
+        pytest.param({"net": "paper", "width": 5}, (1, 1, 1), "pool", (1, 2, 5, 10), id="narrow"),
+    ],
+)
+def test_what_a_preset_sets_can_be_overruled(values, blocks, readout, widths):
+    config = Config(**values)
+    assert (config.blocks, config.readout, config.widths) == (blocks, readout, widths)
+
+
+@pytest.mark.parametrize(
+    ("values", "share"),
+    [({}, 0.65), ({"blend": "paper"}, 0.8), ({"blend": "paper", "lambda_s": 0}, 0.0)],
+    ids=["calibrated", "paper", "given"],
+)
+def test_lambda_s_goes_with_the_blend(values, share):
+    assert Config(**values).lambda_s == share
+
+
+@pytest.mark.parametrize(
+    ("asked", "patch", "stride", "size"),
+    [
+        pytest.param(250, (32, 64), (8, 16), (256, 256), id="one-side-up"),
+        pytest.param(258, (32, 64), (8, 16), (256, 256), id="one-side-down"),
+        pytest.param((200, 301), 32, 8, (200, 304), id="non-square"),
+        pytest.param([100, 64], 64, 8, (96, 64), id="tie-goes-down"),
+        pytest.param((128,), 32, 8, (128, 128), id="tuple-of-one"),
+        pytest.param(33, 32, 32, (32, 32), id="one-patch"),
+        pytest.param(16384, 32, 32, (16384, 16384), id="largest"),
+    ],
+)
+def test_image_size_is_rounded_to_one_that_patches_cover(asked, patch, stride, size):
+    config = Config(image_size=asked, patch=patch, stride=stride)
+    assert config.image_size == size
+    for grid in config.grids:
+        assert (grid.height, grid.width) == size
+        assert tuple(grid.holes[-1][2:]) == size
+    # A second rounding must not move it, or a saved run would not load.
+    assert dataclasses.replace(config).image_size == size
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        pytest.param({"net": "huge"}, "net: 'huge' is none of default, paper", id="net"),
+        pytest.param({"blend": "raw"}, "blend: 'raw' is neither", id="blend"),
+        pytest.param({"readout": "ring"}, "readout: 'ring' is neither", id="readout"),
+        pytest.param({"patch": (32, 64), "stride": 8}, "patch and stride: 2 .* 1 strides", id="scales"),
+        pytest.param({"patch": 33, "stride": 8}, "patch: 33 is not supported; use one of 32, 64", id="patch"),
+        pytest.param({"patch": 32, "stride": 6}, "stride: 6 .* multiple of 4 from 4 to 32", id="stride-odd"),
+        pytest.param({"patch": 32, "stride": 36}, "stride: 36 does not go", id="stride-gap"),
+        pytest.param({"patch": 32, "stride": 0}, "stride: 0 does not go", id="stride-zero"),
+        pytest.param({"patch": 64, "stride": 4}, "stride: 4 .* multiple of 8 from 8 to 64", id="stride-64"),
+        pytest.param({"patch": (32, 32), "stride": (8, 16)}, "patch: every scale", id="same-patch-twice"),
+        pytest.param({"blocks": (1, 2)}, "blocks: three numbers are needed, got 2", id="blocks-count"),
+        pytest.param({"blocks": 5}, "blocks: expected tuple", id="blocks-one-number"),
+        pytest.param({"blocks": (1, -1, 1)}, "blocks: none may be negative", id="blocks-negative"),
+        pytest.param({"holes": (1, 2, 3)}, "holes: one number, or one for each", id="holes-count"),
+        pytest.param({"holes": 0}, "holes: at least 1", id="holes-zero"),
+        pytest.param({"image_size": (64, 64, 3)}, "image_size: expected one side", id="size-of-three"),
+        pytest.param({"image_size": 8}, "image_size: expected one side", id="size-tiny"),
+        pytest.param({"image_size": (64, 16385)}, "image_size: expected one side", id="size-huge"),
+        pytest.param({"image_size": 63}, "image_size: 63 is smaller than a patch of 64", id="size-small"),
+        pytest.param({"image_size": (64, 40)}, "is smaller than a patch of 64", id="width-small"),
+    ],
+)
+def test_refused(values, words):
+    with pytest.raises(UserError, match=words):
+        Config(**values)
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "above"),
+    [
+        ("width", 3, 4097),
+        ("lambda_s", -0.01, 1.01),
+        ("lambda_t", -1, 1001),
+        ("shrinkage", -0.1, 1.1),
+        ("idw_power", -1, 33),
+        ("idw_neighbours", -1, (1 << 20) + 1),
+        ("smoothing", -1, 1001),
+        ("quantile", 0.49, 1.0),
+        ("finetune_steps", -1, (1 << 24) + 1),
+        ("steps", 0, (1 << 24) + 1),
+        ("batch", 1, 4097),
+        ("learning_rate", 0, 1.5),
+        ("shift", -1, 257),
+        ("brightness", -0.1, 1.1),
+        ("validation", 0, 0.6),
+        ("seed", -1, 2**31),
+        ("cache_mib", 0, (1 << 24) + 1),
+        ("checkpoint_minutes", -1, 2e6),
+    ],
+)
+def test_numbers_outside_their_range(name, below, above):
+    for value in (below, above):
+        with pytest.raises(UserError, match=rf"^{name}: .* lies outside \["):
+            Config(**{name: value})
+
+
+def test_not_a_number_is_no_number():
+    with pytest.raises(UserError, match="smoothing: nan lies outside"):
+        Config(smoothing=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_size", 256.0),
+        ("image_size", "256"),
+        ("patch", []),
+        ("patch", [32, 64.0]),
+        ("patch", None),
+        ("stride", [True, True]),
+        ("width", 64.0),
+        ("width", [64, 64]),
+        ("steps", True),
+        ("lambda_t", "0.3"),
+        ("lambda_s", [0.5]),
+        ("net", 3),
+        ("readout", 3),
+        ("holes", 2.5),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_values_of_another_kind(name, value):
+    with pytest.raises(UserError, match=rf"^{name}: expected "):
+        Config(**{name: value})
+
+
+def test_integers_stand_for_floats():
+    config = Config(smoothing=3, lambda_s=1)
+    assert (config.smoothing, config.lambda_s) == (3.0, 1.0)
+    assert type(config.smoothing) is float and type(config.lambda_s) is float
+
+
+@pytest.mark.parametrize(
+    ("values", "holes"),
+    [
+        pytest.param({}, [10, 4], id="by-default"),
+        pytest.param({"holes": 3}, [3, 3], id="one-for-all"),
+        pytest.param({"holes": (6, 2)}, [6, 2], id="one-each"),
+        pytest.param({"holes": 1000}, [16, 4], id="capped-by-what-fits"),
+        pytest.param({"image_size": 64}, [1, 1], id="at-least-one"),
+        pytest.param({"image_size": (256, 128)}, [5, 2], id="non-square"),
+    ],
+)
+def test_holes_an_image(values, holes):
+    config = Config(**values)
+    assert [config.holes_of(i) for i in range(2)] == holes
+
+
+# TOML
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({}, id="defaults"),
+        pytest.param({"patch": 32, "stride": 8, "image_size": (200, 304)}, id="one-scale-non-square"),
+        pytest.param({"patch": (64, 32), "stride": (8, 4), "holes": (2, 5)}, id="two-scales"),
+        pytest.param({"net": "paper", "blend": "paper", "lambda_s": 0.123456789012345678}, id="paper"),
+        pytest.param({"holes": 3, "learning_rate": 1e-7, "smoothing": 0}, id="numbers"),
+    ],
+)
+def test_toml_round_trip(values, tmp_path):
+    config = Config(**values)
+    assert written_and_read(config, tmp_path) == config
+
+
+def test_toml_lists_become_tuples(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("patch = [32]\nstride = [16]\nimage_size = [96, 64]\nblocks = [0, 1, 0]\nholes = [2]\n")
+    config = Config(**load_config(path))
+    assert config.patch == (32,) and config.stride == (16,)
+    assert config.image_size == (96, 64) and config.blocks == (0, 1, 0) and config.holes == (2,)
+    assert hash(config) is not None
+
+
+def test_unknown_name_in_a_file_is_named_with_the_known_ones(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("widht = 32\n")
+    with pytest.raises(UserError, match=r"own\.toml: no setting 'widht'; there are .*width"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"width = ", "no readable TOML"), (b"\xff\xfe", "no readable TOML"), (None, "no such file")],
+    ids=["broken", "not-text", "missing"],
+)
+def test_unreadable_files(content, words, tmp_path):
+    path = tmp_path / "own.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"own\.toml: {words}"):
+        load_config(path)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(UserError, match="no readable TOML"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("width=32", ("width", 32)),
+        (" width = 32 ", ("width", 32)),
+        ("lambda_t=1e-2", ("lambda_t", 0.01)),
+        ("patch=[32, 64]", ("patch", [32, 64])),
+        ("net=paper", ("net", "paper")),
+        ('net="paper"', ("net", "paper")),
+    ],
+)
+def test_parse_setting(text, setting):
+    assert parse_setting(text) == setting
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("width", "--set width: expected key=value"),
+        ("widht=3", "--set: no setting 'widht'"),
+        ("=3", "--set: no setting ''"),
+    ],
+    ids=["no-equals-sign", "unknown-name", "no-name"],
+)
+def test_parse_setting_refuses(text, words):
+    with pytest.raises(UserError, match=words):
+        parse_setting(text)
+
+
+def test_local_step_is_the_product_of_all_strides():
+    assert {patch: local_step(patch) for patch in LOCAL_LAYOUTS} == {32: 4, 64: 8}
+    assert set(NETS) == {"default", "paper"}
