@@ -1,0 +1,306 @@
+"""PRO, pixel AUROC and image AUROC, by the protocol of the MVTec anomaly detection data set.
+
+Every metric is exact: each distinct score is a threshold, pixels of one score enter together. Maps may
+differ in size from image to image. Memory beside the inputs is twice the float32 maps; maps whose values
+float32 cannot hold (a computed float64 map) are still ranked exactly, and take more (see
+:func:`glance_fast.kernels.ranking.rank`).
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from glance_fast.kernels import ranking
+
+__all__ = [
+    "image_auroc",
+    "image_roc_curve",
+    "pixel_auroc",
+    "pro_and_auroc",
+    "pro_auc",
+    "pro_curve",
+    "roc_curve",
+]
+
+_EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+_ONE_CLASS = np.array([0.0, 1.0])
+
+ArrayOrList = np.ndarray | Sequence[np.ndarray]
+
+
+def _as_images(values: ArrayOrList, name: str) -> list[np.ndarray]:
+    """One 2-D array an image, not copied."""
+    images = [np.asarray(image) for image in values]
+    if not images:
+        raise ValueError(f"{name} holds no image")
+    for i, image in enumerate(images):
+        if image.dtype.kind not in "buif":
+            raise TypeError(f"{name}[{i}] must hold real numbers, got {image.dtype}")
+        if image.ndim != 2 or not image.size:
+            raise ValueError(f"{name}[{i}] must be a non-empty [H, W] array, got shape {image.shape}")
+    return images
+
+
+def _as_binary(mask: np.ndarray, name: str) -> np.ndarray:
+    """Whether each pixel is defective; the values are 0 and one of 1 and 255."""
+    if mask.dtype == bool:
+        return mask
+    high = mask.max()
+    defective = mask == high
+    # With the highest value known to be 1 or 255, everything else must be exactly 0.
+    if high == 0 and not mask.any():
+        return np.zeros(mask.shape, dtype=bool)
+    if high not in (1, 255) or mask[~defective].any():
+        raise ValueError(f"{name} must be binary: bool, or only 0 and 1, or only 0 and 255")
+    return defective
+
+
+def _checked(maps: ArrayOrList, masks: ArrayOrList) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    maps, masks = _as_images(maps, "maps"), _as_images(masks, "masks")
+    if len(maps) != len(masks):
+        raise ValueError(f"maps and masks must be as many: got {len(maps)} and {len(masks)}")
+    defective = [_as_binary(mask, f"masks[{i}]") for i, mask in enumerate(masks)]
+    for i, (scores, mask) in enumerate(zip(maps, masks, strict=True)):
+        if scores.shape != mask.shape:
+            raise ValueError(f"maps[{i}] has shape {scores.shape}, masks[{i}] has {mask.shape}")
+        if not np.isfinite(scores).all():
+            raise ValueError(f"maps[{i}] holds NaN or infinity")
+    if not any(mask.any() for mask in defective):
+        raise ValueError("masks hold no defective pixel")
+    if all(mask.all() for mask in defective):
+        raise ValueError("masks hold no background pixel")
+    return maps, defective
+
+
+def _check_max_fpr(max_fpr: float) -> None:
+    if isinstance(max_fpr, bool) or not isinstance(max_fpr, numbers.Real):
+        raise TypeError(f"max_fpr must be a real number, got {type(max_fpr).__name__}")
+    if not (math.isfinite(max_fpr) and 0 < max_fpr <= 1):
+        raise ValueError(f"max_fpr must lie in (0, 1], got {max_fpr}")
+
+
+def _regions(masks: list[np.ndarray], sizes: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield region numbers of each mask, counted on from image to image; append the regions' sizes."""
+    count = 0
+    for mask in masks:
+        labels, found = ndimage.label(mask, _EIGHT_CONNECTED) if mask.any() else (mask, 0)
+        if found:
+            sizes.append(np.bincount(labels.ravel(), minlength=found + 1)[1:])
+            if count:
+                np.add(labels, count, out=labels, where=mask)
+            count += found
+        yield labels
+
+
+def _rank_regions(maps: list[np.ndarray], masks: list[np.ndarray]) -> tuple[ranking.Ranking, np.ndarray]:
+    """Ranked pixels, and the weight of each class by which every region counts the same."""
+    sizes: list[np.ndarray] = []
+    ranked = ranking.rank(maps, _regions(masks, sizes))
+    return ranked, np.concatenate([[0.0], 1.0 / np.concatenate(sizes)])
+
+
+def pro_and_auroc(maps: ArrayOrList, masks: ArrayOrList, max_fpr: float = 0.3) -> tuple[float, float]:
+    """PRO and pixel AUROC from one sort.
+
+    Parameters
+    ----------
+    maps, masks, max_fpr
+        As for :func:`pro_auc`.
+
+    Returns
+    -------
+    pro, auroc : float
+        Equal to :func:`pro_auc` and :func:`pixel_auroc`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`pro_auc`.
+    """
+    _check_max_fpr(max_fpr)
+    maps, masks = _checked(maps, masks)
+    ranked, weights = _rank_regions(maps, masks)
+    pixel_weights = np.ones_like(weights)
+    pixel_weights[0] = 0.0
+    return ranking.area(ranked, weights, max_fpr), ranking.area(ranked, pixel_weights)
+
+
+def pro_auc(maps: ArrayOrList, masks: ArrayOrList, max_fpr: float = 0.3) -> float:
+    """Area under the per-region overlap curve up to a false positive rate, divided by that rate.
+
+    At a threshold, the per-region overlap is the share of a defect's pixels found, averaged over the
+    8-connected defects of all images, so that a small defect counts as much as a large one. The false
+    positive rate is the share of background pixels found, over all images.
+
+    Parameters
+    ----------
+    maps : real array [B, H, W], or sequence of [H, W]
+        Anomaly scores, higher is more anomalous; finite. Sizes may differ from image to image.
+    masks : array [B, H, W], or sequence of [H, W]
+        Defective pixels: bool, or 0 and 1, or 0 and 255; of the shapes of ``maps``.
+    max_fpr : float
+        Where the integral ends, in (0, 1]; the curve is interpolated linearly there.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Raises
+    ------
+    TypeError
+        Values that are not real numbers.
+    ValueError
+        NaN or infinity, shapes that differ, masks that are not binary, no defective or no background
+        pixel, or ``max_fpr`` out of range.
+
+    References
+    ----------
+    Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.2.
+    """
+    _check_max_fpr(max_fpr)
+    ranked, weights = _rank_regions(*_checked(maps, masks))
+    return ranking.area(ranked, weights, max_fpr)
+
+
+def pixel_auroc(maps: ArrayOrList, masks: ArrayOrList) -> float:
+    """Area under the ROC curve over the pixels of all images together.
+
+    Parameters
+    ----------
+    maps, masks
+        As for :func:`pro_auc`.
+
+    Returns
+    -------
+    float
+        The probability that a defective pixel scores higher than a background pixel, ties counting half.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`pro_auc`.
+    """
+    maps, masks = _checked(maps, masks)
+    return ranking.area(ranking.rank(maps, masks), _ONE_CLASS)
+
+
+def pro_curve(
+    maps: ArrayOrList, masks: ArrayOrList, max_fpr: float = 1.0, points: int = 300
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per-region overlap over the false positive rate, for plotting.
+
+    Parameters
+    ----------
+    maps, masks, max_fpr
+        As for :func:`pro_auc`.
+    points : int
+        At most so many points, at least 3; the steps of the whole curve that are left out are smaller
+        than ``2 / (points - 2)`` of either axis.
+
+    Returns
+    -------
+    fpr, pro : ndarray of float64 [K]
+        Ascending, from (0, 0) to the point at ``max_fpr``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`pro_auc`, or ``points`` is not an integer of at least 3.
+    """
+    _check_max_fpr(max_fpr)
+    ranked, weights = _rank_regions(*_checked(maps, masks))
+    return ranking.curve(ranked, weights, max_fpr, points)
+
+
+def roc_curve(maps: ArrayOrList, masks: ArrayOrList, points: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """True over false positive rate of the pixels of all images together, for plotting.
+
+    Parameters
+    ----------
+    maps, masks, points
+        As for :func:`pro_curve`.
+
+    Returns
+    -------
+    fpr, tpr : ndarray of float64 [K]
+        Ascending, from (0, 0) to (1, 1).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`pro_curve`.
+    """
+    maps, masks = _checked(maps, masks)
+    return ranking.curve(ranking.rank(maps, masks), _ONE_CLASS, 1.0, points)
+
+
+def _rank_images(scores: np.ndarray, labels: np.ndarray) -> ranking.Ranking:
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.dtype.kind not in "buif" or labels.dtype.kind not in "buif":
+        raise TypeError(f"scores and labels must hold real numbers, got {scores.dtype} and {labels.dtype}")
+    if scores.ndim != 1 or not scores.size:
+        raise ValueError(f"scores must be a non-empty [B] array, got shape {scores.shape}")
+    if scores.shape != labels.shape:
+        raise ValueError(f"scores has shape {scores.shape}, labels has {labels.shape}")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores hold NaN or infinity")
+    anomalous = _as_binary(labels, "labels")
+    if anomalous.all() or not anomalous.any():
+        raise ValueError("labels must name both normal and anomalous images, got only one kind")
+    return ranking.rank([scores], [anomalous])
+
+
+def image_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the ROC curve over images.
+
+    Parameters
+    ----------
+    scores : real array [B]
+        One score an image, higher is more anomalous; finite.
+    labels : array [B]
+        Which images are anomalous: bool, or 0 and 1.
+
+    Returns
+    -------
+    float
+        The probability that an anomalous image scores higher than a normal one, ties counting half.
+
+    Raises
+    ------
+    TypeError
+        Values that are not real numbers.
+    ValueError
+        NaN or infinity, shapes that differ, labels that are not binary or of only one kind.
+    """
+    return ranking.area(_rank_images(scores, labels), _ONE_CLASS)
+
+
+def image_roc_curve(
+    scores: np.ndarray, labels: np.ndarray, points: int = 300
+) -> tuple[np.ndarray, np.ndarray]:
+    """True over false positive rate of images, for plotting.
+
+    Parameters
+    ----------
+    scores, labels
+        As for :func:`image_auroc`.
+    points : int
+        As for :func:`pro_curve`.
+
+    Returns
+    -------
+    fpr, tpr : ndarray of float64 [K]
+        Ascending, from (0, 0) to (1, 1).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`image_auroc`, or ``points`` is not an integer of at least 3.
+    """
+    return ranking.curve(_rank_images(scores, labels), _ONE_CLASS, 1.0, points)

@@ -1,0 +1,263 @@
+"""The metrics against their definitions, threshold by threshold."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from glance_fast.evaluation import metrics
+
+FEW = settings(max_examples=40, deadline=None)
+
+
+def neighbours(y, x):
+    return [(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+
+
+def naive_regions(mask):
+    """Sets of touching pixels, also diagonally, by flood fill."""
+    left = {(int(y), int(x)) for y, x in np.argwhere(mask)}
+    regions = []
+    while left:
+        region, border = set(), [left.pop()]
+        while border:
+            pixel = border.pop()
+            region.add(pixel)
+            reached = left.intersection(neighbours(*pixel))
+            left -= reached
+            border += reached
+        regions.append(tuple(np.array(sorted(region)).T))
+    return regions
+
+
+def naive_points(maps, masks):
+    """(fpr, pro, tpr) at every threshold, from above the highest score down."""
+    thresholds = sorted({float(value) for scores in maps for value in scores.ravel()}, reverse=True)
+    regions = [(i, region) for i, mask in enumerate(masks) for region in naive_regions(mask)]
+    background = sum(int((mask == 0).sum()) for mask in masks)
+    defective = sum(int((mask != 0).sum()) for mask in masks)
+    points = [(0.0, 0.0, 0.0)]
+    for threshold in thresholds:
+        found = [scores >= threshold for scores in maps]
+        pro = np.mean([found[i][region].mean() for i, region in regions])
+        false = sum(int((hit & (mask == 0)).sum()) for hit, mask in zip(found, masks, strict=True))
+        true = sum(int((hit & (mask != 0)).sum()) for hit, mask in zip(found, masks, strict=True))
+        points.append((false / background, pro, true / defective))
+    return np.array(points).T
+
+
+def naive_area(x, y, limit):
+    """Trapezoids from 0 to the limit, over the limit; the last one cut by interpolation."""
+    area = 0.0
+    for x0, y0, x1, y1 in zip(x, y, x[1:], y[1:], strict=False):
+        if x1 > limit:
+            return (area + 0.5 * (y0 + y0 + (y1 - y0) * (limit - x0) / (x1 - x0)) * (limit - x0)) / limit
+        area += 0.5 * (y0 + y1) * (x1 - x0)
+    return area / limit
+
+
+@st.composite
+def data_sets(draw):
+    """Up to three images of differing odd sizes; scores with many ties or few."""
+    maps, masks = [], []
+    values = draw(st.sampled_from(["bytes", "floats", "zeros", "saturated"]))
+    for _ in range(draw(st.integers(1, 3))):
+        shape = draw(st.tuples(st.integers(1, 7), st.integers(2, 7)))
+        if values == "bytes":
+            scores = draw(hnp.arrays(np.uint8, shape, elements=st.integers(0, 5)))
+        elif values == "zeros":
+            scores = draw(hnp.arrays(np.float32, shape, elements=st.sampled_from([0.0, -0.0])))
+        else:
+            scores = draw(hnp.arrays(np.float32, shape, elements=st.floats(-1, 1, width=32)))
+            scores = np.minimum(scores, np.float32(0.2)) if values == "saturated" else scores
+        maps.append(scores)
+        masks.append(draw(hnp.arrays(bool, shape)))
+    masks[0].flat[0], masks[0].flat[-1] = True, False
+    return maps, masks
+
+
+@FEW
+@given(data_sets(), st.sampled_from([0.3, 1.0, 0.05, 0.25, 0.77]))
+def test_equals_the_definition(data, limit):
+    maps, masks = data
+    fpr, pro, tpr = naive_points(maps, masks)
+    expected = naive_area(fpr, pro, limit), naive_area(fpr, tpr, 1.0)
+    assert metrics.pro_and_auroc(maps, masks, limit) == pytest.approx(expected, abs=1e-9)
+    assert metrics.pro_auc(maps, masks, limit) == pytest.approx(expected[0], abs=1e-9)
+    assert metrics.pixel_auroc(maps, masks) == pytest.approx(expected[1], abs=1e-9)
+
+
+@FEW
+@given(data_sets())
+def test_curves_lie_on_the_definition(data):
+    fpr, pro, tpr = naive_points(*data)
+    for (x, y), expected in ((metrics.pro_curve(*data), pro), (metrics.roc_curve(*data), tpr)):
+        assert (x[0], y[0]) == (0.0, 0.0)
+        assert (x[-1], y[-1]) == (1.0, pytest.approx(1.0))
+        distance = np.abs(fpr[:, None] - x) + np.abs(expected[:, None] - y)
+        assert distance.min(axis=0).max() < 1e-9
+
+
+@FEW
+@given(st.integers(2, 40), st.integers(0, 2**32 - 1), st.booleans())
+def test_image_auroc_counts_pairs(count, seed, ties):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 4, count).astype(np.float32) if ties else rng.standard_normal(count)
+    labels = rng.random(count) < 0.5
+    labels[:2] = True, False
+    pairs = np.subtract.outer(scores[labels], scores[~labels])
+    assert metrics.image_auroc(scores, labels) == pytest.approx(np.mean((pairs > 0) + 0.5 * (pairs == 0)))
+    x, y = metrics.image_roc_curve(scores, labels.astype(int), points=1000)
+    assert naive_area(x, y, 1.0) == pytest.approx(metrics.image_auroc(scores, labels))
+
+
+def example(seed=0, shape=(4, 31, 23)):
+    rng = np.random.default_rng(seed)
+    masks = np.zeros(shape, bool)
+    masks[1, 3:9, 4:8] = masks[1, 20, 20] = masks[3, 12:30, 1:3] = True
+    return (rng.random(shape) + 0.3 * masks).astype(np.float32), masks
+
+
+def test_perfect_reversed_and_constant_maps():
+    _, masks = example()
+    assert metrics.pro_and_auroc(masks, masks) == (pytest.approx(1.0), 1.0)
+    assert metrics.pro_and_auroc(~masks, masks) == (0.0, 0.0)
+    # One threshold finds everything: the straight line, 0.15 at a limit of 0.3.
+    constant = np.full(masks.shape, 7.5)
+    assert metrics.pro_and_auroc(constant, masks) == (pytest.approx(0.15), 0.5)
+
+
+def test_never_above_one():
+    rng = np.random.default_rng(1)
+    masks = rng.random((3, 64, 64)) < 0.2
+    assert metrics.pro_auc(masks, masks) <= 1.0
+
+
+def test_small_regions_count_as_much_as_large_ones():
+    masks = np.zeros((1, 8, 8), bool)
+    masks[0, 0, 0] = True
+    masks[0, 4:, 4:] = True
+    assert metrics.pro_auc(np.where(masks, 1.0, 0.0) * (np.arange(8) > 3), masks, 0.1) == pytest.approx(
+        # Half of the regions at once, the other half along with all background.
+        0.5 + 0.5 * 0.1 / 2
+    )
+
+
+def test_touching_at_a_corner_is_one_region():
+    diagonal, apart = np.zeros((6, 6), bool), np.zeros((6, 6), bool)
+    diagonal[0, 0] = diagonal[1, 1] = diagonal[1, 2] = True
+    apart[0, 0] = apart[3, 1] = apart[3, 2] = True
+    # Only the single pixel is found: a third of one region, or all of one region of two.
+    scores = np.zeros((6, 6))
+    scores[0, 0] = 1
+    one = metrics.pro_auc([scores], [diagonal], 1e-6)
+    two = metrics.pro_auc([scores], [apart], 1e-6)
+    assert (one, two) == (pytest.approx(1 / 3, abs=1e-5), pytest.approx(1 / 2, abs=1e-5))
+
+
+def test_regions_of_different_images_stay_apart():
+    maps, masks = example()
+    tiled = metrics.pro_auc([np.concatenate([*maps], axis=1)], [np.concatenate([*masks], axis=1)])
+    assert metrics.pro_auc(maps, masks) == pytest.approx(tiled, abs=1e-12)
+
+
+def test_invariant_under_order_flips_and_monotone_maps():
+    maps, masks = example()
+    expected = pytest.approx(metrics.pro_and_auroc(maps, masks), abs=1e-12)
+    order = [2, 0, 3, 1]
+    assert metrics.pro_and_auroc(maps[order], masks[order]) == expected
+    assert metrics.pro_and_auroc(maps[:, ::-1, ::-1], masks[:, ::-1, ::-1]) == expected
+    assert metrics.pro_and_auroc([m.T for m in maps], [m.T for m in masks]) == expected
+    assert metrics.pro_and_auroc(maps * 4 - 8, masks) == expected
+    # A cube needs float64, beyond what float32 can tell apart.
+    assert metrics.pro_and_auroc(maps.astype(np.float64) ** 3, masks) == expected
+
+
+@pytest.mark.parametrize("binary", [np.uint8(1), np.uint8(255), np.int64(255), np.float32(1)])
+def test_masks_of_every_binary_kind(binary):
+    maps, masks = example()
+    assert metrics.pro_and_auroc(maps, masks * binary) == metrics.pro_and_auroc(maps, masks)
+
+
+def test_inputs_stay_as_they_are():
+    maps, masks = example()
+    maps.setflags(write=False)
+    masks.setflags(write=False)
+    metrics.pro_and_auroc(maps, masks)
+    metrics.pro_curve(maps, masks)
+
+
+def test_memory_stays_below_three_float32_maps():
+    maps, masks = example(shape=(8, 256, 256))
+    metrics.pro_and_auroc(maps, masks)
+    tracemalloc.start()
+    metrics.pro_and_auroc(maps, masks)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 3 * maps.nbytes
+
+
+MAPS, MASKS = example()
+NAN = np.where(np.arange(23) == 3, np.nan, MAPS)
+SCORES, LABELS = np.array([0.1, 0.2, 0.3]), np.array([0, 1, 1])
+
+
+@pytest.mark.parametrize("metric", [metrics.pro_auc, metrics.pixel_auroc, metrics.pro_and_auroc])
+@pytest.mark.parametrize(
+    ("maps", "masks", "error", "word"),
+    [
+        (NAN, MASKS, ValueError, r"maps\[0\] holds NaN"),
+        (np.where(MAPS.max() == MAPS, np.inf, MAPS), MASKS, ValueError, "infinity"),
+        (MAPS, MASKS * 0, ValueError, "no defective pixel"),
+        (MAPS, np.ones_like(MASKS), ValueError, "no background pixel"),
+        (MAPS, np.full(MAPS.shape, 255), ValueError, "no background pixel"),
+        (MAPS[:2], MASKS, ValueError, "as many"),
+        (MAPS[:, :-1], MASKS, ValueError, "shape"),
+        (MAPS[0], MASKS[0], ValueError, "shape"),
+        ([], [], ValueError, "no image"),
+        (MAPS, MASKS * 2, ValueError, "binary"),
+        (MAPS, MASKS * 0.5, ValueError, "binary"),
+        (MAPS, -1 * MASKS, ValueError, "binary"),
+        (MAPS, MASKS * np.arange(254, 277), ValueError, "binary"),
+        (MAPS, MASKS * np.nan, ValueError, "binary"),
+        (MAPS, np.where(np.arange(23) > 4, MASKS * 255, MASKS * 1), ValueError, "binary"),
+        (MAPS * 1j, MASKS, TypeError, "maps"),
+        (MAPS, MASKS.astype(str), TypeError, "masks"),
+    ],
+)
+def test_says_what_is_wrong_with_pixels(metric, maps, masks, error, word):
+    with pytest.raises(error, match=word):
+        metric(maps, masks)
+
+
+@pytest.mark.parametrize("limit", [0, -0.1, 1.01, np.nan, np.inf])
+def test_says_what_is_wrong_with_the_limit(limit):
+    for metric in (metrics.pro_auc, metrics.pro_curve, metrics.pro_and_auroc):
+        with pytest.raises(ValueError, match="max_fpr"):
+            metric(MAPS, MASKS, limit)
+    with pytest.raises(TypeError, match="max_fpr"):
+        metrics.pro_auc(MAPS, MASKS, "0.3")
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "error", "word"),
+    [
+        (SCORES, LABELS * 0, ValueError, "labels"),
+        (SCORES, LABELS * 0 + 1, ValueError, "labels"),
+        (SCORES, LABELS * 3, ValueError, "labels must be binary"),
+        (SCORES, LABELS[:2], ValueError, "shape"),
+        (SCORES[:0], LABELS[:0], ValueError, "non-empty"),
+        (SCORES[None], LABELS[None], ValueError, "shape"),
+        (SCORES * np.nan, LABELS, ValueError, "NaN"),
+        (SCORES.astype(str), LABELS, TypeError, "scores"),
+    ],
+)
+def test_says_what_is_wrong_with_images(scores, labels, error, word):
+    for metric in (metrics.image_auroc, metrics.image_roc_curve):
+        with pytest.raises(error, match=word):
+            metric(scores, labels)
