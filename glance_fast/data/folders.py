@@ -1,0 +1,427 @@
+"""Folders of images: which are normal, which test image has which mask; their pixels, held or streamed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from glance_fast.data.images import read_image, read_mask, resize
+from glance_fast.errors import ImageError, UserError
+
+SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
+)
+"""File names that are taken for images, in lower case. What is in them decides later whether they are."""
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Find all images below a folder.
+
+    Parameters
+    ----------
+    folder : path
+        Searched with all its subfolders; links to folders are followed, each real folder is entered once.
+        Files and folders whose names start with a dot are left out (among them the ``._name`` files that
+        macOS leaves behind).
+
+    Returns
+    -------
+    list of pathlib.Path
+        Below `folder` as it was given, in natural order (``2.png`` before ``10.png``), the same on every
+        system.
+
+    Raises
+    ------
+    UserError
+        The folder is missing, is a file, cannot be read, or holds no image.
+    """
+    folder = Path(folder)
+    _check_folder(folder)
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    folders, links = [folder], []
+    while folders or links:
+        # Links last: a folder that is reached in both ways is listed under its own name.
+        current = folders.pop() if folders else links.pop(0)
+        try:
+            status = current.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(current) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    path = current / entry.name
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else folders).append(path)
+                    elif path.suffix.lower() in SUFFIXES:
+                        found.append(path)  # a broken link, too: reading it says so, leaving it out would not
+        except OSError as error:
+            raise UserError(f"{current}: the folder cannot be read: {error.strerror or error}") from error
+    if not found:
+        kinds = " ".join(sorted(SUFFIXES))
+        raise UserError(f"{folder}: no image in this folder or below it (looked for {kinds})")
+    return sorted(found, key=lambda path: _natural_key(path.relative_to(folder)))
+
+
+def normal_images(data: str | Path) -> list[Path]:
+    """Find the normal images to learn from.
+
+    Parameters
+    ----------
+    data : path
+        A category in MVTec's layout (then the images of ``train/good``), or any folder that holds normal
+        images only.
+
+    Returns
+    -------
+    list of pathlib.Path
+        In natural order.
+
+    Raises
+    ------
+    UserError
+        As `list_images`; or the folder is laid out like a category but has no ``train/good``; or it holds
+        several categories, of which one must be chosen.
+    """
+    data = Path(data)
+    _check_folder(data)
+    good = data / "train" / "good"
+    if good.is_dir():
+        return list_images(good)
+    if (data / "train").is_dir():
+        raise UserError(f"{data}: has a folder 'train' but no 'train/good'; put the normal images there")
+    categories = _categories(data)
+    if categories:
+        listed = ", ".join(categories)
+        raise UserError(
+            f"{data}: holds several categories ({listed}); give one of them, such as {data / categories[0]}"
+        )
+    for name in ("test", "ground_truth"):
+        # Learning from all images below would take the defects for normal.
+        if (data / name).is_dir():
+            raise UserError(f"{data}: has a folder '{name}' but no 'train/good'; put the normal images there")
+    return list_images(data)
+
+
+@dataclass(frozen=True)
+class TestSample:
+    """One test image.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The image.
+    defect : str
+        The name of its folder; ``"good"`` for a normal image.
+    mask : pathlib.Path or None
+        Its ground truth; None for a normal image.
+    """
+
+    __test__ = False  # pytest takes the name for one of its own
+
+    path: Path
+    defect: str
+    mask: Path | None
+
+
+def mvtec_test(data: str | Path) -> list[TestSample]:
+    """List the test images of a category in MVTec's layout.
+
+    Parameters
+    ----------
+    data : path
+        Holds ``test/<defect>/<name>.png`` and, for every defect but ``good``,
+        ``ground_truth/<defect>/<name>_mask.png`` or ``ground_truth/<defect>/<name>.png``.
+
+    Returns
+    -------
+    list of TestSample
+        By defect, then by name, in natural order.
+
+    Raises
+    ------
+    UserError
+        No such layout, an image outside the folders of the defects, or a defective image without a mask.
+    """
+    data = Path(data)
+    _check_folder(data)
+    test = data / "test"
+    if not test.is_dir():
+        categories = _categories(data)
+        hint = f"; give one of the categories in it: {', '.join(categories)}" if categories else ""
+        raise UserError(
+            f"{data}: no folder 'test' in it, which should hold test/good and test/<defect>{hint}"
+        )
+
+    samples: list[TestSample] = []
+    missing: list[tuple[Path, Path]] = []
+    for path in list_images(test):
+        defect, *inner = path.relative_to(test).parts
+        if not inner:
+            raise UserError(f"{path}: lies directly in 'test'; move it to test/good or to test/<defect>")
+        if defect == "good":
+            samples.append(TestSample(path, defect, None))
+            continue
+        beside = data / "ground_truth" / Path(defect, *inner).parent
+        candidates = (beside / f"{path.stem}_mask.png", beside / f"{path.stem}.png")
+        mask = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if mask is None:
+            missing.append((path, candidates[0]))
+        samples.append(TestSample(path, defect, mask))
+    if missing:
+        path, expected = missing[0]
+        others = f" ({len(missing) - 1} more like it)" if len(missing) > 1 else ""
+        raise UserError(f"{path}: has no mask; expected {expected}{others}")
+    return samples
+
+
+def read_sample_mask(sample: TestSample, image_size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Read the ground truth of a test image.
+
+    Parameters
+    ----------
+    sample : TestSample
+        Without a mask, nothing is defective.
+    image_size : (height, width)
+        Of the image as it is in its file.
+
+    Returns
+    -------
+    ndarray of bool, shape [height, width]
+
+    Raises
+    ------
+    ImageError
+        The mask cannot be read, is not binary, or has another size than the image.
+    """
+    height, width = image_size
+    if sample.mask is None:
+        return np.zeros((height, width), dtype=bool)
+    mask = read_mask(sample.mask)
+    if mask.shape != (height, width):
+        sizes = f"the mask is {mask.shape[1]}x{mask.shape[0]}, its image {width}x{height}"
+        raise ImageError(sample.mask, f"{sizes} ({sample.path}); they must be equal")
+    return mask
+
+
+class ImageCache:
+    """Images of one size, by index; held in memory where they fit, else read again for every batch.
+
+    Every file is decoded once at construction, so that the bad ones are known before any work is done with
+    the others.
+
+    Parameters
+    ----------
+    paths : iterable of path
+        Files to read.
+    size : (height, width)
+        Images are resized to it, in pixels.
+    memory_limit : int
+        In bytes. Up to it, all images are held as one uint8 array ``[N, height, width, 3]``.
+    workers : int
+        Threads that decode. Pillow lets others run while it decodes; processes would clash with Numba's
+        threads.
+    progress : callable, optional
+        Called in the constructing thread with the number of files read so far.
+
+    Attributes
+    ----------
+    paths : list of pathlib.Path
+        The files that can be read, in the order given. Indices refer to it.
+    shapes : list of (int, int)
+        Their heights and widths before resizing.
+    errors : list of ImageError
+        One for each of the others.
+    held : bool
+        Whether the images are in memory.
+
+    Raises
+    ------
+    UserError
+        None of the files can be read.
+    ValueError
+        `workers` is less than 1.
+
+    Notes
+    -----
+    Not for use by several threads at once. `close`, or a ``with`` statement, ends the threads.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str | Path],
+        size: tuple[int, int],
+        memory_limit: int = 2 << 30,
+        workers: int = 2,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
+        files = [Path(path) for path in paths]
+        self.size = (int(size[0]), int(size[1]))
+        self.held = len(files) * self.size[0] * self.size[1] * 3 <= memory_limit
+        self._images = np.empty((len(files) if self.held else 0, *self.size, 3), dtype=np.uint8)
+        self._prefetched: tuple[tuple[int, ...], list[Future[NDArray[np.uint8]]]] | None = None
+
+        shapes: list[tuple[int, int]] = [(0, 0)] * len(files)
+
+        def take(index: int) -> ImageError | None:
+            try:
+                image = read_image(files[index])
+            except ImageError as error:
+                return error
+            shapes[index] = image.shape[:2]
+            if self.held:
+                self._images[index] = resize(image, self.size)
+            return None
+
+        outcomes: list[ImageError | None] = []
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="glance-images")
+        try:
+            for outcome in pool.map(take, range(len(files))):
+                outcomes.append(outcome)
+                if progress is not None:
+                    progress(len(outcomes))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+        self.errors = [outcome for outcome in outcomes if outcome is not None]
+        good = [index for index, outcome in enumerate(outcomes) if outcome is None]
+        if not good:
+            first = f"; the first: {self.errors[0]}" if self.errors else ""
+            raise UserError(f"none of {len(files)} images can be read{first}")
+        self.paths = [files[index] for index in good]
+        self.shapes = [shapes[index] for index in good]
+        if self.held and self.errors:
+            for to, index in enumerate(good):  # in place: a second array might not fit
+                self._images[to] = self._images[index]
+            self._images = self._images[: len(good)]
+        self._pool = None if self.held else ThreadPoolExecutor(workers, thread_name_prefix="glance-images")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __enter__(self) -> ImageCache:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def batch(self, indices: ArrayLike) -> NDArray[np.uint8]:
+        """Return images by their places in `paths`.
+
+        Parameters
+        ----------
+        indices : sequence of int, length B
+            Each in ``[0, len(cache))``; repetition is allowed.
+
+        Returns
+        -------
+        ndarray of uint8, shape [B, height, width, 3]
+            A copy.
+
+        Raises
+        ------
+        ImageError
+            A file that was good at construction no longer is.
+        IndexError
+            An index is out of range.
+        RuntimeError
+            The cache is closed and its images are not held.
+        """
+        wanted = self._checked(indices)
+        if self.held:
+            return self._images[list(wanted)]
+        if self._prefetched is not None and self._prefetched[0] == wanted:
+            futures = self._prefetched[1]
+            self._prefetched = None
+        else:
+            futures = self._submit(wanted)
+        images = np.empty((len(wanted), *self.size, 3), dtype=np.uint8)
+        for image, future in zip(images, futures, strict=True):
+            image[...] = future.result()
+        return images
+
+    def prefetch(self, indices: ArrayLike) -> None:
+        """Start to read the batch that will be asked for next, with the same indices in the same order.
+
+        One batch can wait: a second call gives up the first. Does nothing where the images are held.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            As for `batch`, and checked in the same way.
+        """
+        wanted = self._checked(indices)
+        if self.held or (self._prefetched is not None and self._prefetched[0] == wanted):
+            return
+        self._drop_prefetched()
+        self._prefetched = (wanted, self._submit(wanted))
+
+    def close(self) -> None:
+        """End the threads. Held images stay available."""
+        self._drop_prefetched()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def _checked(self, indices: ArrayLike) -> tuple[int, ...]:
+        array = np.asarray(indices)
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+            raise TypeError("indices must be a flat sequence of integers")
+        if array.size and not (array.min() >= 0 and array.max() < len(self.paths)):
+            raise IndexError(f"indices must be from 0 to {len(self.paths) - 1}")
+        return tuple(array.astype(np.intp).tolist())
+
+    def _submit(self, indices: Sequence[int]) -> list[Future[NDArray[np.uint8]]]:
+        if self._pool is None:
+            raise RuntimeError("the image cache is closed")
+        return [self._pool.submit(_read_resized, self.paths[index], self.size) for index in indices]
+
+    def _drop_prefetched(self) -> None:
+        if self._prefetched is not None:
+            for future in self._prefetched[1]:
+                future.cancel()
+            self._prefetched = None
+
+
+def _read_resized(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    return resize(read_image(path), size)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise UserError(f"{folder}: is a file, not a folder; give the folder that holds the images")
+    raise UserError(f"{folder}: no such folder")
+
+
+def _categories(data: Path) -> list[str]:
+    """Names of the subfolders that are categories in MVTec's layout."""
+    try:
+        names = [path.name for path in data.iterdir() if (path / "train" / "good").is_dir()]
+    except OSError as error:
+        raise UserError(f"{data}: the folder cannot be read: {error.strerror or error}") from error
+    return sorted(names, key=lambda name: _natural_key(Path(name)))
+
+
+def _natural_key(path: Path) -> tuple[list[list[str | int]], str]:
+    """Order by folder, digits as numbers, letters without case; the name itself decides between equals."""
+    parts: list[list[str | int]] = []
+    for part in path.parts:
+        pieces = re.split(r"([0-9]+)", part.casefold())
+        parts.append([int(piece) if place % 2 else piece for place, piece in enumerate(pieces)])
+    return parts, path.as_posix()

@@ -1,0 +1,387 @@
+"""Images and masks in, maps and overlays out.
+
+Every file becomes the same thing, RGB uint8 ``[H, W, 3]`` as a person would see it upright, or an
+`ImageError` whose one line says what is wrong with it. Nothing is guessed and nothing is stretched by its own
+content: two photographs of the same brightness stay equally bright.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from glance_fast.data.files import atomic_write
+from glance_fast.errors import ImageError, UserError
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+"""What is read, by content and never by the file's name. Pillow's other decoders stay out of reach."""
+
+# What Pillow's decoders let through on damaged files beside OSError; warnings, where those are made errors.
+_DAMAGE = (
+    *(
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        RuntimeError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ),
+    *(struct.error, zlib.error, UserWarning),
+)
+
+_COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
+_EXIF_ORIENTATION = 0x0112
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Read an image file as RGB.
+
+    ==================  ================================================================================
+    one channel         repeated three times (1 bit: 0 and 255)
+    16 bits, grey       ``round(v / 257)``: 0 to 65535 becomes 0 to 255 whatever the image holds, so
+                        that all images of a set are treated alike. 32-bit integers are read so where
+                        they hold 16-bit values
+    16 bits, colour     the upper byte of each channel (Pillow's decoder)
+    alpha               dropped, the colours as they are stored
+    palette, CMYK       converted to RGB; colour profiles are not applied
+    EXIF orientation    applied
+    several frames      refused: animated GIF, PNG and WebP, multi-page TIFF. Of a camera's JPEG with a
+                        preview behind it (MPO), the photograph is read
+    ==================  ================================================================================
+
+    Parameters
+    ----------
+    path : path
+        A PNG, JPEG, BMP, TIFF, WebP, GIF or PPM file, whatever its name.
+
+    Returns
+    -------
+    ndarray of uint8, shape [H, W, 3]
+        Contiguous and writable.
+
+    Raises
+    ------
+    ImageError
+        The file is missing, unreadable, damaged, truncated, of another kind, has floating-point pixels,
+        several frames, or more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
+    """
+    path = Path(path)
+    image, orientation = _load(path)
+    return _upright(_as_rgb(path, image), orientation)
+
+
+def as_rgb(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
+    """An array or a PIL image as RGB, by the rules of `read_image`.
+
+    Parameters
+    ----------
+    image : ndarray of uint8, [H, W], [H, W, 1] or [H, W, 3], or PIL image
+
+    Returns
+    -------
+    ndarray of uint8, shape [H, W, 3]
+
+    Raises
+    ------
+    UserError
+        It is something else.
+    """
+    if isinstance(image, Image.Image):
+        _check_header(Path("image"), image)
+        return _upright(_as_rgb(Path("image"), image), _orientation(image))
+    array = np.asarray(image)
+    if (
+        array.dtype != np.uint8
+        or not 2 <= array.ndim <= 3
+        or (array.ndim == 3 and array.shape[2] not in (1, 3))
+    ):
+        raise UserError(
+            f"an image is a path, a PIL image, or a uint8 array [H, W] or [H, W, 3], not {array.dtype} "
+            f"{list(array.shape)}"
+        )
+    if 0 in array.shape:
+        raise UserError(f"an image of shape {list(array.shape)} holds no pixel")
+    array = array if array.ndim == 3 else array[..., None]
+    return np.broadcast_to(array, (*array.shape[:2], 3))
+
+
+def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[np.bool_]:
+    """Read a ground-truth mask.
+
+    Parameters
+    ----------
+    path : path
+        An image of one channel, or of colours that are all grey, whose values are 0 and 255, 0 and 1, or 0
+        and 65535 in a file of 16 bits. A single one of these values everywhere is a mask, too. Alpha is
+        ignored.
+    size : (height, width), optional
+        Resize to this size, where the file has another: a pixel is true where more than half of it is
+        covered.
+
+    Returns
+    -------
+    ndarray of bool, shape [H, W]
+        True where the defect is.
+
+    Raises
+    ------
+    ImageError
+        As `read_image`; or the mask has colours, or other values than the above (a JPEG's, an annotation's
+        with several classes).
+    ValueError
+        `size` is not two positive integers.
+    """
+    path = Path(path)
+    image, orientation = _load(path)
+    values, deep = _mask_values(path, image)
+    found = np.unique(values)
+    for full in (1, 255, 65535) if deep else (1, 255):
+        if np.isin(found, (0, full)).all():
+            mask = _upright(values == full, orientation)
+            break
+    else:
+        odd = found[~np.isin(found, (0, 255))][0]
+        reason = f"not a binary mask: it holds {odd} among {len(found)} values; needed: 0 and 255, or 0 and 1"
+        raise ImageError(path, reason)
+    if size is None or mask.shape == tuple(size):
+        return mask
+    height, width = _checked_size(size)
+    # The box filter's output is the covered share of each pixel. "> 0" would grow every defect by a ring of
+    # pixels.
+    share = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
+    return np.asarray(share) > 0.5
+
+
+def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize an RGB image with antialiasing (Lanczos, its support scaled with the reduction).
+
+    Parameters
+    ----------
+    image : ndarray of uint8, shape [H, W, 3]
+    size : (height, width)
+        In pixels. The aspect ratio is not kept.
+
+    Returns
+    -------
+    ndarray of uint8, shape [height, width, 3]
+        Always a new array.
+
+    Raises
+    ------
+    TypeError
+        `image` is not uint8.
+    ValueError
+        `image` is not ``[H, W, 3]`` or `size` is not two positive integers.
+    """
+    height, width = _checked_size(size)
+    if image.dtype != np.uint8:
+        raise TypeError(f"image must be uint8, not {image.dtype}")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image must be [H, W, 3], not {list(image.shape)}")
+    if image.shape[:2] == (height, width):
+        return image.copy()
+    # Above a reduction by 6, whole pixels are averaged first: the result hardly differs, the time no longer
+    # grows with the filter's support.
+    return np.array(
+        Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    )
+
+
+def resize_map(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Resize a float32 map [H, W] bilinearly (antialiased where it shrinks) to (height, width)."""
+    height, width = _checked_size(size)
+    return np.array(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def write_tiff(path: str | Path, map32: NDArray[np.float32]) -> None:
+    """Write an anomaly map as a float32 TIFF of one channel, uncompressed, whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        The file; parent folders are made.
+    map32 : ndarray of float32, shape [H, W]
+
+    Raises
+    ------
+    TypeError
+        `map32` is not float32.
+    ValueError
+        `map32` is not ``[H, W]``.
+    UserError
+        The file cannot be written.
+    """
+    if map32.dtype != np.float32:
+        raise TypeError(f"a map must be float32, not {map32.dtype}")
+    if map32.ndim != 2:
+        raise ValueError(f"a map must be [H, W], not {list(map32.shape)}")
+    with atomic_write(path) as temporary:
+        tifffile.imwrite(temporary, map32, photometric="minisblack", metadata=None)
+
+
+def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
+    """Write an 8-bit PNG, whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        The file; parent folders are made.
+    rgb : ndarray of uint8, shape [H, W, 3] or [H, W]
+        RGB, or grey for two dimensions.
+
+    Raises
+    ------
+    TypeError
+        `rgb` is not uint8.
+    ValueError
+        `rgb` has another shape.
+    UserError
+        The file cannot be written.
+    """
+    if rgb.dtype != np.uint8:
+        raise TypeError(f"an image must be uint8, not {rgb.dtype}")
+    if rgb.ndim != 2 and (rgb.ndim != 3 or rgb.shape[2] != 3):
+        raise ValueError(f"an image must be [H, W, 3] or [H, W], not {list(rgb.shape)}")
+    image = Image.fromarray(rgb)
+    with atomic_write(path) as temporary:
+        # Lossless at every level; the default takes twice as long for a twentieth fewer bytes.
+        image.save(temporary, format="PNG", compress_level=3)
+
+
+def _load(path: Path) -> tuple[Image.Image, int]:
+    """Open and decode a file: the image as stored, and the EXIF orientation still to be applied."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ImageError(path, "is a folder, not an image")
+        if not stat.S_ISREG(mode):
+            raise ImageError(path, "is not a regular file")  # opening a named pipe would wait for ever
+        if path.stat().st_size == 0:
+            raise ImageError(path, "is empty (0 bytes)")
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            _check_header(path, image)
+            image.load()
+            # After load(): for TIFF, Pillow has then turned the pixels already and dropped the tag.
+            return image.copy(), _orientation(image)
+    except ImageError:
+        raise  # a ValueError, too
+    except FileNotFoundError:
+        raise ImageError(path, "no such file") from None
+    except PermissionError:
+        raise ImageError(path, "no permission to read it") from None
+    except UnidentifiedImageError:
+        kinds = ", ".join(FORMATS)
+        raise ImageError(
+            path, f"is not an image of a kind that is read ({kinds}), or its header is damaged"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(path, _bomb("it")) from None
+    except MemoryError:
+        raise ImageError(path, "does not fit into memory") from None
+    except OSError as error:
+        if error.errno is not None:  # the system's complaint, not a decoder's
+            raise ImageError(path, f"cannot be read: {error.strerror}") from error
+        raise ImageError(path, _damaged(error)) from error
+    except _DAMAGE as error:
+        raise ImageError(path, _damaged(error)) from error
+
+
+def _check_header(path: Path, image: Image.Image) -> None:
+    """Refuse what the header already gives away, before any memory is spent on pixels."""
+    width, height = image.size
+    # Pillow only warns up to twice its limit. We compare for ourselves instead of turning the warning into an
+    # error: warnings.catch_warnings changes the state of the whole process, and files are read in threads.
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ImageError(path, _bomb(f"{width}x{height}"))
+    if width < 1 or height < 1:
+        raise ImageError(path, f"has no pixels ({width}x{height})")
+    # An MPO is what Pillow calls a JPEG with more behind it; its first image is the photograph.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise ImageError(
+            path, "holds several frames or pages; save the one that is meant as a file of its own"
+        )
+    if image.mode == "F":
+        raise ImageError(
+            path, "has floating-point pixels, which have no fixed range; save it with 8 or 16 bits"
+        )
+    if image.mode not in _COLOUR_MODES and image.mode != "I" and not image.mode.startswith("I;16"):
+        raise ImageError(path, f"has pixels of mode {image.mode}, which is not read; save it as RGB or grey")
+
+
+def _orientation(image: Image.Image) -> int:
+    # ImageOps.exif_transpose would also write the EXIF block anew, and fails on some that are merely odd.
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except (OSError, *_DAMAGE):
+        return 1  # a damaged block says nothing; upright is the standard's default
+
+
+def _upright(array: NDArray, orientation: int) -> NDArray:
+    """Apply the EXIF orientation to ``[H, W, ...]``: 2 to 4 mirror or turn by 180°, 5 to 8 swap the sides."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
+
+
+def _as_rgb(path: Path, image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode in _COLOUR_MODES:
+        # Otherwise Pillow warns about palettes, or looks for another colour to stand for the transparent one.
+        image.info.pop("transparency", None)
+        return np.array(image.convert("RGB"))
+    grey = (_deep_values(path, image) + 128) // 257  # round(v * 255 / 65535), exactly
+    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def _deep_values(path: Path, image: Image.Image) -> NDArray[np.int32]:
+    """Grey values of more than 8 bits, within 0 to 65535."""
+    values = np.asarray(image).astype(np.int32)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        reason = (
+            f"has integer pixels from {low} to {high}, beyond 16 bits (0 to 65535); save it with 8 or 16 bits"
+        )
+        raise ImageError(path, reason)
+    return values
+
+
+def _mask_values(path: Path, image: Image.Image) -> tuple[NDArray, bool]:
+    """Values ``[H, W]`` of a mask as stored, and whether they may use 16 bits."""
+    if image.mode not in _COLOUR_MODES:
+        return _deep_values(path, image), True
+    if image.mode in ("1", "L", "LA"):
+        return np.asarray(image.convert("L")), False
+    rgb = _as_rgb(path, image)
+    if (rgb != rgb[:, :, :1]).any():
+        raise ImageError(path, "not a binary mask: it has colours; needed is one channel, 0 and 255")
+    return rgb[:, :, 0], False
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = size
+    if int(height) != height or int(width) != width or height < 1 or width < 1:
+        raise ValueError(f"size must be (height, width), two positive integers, not {size}")
+    return int(height), int(width)
+
+
+def _bomb(size: str) -> str:
+    limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
+    return f"too large: {size} is above the limit of {limit} (PIL.Image.MAX_IMAGE_PIXELS); tile or reduce it"
+
+
+def _damaged(error: Exception) -> str:
+    detail = " ".join(str(error).split()) or type(error).__name__
+    return f"damaged or truncated: {detail}"

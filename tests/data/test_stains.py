@@ -1,0 +1,138 @@
+"""Stains: repeatable, on every patch, small, and of several kinds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from glance_fast.data.stains import stain
+
+
+def noise(count=256, size=(32, 32), seed=0):
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def stained(patches, seed=0):
+    return stain(patches, torch.Generator().manual_seed(seed))
+
+
+def changed(patches, seed=0):
+    """Bool [P, h, w]."""
+    return (stained(patches, seed) != patches).any(1)
+
+
+def test_same_seed_same_stains_and_no_other_source_of_chance():
+    patches = noise(16)
+    torch.manual_seed(1)
+    first = stained(patches)
+    torch.manual_seed(2)
+    assert torch.equal(first, stained(patches))
+    assert not torch.equal(first, stained(patches, seed=1))
+
+
+def test_a_generator_goes_on():
+    patches, generator = noise(16), torch.Generator().manual_seed(0)
+    assert not torch.equal(stain(patches, generator), stain(patches, generator))
+
+
+def test_inputs_are_left_alone():
+    patches = noise(16)
+    before = patches.clone()
+    stained(patches)
+    assert torch.equal(patches, before)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (32, 48)], ids="{0[0]}x{0[1]}".format)
+def test_nearly_every_patch_is_changed_visibly(size):
+    patches = noise(512, size)
+    out = stained(patches)
+    assert out.shape == patches.shape and out.dtype == patches.dtype and out.isfinite().all()
+    largest = (out - patches).abs().amax((1, 2, 3))
+    # A stain is drawn about a point of the patch, so that none can fall beside it.
+    assert bool((largest > 0).all())
+    assert float((largest > 0.1).float().mean()) > 0.99
+
+
+def test_stains_are_small():
+    share = torch.cat([changed(noise(256, seed=s), s).float().mean((1, 2)) for s in range(3)])
+    assert float(share.median()) < 0.25
+    assert float(share.quantile(0.99)) < 0.6
+    assert float(share.max()) < 0.9
+    # Neither all of one size.
+    assert float(share.quantile(0.9)) > 3 * float(share.quantile(0.1))
+
+
+def test_unchanged_pixels_are_unchanged_to_the_bit():
+    patches = noise()
+    kept = ~changed(patches)
+    assert bool((kept.flatten(1).float().mean(1) > 0.1).all())
+    out = stained(patches).movedim(1, -1)[kept]
+    assert torch.equal(out, patches.movedim(1, -1)[kept])
+
+
+def test_stains_are_connected_to_one_spot():
+    # The bounding box is mostly filled by a blob, and less so by a stroke; scattered pixels would fill none.
+    where = changed(noise(128))
+    for mask in where:
+        rows, cols = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        assert len(rows) == rows[-1] - rows[0] + 1 and len(cols) == cols[-1] - cols[0] + 1
+
+
+def test_stains_fall_everywhere():
+    hits = changed(noise(1024)).float().mean(0)
+    assert float(hits.min()) > 0.25 * float(hits.mean())
+
+
+def test_colours_textures_and_pieces_of_other_patches_appear():
+    # Flat patches of one colour each: a piece has another patch's colour, a flat colour changes along one
+    # direction of colour space, a texture along several.
+    colours = torch.randn(300, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    patches = colours.expand(-1, -1, 32, 32).contiguous()
+    kinds = {"colour": 0, "texture": 0, "piece": 0}
+    for patch, out in zip(patches, stained(patches), strict=True):
+        difference = (out - patch).flatten(1)
+        values = torch.linalg.svdvals(difference)
+        strongest = out.flatten(1)[:, difference.square().sum(0).argmax()]
+        if values[1] > 1e-3 * values[0]:
+            kinds["texture"] += 1
+        elif (colours.flatten(1) - strongest).abs().amax(1).min() < 1e-5:
+            kinds["piece"] += 1
+        else:
+            kinds["colour"] += 1
+    assert min(kinds.values()) > 60, kinds
+
+
+def test_strokes_and_blobs_appear():
+    elongated = 0
+    where = changed(noise(300))
+    for mask in where:
+        if mask.sum() < 4:
+            continue
+        values = torch.linalg.eigvalsh(torch.cov(mask.nonzero().double().T))
+        elongated += bool(values[1] > 6 * values[0].clamp_min(0.05))
+    assert 0.2 * len(where) < elongated < 0.8 * len(where)
+
+
+def test_opacity_varies():
+    # On flat black patches with one white one, pieces aside, what is left is how much of the content shows.
+    patches = torch.zeros(200, 3, 32, 32)
+    patches[0] = 1
+    peaks = stained(patches)[1:].abs().amax((1, 2, 3))
+    assert len(peaks[peaks > 0].unique()) > 50
+
+
+def test_scale_and_dtype_of_the_patches_are_kept():
+    patches = noise(64)
+    assert torch.allclose(stained(patches * 100 + 7), stained(patches) * 100 + 7, atol=1e-2)
+    assert stained(patches.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_patches_are_refused(count):
+    with pytest.raises(ValueError, match=f"at least 2 are needed, got {count}"):
+        stained(noise(count))
+
+
+def test_two_patches_are_enough():
+    patches = noise(2)
+    assert all(stained(patches, seed).isfinite().all() for seed in range(20))
