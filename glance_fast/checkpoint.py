@@ -1,0 +1,82 @@
+"""A run folder: ``model.safetensors``, ``config.toml``, ``calibration.json``. No pickle is ever read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+
+from glance_fast.config import Config, load_config
+from glance_fast.data.files import write_tensors, write_text
+from glance_fast.errors import UserError
+from glance_fast.hardware import pick_device
+from glance_fast.model import PRECISIONS, Glance
+from glance_fast.scoring.statistics import Calibration
+
+MODEL, CONFIG, CALIBRATION = "model.safetensors", "config.toml", "calibration.json"
+
+
+def save_model(model: Glance, run: Path) -> None:
+    """Write a model to a run folder, the weights last: a folder that has them is complete."""
+    write_text(run / CONFIG, model.config.to_toml())
+    write_text(run / CALIBRATION, model.calibration.to_json())
+    write_tensors(run / MODEL, model.state_dict(), {"format": "glance-fast 1"})
+
+
+def load(run: str | Path, device: str = "auto", precision: str = "auto") -> Glance:
+    """Read a trained model.
+
+    Parameters
+    ----------
+    run : path
+        A folder that ``glance-fast train`` wrote.
+    device : str
+        "auto" (CUDA where there is one), "cpu" or "cuda".
+    precision : {"auto", "fp32", "bf16"}
+        In which it scores unless told otherwise; "auto" is fp32.
+
+    Returns
+    -------
+    Glance
+        In evaluation mode.
+
+    Raises
+    ------
+    UserError
+        The folder is none, or holds no finished training, or a file in it is damaged.
+    """
+    run = Path(run)
+    if precision not in PRECISIONS:
+        raise UserError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; a run folder is what glance-fast train wrote")
+    if not (run / MODEL).is_file():
+        hint = (
+            "training is unfinished: go on with glance-fast train --resume"
+            if (run / "checkpoint").is_dir()
+            else ("not a run folder of glance-fast train")
+        )
+        raise UserError(f"{run}: no {MODEL} in it; {hint}")
+    for name in (CONFIG, CALIBRATION):
+        if not (run / name).is_file():
+            raise UserError(f"{run / name}: missing; the run folder is incomplete, train again")
+    config = Config(**load_config(run / CONFIG))
+    model = Glance(config)
+    text = (run / CALIBRATION).read_text(encoding="utf-8", errors="replace")
+    model.calibration = Calibration.from_json(text, len(config.patches), str(run / CALIBRATION))
+    path = run / MODEL
+    try:
+        tensors = load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}); train again") from error
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape:
+            raise UserError(f"{path}: does not fit {CONFIG} beside it ({name}); train again")
+        if tensors[name].dtype != wanted[name].dtype or not torch.isfinite(tensors[name]).all():
+            raise UserError(f"{path}: damaged ({name} has another type or is not finite); train again")
+    model.load_state_dict(tensors)
+    model.precision = precision
+    return model.to(pick_device(device)).eval()

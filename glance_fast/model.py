@@ -1,0 +1,230 @@
+"""The model: one Local-Net, Global-Net and pair of heads for each patch size, and how they score images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from glance_fast.config import Config
+from glance_fast.data.images import as_rgb, read_image, resize
+from glance_fast.errors import UserError
+from glance_fast.geometry import PatchGrid
+from glance_fast.kernels.patch_score import PatchScores, score_patches
+from glance_fast.nets.global_net import GlobalNet
+from glance_fast.nets.heads import DistortionHead
+from glance_fast.nets.local_net import LocalNet
+from glance_fast.nets.teacher import to_input
+from glance_fast.scoring import grouped, patchwise
+from glance_fast.scoring.maps import HeadMaps, combine, interpolate
+from glance_fast.scoring.statistics import Calibration, ScaleStatistics
+
+# "dense" computes the definition's numbers, and so far by the definition's procedure.
+ENGINES: dict[str, Callable[[GlobalNet, Tensor, PatchGrid], Tensor]] = {
+    "auto": patchwise.global_features,
+    "dense": patchwise.global_features,
+    "patchwise": patchwise.global_features,
+    "grouped": grouped.global_features,
+}
+PRECISIONS = ("auto", "fp32", "bf16")
+# Images in flight at a time: bounds memory, and more would not be faster.
+CHUNK = 8
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """Scores of a batch of images.
+
+    Attributes
+    ----------
+    maps : ndarray, float32 [B, H, W]
+        Anomaly score of every pixel at the model's image size; higher is more anomalous.
+    scores : ndarray, float32 [B]
+        One score an image.
+    patch_scores : ndarray, float32 [B, rows, cols], or a tuple of one a scale
+        Blended scores of the patches.
+    """
+
+    maps: np.ndarray
+    scores: np.ndarray
+    patch_scores: np.ndarray | tuple[np.ndarray, ...]
+
+
+class Scale(nn.Module):
+    """All that belongs to one patch size.
+
+    Attributes
+    ----------
+    residual_mean, whitening : Tensor or None
+        Of z_l - z_g on normal images, for every grid position: [P, D] and, in half precision,
+        [P, D, D]. None for the paper's blend.
+    """
+
+    def __init__(self, config: Config, index: int) -> None:
+        super().__init__()
+        self.grid = config.grids[index]
+        self.local = LocalNet(config.patches[index])
+        features = self.local.features
+        self.global_net = GlobalNet(
+            config.patches[index], config.widths, config.blocks, config.readout, features
+        )
+        self.distortion = DistortionHead(features)
+        calibrated = config.blend == "calibrated"
+        mean = torch.zeros(len(self.grid), features) if calibrated else None
+        whitening = torch.eye(features).half().repeat(len(self.grid), 1, 1) if calibrated else None
+        self.register_buffer("residual_mean", mean)
+        self.register_buffer("whitening", whitening)
+
+    def features(self, x: Tensor, engine: str) -> tuple[Tensor, Tensor]:
+        """z_l and z_g of all patches of images [B, 3, H, W], each float32 [B, P, D]."""
+        local = self.local(x, self.grid.stride).float().flatten(2).mT
+        return local, ENGINES[engine](self.global_net, x, self.grid)
+
+    def patch_scores(
+        self, local: Tensor, global_: Tensor, lambda_s: float, s: ScaleStatistics
+    ) -> PatchScores:
+        """Eq. 11 to 13 on features [B, P, D]."""
+        return score_patches(
+            local.contiguous(),
+            global_,
+            self.distortion.folded(),
+            mean=self.residual_mean,
+            whitening=self.whitening,
+            inconsistency_scale=(s.inconsistency.mean, s.inconsistency.std),
+            distortion_scale=(s.distortion.mean, s.distortion.std),
+            lambda_s=lambda_s,
+        )
+
+
+class Glance(nn.Module):
+    """A model, untrained until its weights are loaded or fitted.
+
+    Parameters
+    ----------
+    config : Config
+        Settings.
+    seed : int
+        Of the initial weights.
+    """
+
+    def __init__(self, config: Config, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.scales = nn.ModuleList(Scale(config, i) for i in range(len(config.patches)))
+        self.calibration = Calibration(
+            tuple(ScaleStatistics() for _ in self.scales), quantile=config.quantile
+        )
+        self.precision = "auto"
+        self.to(memory_format=torch.channels_last)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def score(
+        self,
+        images: Sequence[str | Path | np.ndarray | Image.Image],
+        engine: str = "auto",
+        precision: str = "auto",
+    ) -> ScoreResult:
+        """How anomalous every pixel of every image is.
+
+        Parameters
+        ----------
+        images : sequence of paths, uint8 arrays [H, W, 3] or [H, W], or PIL images
+            Resized to the model's image size.
+        engine : {"auto", "dense", "patchwise", "grouped"}
+            How Global-Net runs. "auto", "dense" and "patchwise" give the paper's numbers, a pass a
+            patch; "grouped" masks many far-apart patches in one pass, many times faster, with scores
+            that agree closely.
+        precision : {"auto", "fp32", "bf16"}
+            Of the two networks; "auto" is what the model was loaded with, and fp32 if that was "auto".
+
+        Returns
+        -------
+        ScoreResult
+
+        Raises
+        ------
+        ImageError
+            A path cannot be read as an image.
+        UserError
+            ``engine`` or ``precision`` is unknown, or ``images`` holds something else.
+        """
+        if isinstance(images, (str, Path, Image.Image)):
+            raise UserError("images: expected a list, got a single image; write model.score([image])")
+        parts = list(self._score_chunks(images, engine, precision))
+        height, width = self.config.image_size
+        if not parts:
+            patches = tuple(np.zeros((0, s.grid.rows, s.grid.cols), np.float32) for s in self.scales)
+            maps, scores = np.zeros((0, height, width), np.float32), np.zeros(0, np.float32)
+        else:
+            maps = np.concatenate([part.maps for part in parts])
+            scores = np.concatenate([part.scores for part in parts])
+            patches = tuple(
+                np.concatenate(p) for p in zip(*(part.patch_scores for part in parts), strict=True)
+            )
+        return ScoreResult(maps, scores, patches if isinstance(self.config.patch, tuple) else patches[0])
+
+    def _score_chunks(self, images: Sequence[Any], engine: str, precision: str) -> Iterator[ScoreResult]:
+        for start in range(0, len(images), CHUNK):
+            batch = np.stack([self.prepare(image) for image in images[start : start + CHUNK]])
+            patch_scores = self.patch_scores(batch, engine, precision)
+            maps, scores = combine(self.head_maps(patch_scores), self.config, self.calibration)
+            blended = (
+                p.blended.cpu().numpy().reshape(-1, s.grid.rows, s.grid.cols)
+                for p, s in zip(patch_scores, self.scales, strict=True)
+            )
+            yield ScoreResult(maps, scores, tuple(blended))
+
+    def prepare(self, image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
+        """An image as uint8 [H, W, 3] of the model's size."""
+        if isinstance(image, (str, Path)):
+            image = read_image(image)
+        return resize(as_rgb(image), self.config.image_size)
+
+    @torch.inference_mode()
+    def features(
+        self, batch: np.ndarray, engine: str = "auto", precision: str = "auto"
+    ) -> list[tuple[Tensor, Tensor]]:
+        """z_l and z_g of all patches of prepared images uint8 [B, H, W, 3], one pair a scale."""
+        if engine not in ENGINES:
+            raise UserError(f"engine: {engine!r} is none of {', '.join(ENGINES)}")
+        if precision not in PRECISIONS:
+            raise UserError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")
+        x = to_input(torch.from_numpy(batch).to(self.device))
+        precision = self.precision if precision == "auto" else precision
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return [scale.features(x, engine) for scale in self.scales]
+
+    @torch.inference_mode()
+    def patch_scores(
+        self, batch: np.ndarray, engine: str = "auto", precision: str = "auto"
+    ) -> list[PatchScores]:
+        """Scores of all patches of prepared images uint8 [B, H, W, 3], one set a scale."""
+        return [
+            scale.patch_scores(*features, self.config.lambda_s, statistics)
+            for scale, features, statistics in zip(
+                self.scales, self.features(batch, engine, precision), self.calibration.scales, strict=True
+            )
+        ]
+
+    def head_maps(self, patch_scores: list[PatchScores]) -> list[HeadMaps]:
+        """Maps of the two scores, one pair a scale."""
+        return [
+            HeadMaps(
+                interpolate(p.inconsistency.cpu().numpy(), s.grid, self.config),
+                interpolate(p.distortion.cpu().numpy(), s.grid, self.config),
+            )
+            for p, s in zip(patch_scores, self.scales, strict=True)
+        ]

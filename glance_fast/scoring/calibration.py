@@ -1,0 +1,183 @@
+"""What normal looks like in scores: whitening of the residual, moments and thresholds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glance_fast.config import Config
+from glance_fast.data.folders import ImageCache
+from glance_fast.model import CHUNK, Glance
+from glance_fast.scoring.maps import HeadMaps, blend_heads, combine
+from glance_fast.scoring.statistics import Calibration, Moments, ScaleStatistics, upper_threshold
+
+# Enough for a covariance of 128 numbers per grid position; more images would cost time alone.
+MOST_IMAGES = 300
+# The grouped engine's scores agree with the definition's closely enough for statistics.
+ENGINE = "grouped"
+# Added to eigenvalues of the global covariance, as a share of their mean.
+RIDGE = 1e-3
+
+
+class ResidualMoments:
+    """Running sums of z_l - z_g: for every grid position, and over all of them.
+
+    Parameters
+    ----------
+    patches, features : int
+        P and D.
+    """
+
+    def __init__(self, patches: int, features: int) -> None:
+        self.count = 0
+        self.total = torch.zeros(patches, features)
+        self.products = torch.zeros(patches, features, features)
+
+    def add(self, residual: Tensor) -> None:
+        """Take residuals [B, P, D] in."""
+        by_patch = residual.transpose(0, 1).contiguous()
+        self.count += len(residual)
+        self.total += by_patch.sum(1)
+        self.products.baddbmm_(by_patch.mT, by_patch)
+
+    def whitening(self, rows: int, cols: int, shrinkage: float) -> tuple[Tensor, Tensor]:
+        """Mean [P, D] and whitening [P, D, D] of every grid position.
+
+        In the space that one covariance over all positions whitens: half a position's own covariance and
+        half the mean over its 3x3 neighbourhood, each about its own mean, then shrunk towards the
+        identity by ``shrinkage``.
+        """
+        mean = self.total / self.count
+        features = mean.shape[1]
+        middle = mean.double().mean(0)
+        covariance = self.products.double().mean(0) / self.count - torch.outer(middle, middle)
+        values, vectors = torch.linalg.eigh(covariance)
+        values = values.clamp_min(0)
+        whiten = ((vectors * (values + RIDGE * values.mean()).rsqrt()) @ vectors.T).float()
+
+        own = self.products / self.count - mean[:, :, None] * mean[:, None, :]
+        own = whiten @ own @ whiten
+        around = own.reshape(rows, cols, -1).permute(2, 0, 1)[:, None]
+        # Only neighbours that exist count.
+        around = F.avg_pool2d(around, 3, 1, 1, count_include_pad=False)
+        around = around[:, 0].permute(1, 2, 0).reshape(-1, features, features)
+        mixed = (1 - shrinkage) * (own + around) / 2 + shrinkage * torch.eye(features)
+        factor = torch.linalg.cholesky(mixed)
+        return mean, torch.linalg.solve_triangular(factor, whiten.expand_as(factor), upper=False)
+
+
+class NormalScores(NamedTuple):
+    """What one scale gives on held-out normal images: the two patch scores [B, P], and their maps."""
+
+    inconsistency: np.ndarray
+    distortion: np.ndarray
+    maps: HeadMaps
+
+
+@torch.inference_mode()
+def calibrate(
+    model: Glance,
+    cache: ImageCache,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Estimate whitening on training images, and moments and thresholds on held-out ones.
+
+    Parameters
+    ----------
+    model : Glance
+        Changed in place: ``residual_mean``, ``whitening`` and ``calibration``.
+    cache : ImageCache
+        Normal images.
+    train, held_out : ndarray of int
+        Indices of the images that whitening comes from, and of those that all else comes from.
+    progress : callable, optional
+        Called with (images done, images in all).
+    """
+    config = model.config
+    fit = np.random.default_rng(config.seed).permutation(train)[:MOST_IMAGES]
+    fit = fit if config.blend == "calibrated" else fit[:0]
+    total = len(fit) + len(held_out)
+
+    def features(indices: np.ndarray, done: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        for start in range(0, len(indices), CHUNK):
+            part = indices[start : start + CHUNK]
+            yield model.features(cache.batch(part), ENGINE)
+            if progress:
+                progress(done + start + len(part), total)
+
+    if len(fit):
+        whiten(model, features(fit, 0))
+    scores = normal_scores(model, features(held_out, len(fit)))
+    aspect = float(np.median([width / height for height, width in cache.shapes]))
+    model.calibration = dataclasses.replace(calibration_of(scores, config), aspect=aspect)
+
+
+def whiten(model: Glance, features: Iterable[list[tuple[Tensor, Tensor]]]) -> None:
+    """Set ``residual_mean`` and ``whitening`` of every scale from features (z_l, z_g) of normal images."""
+    sums = [ResidualMoments(len(s.grid), s.local.features) for s in model.scales]
+    for chunk in features:
+        for moments, (local, global_) in zip(sums, chunk, strict=True):
+            moments.add((local - global_).cpu())
+    for scale, moments in zip(model.scales, sums, strict=True):
+        mean, whitening = moments.whitening(scale.grid.rows, scale.grid.cols, model.config.shrinkage)
+        scale.residual_mean.copy_(mean)
+        scale.whitening.copy_(whitening)
+
+
+def normal_scores(model: Glance, features: Iterable[list[tuple[Tensor, Tensor]]]) -> list[NormalScores]:
+    """Scores and maps of held-out normal images, one set a scale."""
+    chunks: list[list[NormalScores]] = []
+    for chunk in features:
+        scores = [
+            s.patch_scores(*f, 1.0, ScaleStatistics()) for s, f in zip(model.scales, chunk, strict=True)
+        ]
+        chunks.append(
+            [
+                NormalScores(s.inconsistency.cpu().numpy(), s.distortion.cpu().numpy(), maps)
+                for s, maps in zip(scores, model.head_maps(scores), strict=True)
+            ]
+        )
+    return [
+        NormalScores(
+            np.concatenate([part.inconsistency for part in scale]),
+            np.concatenate([part.distortion for part in scale]),
+            HeadMaps(*(np.concatenate(m) for m in zip(*(part.maps for part in scale), strict=True))),
+        )
+        for scale in zip(*chunks, strict=True)
+    ]
+
+
+def calibration_of(scores: list[NormalScores], config: Config) -> Calibration:
+    """Moments and thresholds from the scores of held-out normal images."""
+    statistics = []
+    for scale in scores:
+        if config.blend == "paper":
+            statistics.append(ScaleStatistics())
+            continue
+        inconsistency, distortion = Moments.of(scale.inconsistency), Moments.of(scale.distortion)
+        blend = blend_heads(scale.maps, config.lambda_s, inconsistency, distortion)
+        statistics.append(
+            ScaleStatistics(
+                inconsistency,
+                distortion,
+                Moments.of(blend),
+                Moments.of(scale.maps.inconsistency.max((1, 2))),
+                Moments.of(scale.maps.distortion.max((1, 2))),
+            )
+        )
+    calibration = Calibration(tuple(statistics), quantile=config.quantile)
+    blended, image = combine([scale.maps for scale in scores], config, calibration)
+    return dataclasses.replace(
+        calibration,
+        threshold=upper_threshold(image, config.quantile),
+        pixel_threshold=upper_threshold(blended.max((1, 2)), config.quantile),
+        scores=tuple(map(float, image)),
+    )

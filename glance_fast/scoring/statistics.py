@@ -1,0 +1,116 @@
+"""What a model knows about the scores of normal images: ``calibration.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+
+from glance_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation of a score on normal images."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"moments must be finite and the deviation positive, got {self}")
+
+    def standardise(self, values: np.ndarray) -> np.ndarray:
+        """Values in deviations from the mean."""
+        return (values - np.float32(self.mean)) / np.float32(self.std)
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Moments:
+        """Moments of all entries of an array."""
+        values = np.asarray(values, dtype=np.float64)
+        return cls(float(values.mean()), max(float(values.std()), 1e-6))
+
+
+@dataclass(frozen=True)
+class ScaleStatistics:
+    """Moments of one scale.
+
+    Attributes
+    ----------
+    inconsistency, distortion : Moments
+        Of the two patch scores.
+    map : Moments
+        Of the pixels of the blended map.
+    inconsistency_peak, distortion_peak : Moments
+        Of the maxima of the two maps, one an image.
+    """
+
+    inconsistency: Moments = Moments()
+    distortion: Moments = Moments()
+    map: Moments = Moments()
+    inconsistency_peak: Moments = Moments()
+    distortion_peak: Moments = Moments()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of all scales, and the thresholds that need no defective image.
+
+    Attributes
+    ----------
+    scales : tuple of ScaleStatistics
+        One a scale.
+    threshold : float
+        An image whose score lies above it is called anomalous.
+    pixel_threshold : float
+        A pixel whose score lies above it is outlined.
+    quantile : float
+        Share of normal images that the thresholds let pass.
+    aspect : float
+        Width over height of the training photographs (median).
+    scores : tuple of float
+        Scores of the held-out normal images, from which the thresholds come.
+    """
+
+    scales: tuple[ScaleStatistics, ...]
+    threshold: float = math.inf
+    pixel_threshold: float = math.inf
+    quantile: float = 0.99
+    aspect: float = 1.0
+    scores: tuple[float, ...] = field(default=())
+
+    def to_json(self) -> str:
+        """As indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, scales: int, source: str) -> Calibration:
+        """Read what ``to_json`` wrote; anything else is a ``UserError`` that names ``source``."""
+        try:
+            values: dict[str, Any] = json.loads(text)
+            read = tuple(
+                ScaleStatistics(**{name: Moments(**moments) for name, moments in scale.items()})
+                for scale in values.pop("scales")
+            )
+            values["scores"] = tuple(map(float, values["scores"]))
+            calibration = cls(scales=read, **values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{source}: damaged calibration ({error}); train again") from error
+        if len(read) != scales:
+            raise UserError(f"{source}: holds {len(read)} scales, the model has {scales}; train again")
+        return calibration
+
+
+def upper_threshold(values: np.ndarray, quantile: float) -> float:
+    """A bound that a share ``quantile`` of normal values stays below.
+
+    Few images are held out, so the empirical quantile alone would be their maximum at best: the bound is
+    the larger of that and the quantile of a normal distribution with their moments.
+    """
+    moments = Moments.of(values)
+    return float(max(np.quantile(values, quantile), moments.mean + norm.ppf(quantile) * moments.std))
