@@ -1,0 +1,241 @@
+"""Local-Net's training: distillation from a teacher (Eq. 1) under the compactness loss (Eq. 2)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glance_fast.data.folders import ImageCache
+from glance_fast.errors import UserError
+from glance_fast.hardware import has_bf16
+from glance_fast.nets.student import BATCH, Student
+from glance_fast.nets.teacher import ASSISTANT_INNER, Teacher, save_assistant, to_input
+from glance_fast.training.loop import Log, Stage, run_stage
+from glance_fast.training.progress import Reporter
+from glance_fast.training.sampling import augment, draw_indices, step_generator
+
+SIZE = 256
+LEAST_IMAGES = 16
+MOST_HELD_OUT = 48
+RATE = 3e-3
+# Photographs over which the teacher is measured and the student whitened.
+SAMPLE = 128
+# λ_k and λ_c of Eq. 3.
+LAMBDA_K, LAMBDA_C = 1.0, 1.0
+WEIGHT_DECAY = 1e-4
+# The stem comes from the teacher and moves slowly.
+STEM_RATE = 0.1
+
+
+def local_stage(
+    name: str,
+    student: Student,
+    teacher: nn.Module,
+    cache: ImageCache,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    *,
+    steps: int,
+    rate: float,
+    stem_rate: float,
+    shift: int,
+    brightness: float,
+    mirror: bool,
+    seed: int,
+    bf16: bool,
+) -> Stage:
+    """The stage that trains ``student`` on images ``train`` of ``cache``, Eq. 3."""
+
+    def step(number: int) -> tuple[Tensor, float, float]:
+        generator = step_generator(seed, name, number)
+        images = _batch(cache, train, generator, shift, brightness, mirror)
+        fit, compact = student.losses(teacher, images, bf16)
+        return LAMBDA_K * fit + LAMBDA_C * compact, float(fit.detach()), float(compact.detach())
+
+    def validate() -> tuple[float, float]:
+        losses = [
+            student.losses(teacher, torch.from_numpy(cache.batch(part)), bf16)[0]
+            for part in _batches(held_out)
+        ]
+        loss = float(torch.stack(losses).mean())
+        # The target is standardised: what is left of its variance is the loss itself.
+        return loss, 1 - loss
+
+    stem = [*student.local.conv1.parameters(), *student.local.layer1.parameters()]
+    known = set(map(id, stem))
+    rest = [p for m in (student.local, student.decoder) for p in m.parameters() if id(p) not in known]
+    groups = [
+        {"params": stem, "lr": rate * stem_rate, "weight_decay": WEIGHT_DECAY},
+        {"params": rest, "lr": rate, "weight_decay": WEIGHT_DECAY},
+    ]
+    modules = {"local": student.local, "decoder": student.decoder}
+    return Stage(name, steps, modules, groups, step, BATCH, validate)
+
+
+def assistant_stage(
+    assistant: Teacher,
+    teacher: Teacher,
+    cache: ImageCache,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
+    bf16: bool,
+) -> Stage:
+    """The stage that trains a small teacher to give the features of the whole one."""
+
+    def losses(images: Tensor) -> tuple[Tensor, Tensor]:
+        x = to_input(images)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            with torch.no_grad():
+                wanted = teacher(x)
+            given = assistant(x)
+        # Each layer's error as a share of its variance.
+        second, third = (
+            F.mse_loss(g.float(), w.float()) / w.float().var((0, 2, 3)).mean()
+            for g, w in zip(given, wanted, strict=True)
+        )
+        return second, third
+
+    def step(number: int) -> tuple[Tensor, float, float]:
+        generator = step_generator(seed, "assistant", number)
+        images = _batch(cache, train, generator, 0, 0.0, True)
+        second, third = losses(images)
+        return second + third, float(second.detach()), float(third.detach())
+
+    def validate() -> tuple[float, float]:
+        parts = [losses(torch.from_numpy(cache.batch(part)).float()) for part in _batches(held_out)]
+        second, third = (float(torch.stack(p).mean()) for p in zip(*parts, strict=True))
+        return second + third, 1 - third
+
+    new = list(assistant.layer3.parameters())
+    old = [p for m in (assistant.conv1, assistant.layer1, assistant.layer2) for p in m.parameters()]
+    groups = [
+        {"params": old, "lr": rate * STEM_RATE, "weight_decay": WEIGHT_DECAY},
+        {"params": new, "lr": rate, "weight_decay": WEIGHT_DECAY},
+    ]
+    return Stage("assistant", steps, {"assistant": assistant}, groups, step, BATCH, validate)
+
+
+def _batch(
+    cache: ImageCache,
+    train: np.ndarray,
+    generator: torch.Generator,
+    shift: int,
+    brightness: float,
+    mirror: bool,
+) -> Tensor:
+    images = torch.from_numpy(cache.batch(train[draw_indices(len(train), BATCH, generator)]))
+    if mirror:
+        flips = torch.rand(len(images), generator=generator) < 0.5
+        images = torch.where(flips[:, None, None, None], images.flip(2), images)
+    return augment(images, shift, brightness, generator)
+
+
+def _batches(indices: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(indices, -(-len(indices) // BATCH))
+
+
+def distill(
+    paths: Sequence[Path],
+    out: Path,
+    work: Path,
+    teacher: Teacher,
+    kind: str,
+    *,
+    steps: int,
+    seed: int,
+    reporter: Reporter,
+) -> str:
+    """Make a Local-Net or the assistant from photographs: ``glance-fast distill``.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Photographs; those that cannot be read are reported and left out.
+    out : Path
+        File to write.
+    work : Path
+        Folder for checkpoints and the log while it runs; removed at the end.
+    teacher : Teacher
+        The whole ResNet-18.
+    kind : {"local-32", "local-64", "assistant"}
+        What to make.
+    steps, seed : int
+        Of the training.
+    reporter : Reporter
+        Shows progress.
+
+    Returns
+    -------
+    str
+        Figures of the result in one line.
+
+    Raises
+    ------
+    UserError
+        Fewer than 16 photographs can be read, or something cannot be written.
+    """
+    bf16 = has_bf16(torch.device("cpu"))
+    with reporter.task("reading images", len(paths)) as advance:
+        cache = ImageCache(paths, (SIZE, SIZE), progress=advance)
+    with cache:
+        for error in cache.errors:
+            reporter.say(f"left out: {error}")
+        if len(cache) < LEAST_IMAGES:
+            raise UserError(f"{len(cache)} usable photographs: at least {LEAST_IMAGES} are needed to distill")
+        order = np.random.default_rng(seed).permutation(len(cache))
+        count = min(MOST_HELD_OUT, len(cache) // 8)
+        train, held_out = np.sort(order[count:]), np.sort(order[:count])
+        torch.manual_seed(seed)
+        common = {"steps": steps, "rate": RATE, "seed": seed, "bf16": bf16}
+        if kind == "assistant":
+            assistant = Teacher(ASSISTANT_INNER)
+            assistant.start_from(teacher)
+            assistant.to(memory_format=torch.channels_last)
+            stage = assistant_stage(assistant, teacher, cache, train, held_out, **common)
+        else:
+            student = Student(int(kind.removeprefix("local-")))
+            student.local.start_from(teacher)
+            sample = torch.from_numpy(cache.batch(train[:SAMPLE]))
+            student.measure_teacher(teacher, sample)
+            stage = local_stage(
+                kind,
+                student,
+                teacher,
+                cache,
+                train,
+                held_out,
+                stem_rate=STEM_RATE,
+                shift=16,
+                brightness=0.2,
+                mirror=True,
+                **common,
+            )
+        log = Log(work / "log.csv")
+        run_stage(stage, work, log, reporter.step, minutes=2.0)
+        last = log.rows[-1]
+        notes = {
+            "teacher": "ResNet-18, ImageNet",
+            "photographs": str(len(cache)),
+            "steps": str(steps),
+            "seed": str(seed),
+            "held_out_loss": last["held_out_loss"],
+            "loss_first": last["first"],
+            "loss_second": last["second"],
+        }
+        if kind == "assistant":
+            save_assistant(assistant, out, notes)
+        else:
+            student.whiten(sample)
+            student.save(out, notes)
+    shutil.rmtree(work)
+    return f"{steps} steps, held-out loss {float(last['held_out_loss']):.3f}"

@@ -1,0 +1,230 @@
+"""From a folder of good parts to a model: ``glance-fast train``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glance_fast.checkpoint import save_model
+from glance_fast.config import Config
+from glance_fast.data.files import write_text
+from glance_fast.data.folders import ImageCache
+from glance_fast.data.stains import stain
+from glance_fast.errors import UserError
+from glance_fast.hardware import has_bf16
+from glance_fast.model import Glance, Scale
+from glance_fast.nets.builtin import builtin_assistant, builtin_local_net
+from glance_fast.nets.heads import distortion_loss, inconsistency_loss
+from glance_fast.nets.student import Student
+from glance_fast.nets.teacher import Teacher, to_input
+from glance_fast.scoring.calibration import calibrate
+from glance_fast.training.distill import local_stage
+from glance_fast.training.loop import Log, Stage, run_stage
+from glance_fast.training.progress import Reporter
+from glance_fast.training.sampling import augment, crop, draw_holes, draw_indices, step_generator
+
+LEAST_IMAGES = 8
+WEIGHT_DECAY = 1e-3
+FINETUNE_RATE = 1e-3
+# Draws of holes for each held-out image.
+VALIDATION_DRAWS = 4
+# Images over which the fine-tuned Local-Net is whitened.
+WHITEN_IMAGES = 200
+
+
+def fit(
+    paths: Sequence[Path],
+    run: Path,
+    config: Config,
+    *,
+    reporter: Reporter,
+    device: torch.device | None = None,
+    local_nets: Sequence[Path] = (),
+    teacher: Teacher | None = None,
+) -> Glance:
+    """Train a model on photographs of good parts and write it to a run folder.
+
+    Stages with a checkpoint in ``run/checkpoint`` go on from there, to the result that an uninterrupted
+    training has.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Images. Those that cannot be read are reported and left out.
+    run : Path
+        Folder for ``model.safetensors``, ``config.toml``, ``calibration.json`` and ``log.csv``.
+    config : Config
+        Settings.
+    reporter : Reporter
+        Shows progress.
+    device : torch.device, optional
+        The CPU if not given.
+    local_nets : sequence of Path
+        Local-Nets from ``glance-fast distill`` in place of the built-in ones.
+    teacher : Teacher, optional
+        What Local-Net is fine-tuned by; the built-in assistant if not given.
+
+    Returns
+    -------
+    Glance
+        Calibrated, in evaluation mode.
+
+    Raises
+    ------
+    UserError
+        Too few images can be read, a checkpoint does not fit, or the disk is full.
+    """
+    device = device or torch.device("cpu")
+    bf16 = has_bf16(device)
+    with reporter.task("reading images", len(paths)) as advance:
+        cache = ImageCache(paths, config.image_size, config.cache_mib << 20, progress=advance)
+    with cache:
+        for error in cache.errors:
+            reporter.say(f"left out: {error}")
+        if len(cache) < LEAST_IMAGES:
+            raise UserError(f"{len(cache)} usable images: at least {LEAST_IMAGES} are needed to train")
+        train, held_out = split(len(cache), config)
+        reporter.say(
+            f"{len(train)} images to train on, {len(held_out)} held out; "
+            f"{config.image_size[0]}x{config.image_size[1]} pixels, "
+            f"{'bfloat16' if bf16 else 'float32'} on {device}"
+        )
+        checkpoints = run / "checkpoint"
+        _remember_images(checkpoints / "images.json", cache, config)
+        log = Log(run / "log.csv")
+        model = Glance(config, config.seed).to(device)
+        students = {p: builtin_local_net(p) for p in config.patches}
+        students |= {s.local.patch: s for s in map(Student.load, local_nets)}
+        if config.finetune_steps and teacher is None:
+            teacher = builtin_assistant()
+
+        for index, scale in enumerate(model.scales):
+            patch = config.patches[index]
+            student = students[patch].to(device)
+            if config.finetune_steps:
+                teacher = teacher.to(device)
+                images = torch.from_numpy(cache.batch(train[:WHITEN_IMAGES]))
+                student.measure_teacher(teacher, images)
+                stage = local_stage(
+                    f"local-{patch}",
+                    student,
+                    teacher,
+                    cache,
+                    train,
+                    held_out,
+                    steps=config.finetune_steps,
+                    rate=FINETUNE_RATE,
+                    stem_rate=1.0,
+                    shift=config.shift,
+                    brightness=config.brightness,
+                    mirror=False,
+                    seed=config.seed,
+                    bf16=bf16,
+                )
+                run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
+                student.whiten(images)
+            scale.local.load_state_dict(student.local.state_dict())
+            scale.local.requires_grad_(False)
+            stage = global_stage(scale, index, config, cache, train, held_out, bf16)
+            run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
+
+        with reporter.task("calibrating", None) as advance:
+            calibrate(model, cache, train, held_out, advance)
+        save_model(model, run)
+        shutil.rmtree(checkpoints)
+    return model
+
+
+def split(count: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images to train on and of those held out, drawn by the seed."""
+    order = np.random.default_rng(config.seed).permutation(count)
+    held_out = max(2, round(count * config.validation))
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def global_stage(
+    scale: Scale,
+    index: int,
+    config: Config,
+    cache: ImageCache,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    bf16: bool,
+) -> Stage:
+    """The stage that trains Global-Net and the distortion head of one scale, Eq. 10."""
+    patch, name = config.patches[index], f"global-{config.patches[index]}"
+    holes_each = config.holes_of(index)
+    device = next(scale.parameters()).device
+
+    def local_features(patches: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            features = scale.local(patches)[:, :, 0, 0]
+        return features.float().unflatten(0, (-1, holes_each))
+
+    def step(number: int) -> tuple[Tensor, float, float]:
+        generator = step_generator(config.seed, name, number)
+        chosen = train[draw_indices(len(train), config.batch, generator)]
+        images = augment(torch.from_numpy(cache.batch(chosen)), config.shift, config.brightness, generator)
+        holes = draw_holes(config.batch, holes_each, patch, config.image_size, generator)
+        x = to_input(images)
+        clean = crop(x.permute(0, 2, 3, 1), holes)
+        stained = stain(clean, generator)
+        both = torch.cat([clean, stained]).to(device).contiguous(memory_format=torch.channels_last)
+        local, distorted = local_features(both).chunk(2)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            global_ = scale.global_net(x.to(device), holes.to(device))
+        inconsistency = inconsistency_loss(local, global_)
+        distortion = distortion_loss(scale.distortion(local, global_), scale.distortion(distorted, global_))
+        loss = inconsistency + config.lambda_t * distortion
+        return loss, float(inconsistency.detach()), float(distortion.detach())
+
+    generator = step_generator(config.seed, f"{name}/held out", 0)
+    draws = [
+        draw_holes(len(held_out), holes_each, patch, config.image_size, generator)
+        for _ in range(VALIDATION_DRAWS)
+    ]
+
+    def validate() -> tuple[float, float]:
+        local, global_ = [], []
+        for start in range(0, len(held_out), config.batch):
+            part = slice(start, start + config.batch)
+            x = to_input(torch.from_numpy(cache.batch(held_out[part])))
+            for holes in draws:
+                patches = crop(x.permute(0, 2, 3, 1), holes[part]).to(device)
+                local.append(local_features(patches))
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    global_.append(scale.global_net(x.to(device), holes[part].to(device)))
+        z = torch.cat(local).flatten(0, 1)
+        error = inconsistency_loss(z, torch.cat(global_).flatten(0, 1))
+        return float(error), float(1 - error / (z - z.mean(0)).square().mean())
+
+    modules = {"global": scale.global_net, "distortion": scale.distortion}
+    parameters = [p for module in modules.values() for p in module.parameters()]
+    groups = [{"params": parameters, "lr": config.learning_rate, "weight_decay": WEIGHT_DECAY}]
+    return Stage(name, config.steps, modules, groups, step, config.batch, validate)
+
+
+def _remember_images(path: Path, cache: ImageCache, config: Config) -> None:
+    """Refuse to resume on other images than the run was begun with."""
+    digest = hashlib.sha256()
+    for file, start in zip(cache.paths, range(len(cache)), strict=True):
+        digest.update(file.name.encode("utf-8", "surrogateescape"))
+        digest.update(cache.batch([start]).tobytes())
+    found = {"images": len(cache), "sha256": digest.hexdigest(), "config": config.to_toml()}
+    if not path.is_file():
+        write_text(path, json.dumps(found, indent=2) + "\n")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged; start again with --overwrite") from error
+    if before != found:
+        what = "settings" if before.get("sha256") == found["sha256"] else "images"
+        raise UserError(f"{path.parent.parent}: was begun with other {what}; start again with --overwrite")

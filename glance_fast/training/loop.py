@@ -1,0 +1,249 @@
+"""One loop for every training: steps, schedule, checkpoints, resume, progress, log."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from glance_fast.data.files import write_tensors, write_text
+from glance_fast.errors import UserError
+
+COLUMNS = ("stage", "step", "seconds", "images_per_second", "loss", "first", "second", "held_out_loss", "r2")
+WARMUP = 0.1
+CLIP = 2.0
+
+
+@dataclass
+class Stage:
+    """One training: what is trained, and what a step computes.
+
+    Attributes
+    ----------
+    name : str
+        Of its checkpoint and of its rows in the log.
+    steps : int
+        How many.
+    modules : dict of nn.Module
+        What is trained, by name.
+    groups : list of dict
+        Parameter groups of AdamW; ``lr`` is the peak of the one-cycle schedule.
+    step : callable
+        From the step's number to the loss and its two parts.
+    batch : int
+        Images a step, for the progress bar.
+    validate : callable, optional
+        To (loss, R²) on held-out images; called ``VALIDATIONS`` times in all.
+    """
+
+    name: str
+    steps: int
+    modules: dict[str, nn.Module]
+    groups: list[dict]
+    step: Callable[[int], tuple[Tensor, float, float]]
+    batch: int
+    validate: Callable[[], tuple[float, float]] | None = None
+    row: dict = field(default_factory=dict)
+
+
+VALIDATIONS = 10
+
+
+class Log:
+    """``log.csv``: a row now and then, kept through a resume.
+
+    Parameters
+    ----------
+    path : Path
+        The file; what it holds already is kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, str]] = []
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                self.rows = list(csv.DictReader(file))
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forget rows of ``stage`` after ``step``: they will be computed again."""
+        self.rows = [r for r in self.rows if r["stage"] != stage or int(r["step"]) <= step]
+
+    def add(self, row: dict) -> None:
+        """Append a row and write the file."""
+        self.rows.append({name: _format(row.get(name, "")) for name in COLUMNS})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
+
+
+def _format(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Share of the peak learning rate: up for the first tenth, then down a cosine to nothing."""
+    up = max(1, round(WARMUP * steps))
+    if step < up:
+        return (step + 1) / up
+    return 0.5 * (1 + math.cos(math.pi * (step - up) / max(1, steps - up)))
+
+
+@contextmanager
+def stop_between_steps() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that no step is cut in half; a second one cuts."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_stage(
+    stage: Stage, folder: Path, log: Log, report: Callable[[Stage, int], None], minutes: float
+) -> None:
+    """Train a stage to its end, from its checkpoint where there is one.
+
+    Parameters
+    ----------
+    stage : Stage
+        Its modules are changed in place and left in evaluation mode.
+    folder : Path
+        For ``<stage>.safetensors``: weights and, until the end, the optimizer's state.
+    log : Log
+        Gets rows.
+    report : callable
+        Called after every step with the stage and the number of steps done.
+    minutes : float
+        Time between checkpoints.
+
+    Raises
+    ------
+    UserError
+        The checkpoint is damaged, or training diverged.
+    KeyboardInterrupt
+        Passed on, after a checkpoint was written.
+    """
+    path = folder / f"{stage.name}.safetensors"
+    optimizer = torch.optim.AdamW(stage.groups)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    done = _load(path, stage, optimizer) if path.is_file() else 0
+    log.rewind(stage.name, done)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    every = max(1, stage.steps // VALIDATIONS)
+    started = saved = time.monotonic()
+    first = done
+    for module in stage.modules.values():
+        module.train()
+    with stop_between_steps() as stop:
+        while done < stage.steps:
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * one_cycle(done, stage.steps)
+            optimizer.zero_grad(set_to_none=True)
+            loss, one, two = stage.step(done)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise UserError(
+                    f"training diverged at step {done} of {stage.name}: lower the learning rate "
+                    "(--set learning_rate=0.001)"
+                )
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, CLIP)
+            optimizer.step()
+            done += 1
+            now = time.monotonic()
+            rate = (done - first) * stage.batch / max(now - started, 1e-9)
+            stage.row = {"stage": stage.name, "step": done, "seconds": now - started}
+            stage.row |= {"images_per_second": rate, "loss": value, "first": one, "second": two}
+            if done % every == 0 or done == stage.steps:
+                _validate(stage)
+                log.add(stage.row)
+            report(stage, done)
+            if done < stage.steps and (stop.is_set() or now - saved > 60 * minutes):
+                _save(path, stage, optimizer, done)
+                saved = time.monotonic()
+                if stop.is_set():
+                    raise KeyboardInterrupt
+        if done > first:
+            _save(path, stage, None, done)
+        if stop.is_set():
+            raise KeyboardInterrupt
+    for module in stage.modules.values():
+        module.eval()
+
+
+def _validate(stage: Stage) -> None:
+    if stage.validate is None:
+        return
+    for module in stage.modules.values():
+        module.eval()
+    with torch.inference_mode():
+        stage.row["held_out_loss"], stage.row["r2"] = stage.validate()
+    for module in stage.modules.values():
+        module.train()
+
+
+def _save(path: Path, stage: Stage, optimizer: torch.optim.Optimizer | None, done: int) -> None:
+    tensors = {
+        f"{name}/{key}": value
+        for name, module in stage.modules.items()
+        for key, value in module.state_dict().items()
+    }
+    if optimizer is not None:
+        state = optimizer.state_dict()["state"]
+        for index, values in state.items():
+            tensors |= {f"optimizer/{index}/{key}": value for key, value in values.items()}
+    write_tensors(path, tensors, {"step": str(done), "steps": str(stage.steps)})
+
+
+def _load(path: Path, stage: Stage, optimizer: torch.optim.Optimizer) -> int:
+    damaged = f"{path}: damaged checkpoint; remove it to train this stage anew"
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        tensors = load_file(path)
+        done, steps = int(metadata["step"]), int(metadata["steps"])
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{damaged} ({error})") from error
+    if steps != stage.steps:
+        raise UserError(f"{path}: made for {steps} steps, not {stage.steps}; resume with the same settings")
+    state: dict[int, dict[str, Tensor]] = {}
+    for name in [name for name in tensors if name.startswith("optimizer/")]:
+        _, index, key = name.split("/")
+        state.setdefault(int(index), {})[key] = tensors.pop(name)
+    try:
+        for name, module in stage.modules.items():
+            prefix = f"{name}/"
+            module.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
+        if done < steps:
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{damaged} ({str(error).splitlines()[0]})") from error
+    return done

@@ -1,0 +1,97 @@
+"""Random batches: shifted and brightened images, and several disjoint holes in each.
+
+Everything random in a step is drawn from a generator seeded by (seed, stage, step), so that a run that was
+stopped and resumed draws what an uninterrupted one draws.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
+    """The source of all random numbers of one step."""
+    words = np.random.SeedSequence((seed, zlib.crc32(stage.encode()), step)).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def draw_indices(count: int, batch: int, generator: torch.Generator) -> np.ndarray:
+    """Indices of a batch: without repetition where there are enough images."""
+    if count >= batch:
+        return torch.randperm(count, generator=generator)[:batch].numpy()
+    return torch.randint(0, count, (batch,), generator=generator).numpy()
+
+
+def augment(images: Tensor, shift: int, brightness: float, generator: torch.Generator) -> Tensor:
+    """Shift and brighten every image by its own random amount.
+
+    Parameters
+    ----------
+    images : Tensor
+        uint8 [B, H, W, 3].
+    shift : int
+        Largest translation, pixels; what comes in at the border is mirrored.
+    brightness : float
+        Largest change, as a share.
+
+    Returns
+    -------
+    Tensor
+        Float32 [B, H, W, 3], 0 to 255.
+    """
+    count, height, width = images.shape[:3]
+    moves = torch.randint(0, 2 * shift + 1, (count, 2), generator=generator).tolist()
+    gains = 1 + brightness * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
+    shift = min(shift, height - 1, width - 1)
+    padded = F.pad(images.permute(0, 3, 1, 2).float(), (shift,) * 4, mode="reflect").permute(0, 2, 3, 1)
+    shifted = [
+        image[min(y, 2 * shift) :, min(x, 2 * shift) :][:height, :width]
+        for image, (y, x) in zip(padded, moves, strict=True)
+    ]
+    return (torch.stack(shifted) * gains).clamp_(0, 255)
+
+
+def draw_holes(
+    batch: int, holes: int, patch: int, size: tuple[int, int], generator: torch.Generator
+) -> Tensor:
+    """Disjoint holes at random pixels.
+
+    The image is cut into cells of twice the patch; each hole lies at random in a cell of its own and
+    leaves the cell's last row and column free, so that no two ever touch.
+
+    Parameters
+    ----------
+    batch, holes : int
+        B images, K holes each; K is at most the number of cells.
+    patch : int
+        Side of a hole, pixels.
+    size : (int, int)
+        Height and width of the images.
+
+    Returns
+    -------
+    Tensor
+        Int64 [B, K, 4].
+    """
+    height, width = size
+    rows, cols = max(1, height // (2 * patch)), max(1, width // (2 * patch))
+    cell = torch.stack([torch.randperm(rows * cols, generator=generator)[:holes] for _ in range(batch)])
+    sides = torch.tensor([height // rows, width // cols])
+    room = torch.rand(*cell.shape, 2, generator=generator)
+    offset = (room * (sides - patch).clamp_min(1)).long()
+    corner = torch.stack([cell // cols, cell % cols], dim=-1) * sides + offset
+    return torch.cat([corner, corner + patch], dim=-1)
+
+
+def crop(images: Tensor, holes: Tensor) -> Tensor:
+    """The patches under holes [B, K, 4] of images [B, H, W, 3]: [B * K, 3, patch, patch], channels-last."""
+    side = torch.arange(int(holes[0, 0, 2] - holes[0, 0, 0]))
+    y = (holes[..., 0, None] + side).flatten(0, 1)
+    x = (holes[..., 1, None] + side).flatten(0, 1)
+    image = torch.arange(len(images)).repeat_interleave(holes.shape[1])
+    return images[image[:, None, None], y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)

@@ -1,0 +1,135 @@
+"""Training end to end on a tiny data set: identical twice, identical through an interruption."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from glance_fast.config import Config
+from glance_fast.data.folders import normal_images
+from glance_fast.errors import UserError
+from glance_fast.training.fit import fit, split
+
+COMMAND = [sys.executable, "-c", "from glance_fast.cli import main; main()"]
+
+
+def train_command(parts, out, small, *more):
+    settings = [f"--set={key}={value}" for key, value in small.items()]
+    return [*COMMAND, "train", str(parts), "--out", str(out), *settings, *more]
+
+
+def test_run_folder_holds_what_is_promised(run_folder):
+    names = sorted(p.name for p in run_folder.iterdir())
+    assert names == ["calibration.json", "config.toml", "log.csv", "model.safetensors"]
+    calibration = json.loads((run_folder / "calibration.json").read_text())
+    assert np.isfinite(calibration["threshold"]) and len(calibration["scores"]) == 3
+    stages = {line.split(",")[0] for line in (run_folder / "log.csv").read_text().splitlines()[1:]}
+    assert stages == {"local-32", "global-32"}
+
+
+def test_two_runs_with_one_seed_are_identical(parts, run_folder, tmp_path, small, reporter):
+    fit(normal_images(parts), tmp_path / "again", Config(**small), reporter=reporter)
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (
+        run_folder / "model.safetensors"
+    ).read_bytes()
+    assert (tmp_path / "again/calibration.json").read_text() == (run_folder / "calibration.json").read_text()
+
+
+def test_another_seed_gives_another_model(parts, run_folder, tmp_path, small, reporter):
+    fit(normal_images(parts), tmp_path / "other", Config(**small, seed=1), reporter=reporter)
+    one, other = (load_file(run / "model.safetensors") for run in (run_folder, tmp_path / "other"))
+    assert any(not np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
+def test_interrupted_and_resumed_is_identical(parts, tmp_path, small, how):
+    # More steps than the other tests, so that there is something to interrupt.
+    small |= {"steps": 40, "checkpoint_minutes": 0.0}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole = subprocess.run(train_command(parts, tmp_path / "whole", small), env=environment, capture_output=True)
+    assert whole.returncode == 0, whole.stderr.decode()
+
+    out = tmp_path / "parts"
+    process = subprocess.Popen(train_command(parts, out, small), env=environment, stderr=subprocess.PIPE)
+    checkpoint, deadline = out / "checkpoint/global-32.safetensors", time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0, "it finished before it could be interrupted"
+    if how == signal.SIGINT:
+        assert process.returncode == 130 and b"--resume goes on" in said
+    assert not (out / "model.safetensors").exists() and checkpoint.exists()
+
+    again = subprocess.run(train_command(parts, out, {}), env=environment, capture_output=True, text=True)
+    assert again.returncode == 1 and "--resume goes on with it" in again.stderr
+    resumed = subprocess.run(train_command(parts, out, {}, "--resume"), env=environment, capture_output=True)
+    assert resumed.returncode == 0, resumed.stderr.decode()
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert (out / "calibration.json").read_bytes() == (tmp_path / "whole/calibration.json").read_bytes()
+
+
+def test_unreadable_images_are_named_and_left_out(parts, tmp_path, small, capsys):
+    from rich.console import Console
+
+    from glance_fast.training.progress import Reporter
+
+    shutil.copytree(parts / "train/good", tmp_path / "good")
+    (tmp_path / "good/text.png").write_text("not an image")
+    (tmp_path / "good/empty.jpg").touch()
+    reporter = Reporter(Console(width=200))
+    fit(normal_images(tmp_path / "good"), tmp_path / "run", Config(**small), reporter=reporter)
+    said = capsys.readouterr().out
+    assert "left out" in said and "text.png" in said and "empty.jpg" in said
+    assert (tmp_path / "run/model.safetensors").exists()
+
+
+def test_too_few_images_are_refused(parts, tmp_path, small, reporter):
+    paths = normal_images(parts)[:7]
+    with pytest.raises(UserError, match="7 usable images: at least 8"):
+        fit(paths, tmp_path / "run", Config(**small), reporter=reporter)
+
+
+def test_resume_on_other_images_is_refused(parts, tmp_path, small, reporter):
+    run = tmp_path / "run"
+    paths = normal_images(parts)
+
+    class Stop(Exception):
+        pass
+
+    def stop(stage, done):
+        raise Stop
+
+    reporter.step = stop
+    with pytest.raises(Stop):
+        fit(paths, run, Config(**small), reporter=reporter)
+    with pytest.raises(UserError, match="begun with other images"):
+        fit(paths[1:], run, Config(**small), reporter=reporter)
+    with pytest.raises(UserError, match="begun with other settings"):
+        fit(paths, run, Config(**small, lambda_t=0.5), reporter=reporter)
+
+
+def test_streamed_images_give_the_model_that_held_ones_give(tmp_path, small, reporter):
+    rng = np.random.default_rng(0)
+    for i in range(90):  # 90 images of 64x64 are just over 1 MiB
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    small |= {"steps": 2, "finetune_steps": 0}
+    models = []
+    for name, mib in (("held", 64), ("streamed", 1)):
+        fit(normal_images(tmp_path), tmp_path / name, Config(**small, cache_mib=mib), reporter=reporter)
+        models.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert models[0] == models[1]
+
+
+def test_split_holds_out_the_share_asked_for(small):
+    train, held_out = split(40, Config(**small))
+    assert len(held_out) == 10 and len(np.union1d(train, held_out)) == 40
