@@ -104,7 +104,7 @@ class Config:
     smoothing: float = 4.0
     quantile: float = 0.99
     finetune_steps: int = 400
-    steps: int = 2500
+    steps: int = 2000
     batch: int = 12
     holes: int | tuple[int, ...] | None = None
     learning_rate: float = 3e-3
@@ -163,7 +163,7 @@ class Config:
             ("width", 4, 4096),
             ("lambda_s", 0, 1),
             ("lambda_t", 0, 1e3),
-            ("shrinkage", 0, 1),
+            ("shrinkage", 0.01, 1),
             ("idw_power", 0, 32),
             ("idw_neighbours", 0, 1 << 20),
             ("smoothing", 0, 1e3),

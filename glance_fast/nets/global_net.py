@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glance_fast.kernels.partial_conv import inside_holes, partial_conv2d
+from glance_fast.kernels.partial_conv import inside_holes, partial_conv2d_inner
 
 STEM_KERNEL, STEM_STRIDE, STEM_PADDING = 8, 4, 2
 # Cell i of the map at stride s has its centre at pixel s * i + ORIGIN.
@@ -36,10 +36,11 @@ class PartialConvNorm(nn.Module):
 
     def forward(self, x: Tensor, holes: Tensor) -> tuple[Tensor, Tensor]:
         if self.training:
-            y, holes = partial_conv2d(x, self.weight, None, holes, self.stride, self.padding)
-            return self.norm(y).masked_fill(inside_holes(holes, *y.shape[-2:]), 0), holes
+            y, holes, seen = partial_conv2d_inner(x, self.weight, None, holes, self.stride, self.padding)
+            return self.norm(y) * (seen > 0).to(y.dtype), holes
         weight, bias = self.folded()
-        return partial_conv2d(x, weight, bias, holes, self.stride, self.padding)
+        y, holes, _ = partial_conv2d_inner(x, weight, bias, holes, self.stride, self.padding)
+        return y, holes
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias with BatchNorm's running statistics folded in."""
@@ -140,7 +141,7 @@ class GlobalNet(nn.Module):
             Float32 [N, K, D].
         """
         size, places = x.shape[-2:], holes
-        y, holes = self.stem(x, holes)
+        y, holes = self.stem(x.masked_fill(inside_holes(holes, *size), 0), holes)
         y = F.relu(y)
         maps = []
         for stage in self.stages:

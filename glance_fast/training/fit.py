@@ -168,10 +168,16 @@ def global_stage(
             features = scale.local(patches)[:, :, 0, 0]
         return features.float().unflatten(0, (-1, holes_each))
 
-    def step(number: int) -> tuple[Tensor, float, float]:
+    def chosen(number: int) -> tuple[np.ndarray, torch.Generator]:
         generator = step_generator(config.seed, name, number)
-        chosen = train[draw_indices(len(train), config.batch, generator)]
-        images = augment(torch.from_numpy(cache.batch(chosen)), config.shift, config.brightness, generator)
+        return train[draw_indices(len(train), config.batch, generator)], generator
+
+    def step(number: int) -> tuple[Tensor, float, float]:
+        indices, generator = chosen(number)
+        batch = torch.from_numpy(cache.batch(indices))
+        # Images that memory does not hold are decoded while this step computes.
+        cache.prefetch(chosen(number + 1)[0])
+        images = augment(batch, config.shift, config.brightness, generator)
         holes = draw_holes(config.batch, holes_each, patch, config.image_size, generator)
         x = to_input(images)
         clean = crop(x.permute(0, 2, 3, 1), holes)

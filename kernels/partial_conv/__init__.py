@@ -6,10 +6,15 @@ import torch
 from torch import Tensor
 
 from glance_fast.geometry import output_size, shrink
-from glance_fast.kernels.partial_conv.cpu import count_seen, inside, partial_conv2d_holes
+from glance_fast.kernels.partial_conv.cpu import (
+    count_seen,
+    inside,
+    partial_conv2d_holes,
+    partial_conv2d_zeroed,
+)
 from glance_fast.kernels.partial_conv.reference import partial_conv2d_reference
 
-__all__ = ["inside_holes", "partial_conv2d"]
+__all__ = ["inside_holes", "partial_conv2d", "partial_conv2d_inner"]
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 
@@ -85,6 +90,35 @@ def partial_conv2d(
     else:
         y = partial_conv2d_holes(x, weight, bias, holes, seen, stride, padding)
     return y, after if mask.dim() == 3 else after[:, 0]
+
+
+def partial_conv2d_inner(
+    x: Tensor, weight: Tensor, bias: Tensor | None, holes: Tensor, stride: int, padding: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Partial convolution between the layers of a net, which keep its invariants: nothing is checked.
+
+    Parameters
+    ----------
+    x : Tensor
+        [N, C, H, W], exactly 0 in its holes.
+    weight, bias, stride, padding
+        As for ``partial_conv2d``.
+    holes : Tensor
+        Int64 [N, K, 4], disjoint with space between them, within the image.
+
+    Returns
+    -------
+    y : Tensor
+        [N, O, H', W'], exactly 0 in its holes.
+    holes : Tensor
+        Int64 [N, K, 4], those of y.
+    seen : Tensor
+        Int64 [N, 1, H', W'], sum(M); 0 in the holes of y.
+    """
+    size, kernel = tuple(x.shape[-2:]), tuple(weight.shape[-2:])
+    seen = count_seen(holes, size, kernel, stride, padding)
+    y = partial_conv2d_zeroed(x, weight, bias, seen, stride, padding)
+    return y, _shrink(holes, size, kernel, stride, padding), seen
 
 
 def inside_holes(holes: Tensor, height: int, width: int) -> Tensor:

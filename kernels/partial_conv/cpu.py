@@ -19,7 +19,8 @@ def inside(holes: Tensor, height: int, width: int) -> Tensor:
     x = torch.arange(width, device=holes.device)
     rows = (y >= holes[..., 0, None]) & (y < holes[..., 2, None])  # [N, K, H]
     cols = (x >= holes[..., 1, None]) & (x < holes[..., 3, None])  # [N, K, W]
-    return (rows[..., :, None] & cols[..., None, :]).any(1, keepdim=True)
+    # A product over K never holds [N, K, H, W].
+    return (rows.float().mT @ cols.float() > 0)[:, None]
 
 
 def overlap(start: Tensor, stop: Tensor, size: int, kernel: int, stride: int, padding: int) -> Tensor:
@@ -47,11 +48,20 @@ def partial_conv2d_holes(
     x: Tensor, weight: Tensor, bias: Tensor | None, holes: Tensor, seen: Tensor, stride: int, padding: int
 ) -> Tensor:
     """Partial convolution under holes [N, K, 4] whose ``seen`` was counted by ``count_seen``."""
-    x = x.masked_fill(inside(holes, *x.shape[-2:]), 0)
+    return partial_conv2d_zeroed(
+        x.masked_fill(inside(holes, *x.shape[-2:]), 0), weight, bias, seen, stride, padding
+    )
+
+
+def partial_conv2d_zeroed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, seen: Tensor, stride: int, padding: int
+) -> Tensor:
+    """The same of an ``x`` that is 0 in its holes already, as every layer of a net leaves it."""
     y = F.conv2d(x, weight, None, stride, padding)
     full = weight.shape[-2] * weight.shape[-1]
     ratio = full / seen.clamp_min(1).to(torch.promote_types(y.dtype, torch.float32))
     y = y * ratio.to(y.dtype)
-    if bias is not None:
-        y = y + bias.to(y.dtype)[:, None, None]
-    return y.masked_fill(seen == 0, 0)
+    if bias is None:
+        # What sees nothing is a sum of zeros.
+        return y
+    return (y + bias.to(y.dtype)[:, None, None]).masked_fill(seen == 0, 0)

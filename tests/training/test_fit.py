@@ -55,7 +55,8 @@ def test_interrupted_and_resumed_is_identical(parts, tmp_path, small, how):
     # More steps than the other tests, so that there is something to interrupt.
     small |= {"steps": 40, "checkpoint_minutes": 0.0}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole = subprocess.run(train_command(parts, tmp_path / "whole", small), env=environment, capture_output=True)
+    command = train_command(parts, tmp_path / "whole", small)
+    whole = subprocess.run(command, env=environment, capture_output=True)
     assert whole.returncode == 0, whole.stderr.decode()
 
     out = tmp_path / "parts"

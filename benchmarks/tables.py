@@ -1,0 +1,54 @@
+"""Write the README's tables from ``benchmarks/results``.
+
+python -m benchmarks.tables
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean
+
+ROOT = Path(__file__).parent.parent
+METRICS = ("pro", "pixel_auroc", "image_auroc")
+
+
+def accuracy(rows: list[dict]) -> str:
+    """A table of the test beds: means over seeds (and over the three textures)."""
+    order = {"aligned": 0, "any-angle": 1, "texture": 2}
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["kind"], row["settings"], row["score"]), []).append(row)
+    lines = [
+        "| data | settings | score | seeds | training, min | PRO | pixel AUROC | image AUROC |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (kind, settings, score), found in sorted(
+        groups.items(), key=lambda item: (order[item[0][0]], item[0][1] != "default", item[0][1])
+    ):
+        seeds = len({row["seed"] for row in found})
+        minutes = mean(row["seconds"] for row in found) / 60
+        figures = " | ".join(f"{mean(row[m] for row in found):.3f}" for m in METRICS)
+        lines.append(f"| {kind} | {settings} | {score} | {seeds} | {minutes:.0f} | {figures} |")
+    return "\n".join(lines)
+
+
+def replace(text: str, name: str, content: str) -> str:
+    """The text with what lies between the two marks of ``name`` replaced."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    return f"{before}{start}\n{content}\n{end}{after}"
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    readme = ROOT / "README.md"
+    rows = json.loads((ROOT / "benchmarks/results/testbeds.json").read_text(encoding="utf-8"))
+    readme.write_text(
+        replace(readme.read_text(encoding="utf-8"), "accuracy", accuracy(rows)), encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()
