@@ -74,6 +74,8 @@ class Config:
         Patches of one image masked at once in training, one entry a scale; capped by what fits.
     learning_rate : float
         Peak of the one-cycle schedule of Global-Net.
+    symmetry : {"auto", "none", "turns", "mirrors", "all"}
+        Quarter turns and mirroring in training; "auto" measures on normal images what the category allows.
     shift : int
         Largest random translation in training, pixels.
     brightness : float
@@ -108,6 +110,7 @@ class Config:
     batch: int = 12
     holes: int | tuple[int, ...] | None = None
     learning_rate: float = 3e-3
+    symmetry: str = "auto"
     shift: int = 6
     brightness: float = 0.07
     validation: float = 0.1
@@ -149,6 +152,10 @@ class Config:
                 )
         if len(set(self.patches)) != len(self.patches):
             raise UserError("patch: every scale has another patch size")
+        if self.symmetry not in ("auto", "none", "turns", "mirrors", "all"):
+            raise UserError(f"symmetry: {self.symmetry!r} is none of auto, none, turns, mirrors, all")
+        if self.symmetry in ("turns", "all") and len(set(_tuple(self.image_size))) > 1:
+            raise UserError("symmetry: quarter turns need a square image_size")
         if self.readout not in ("hole", "pool"):
             raise UserError(f"readout: {self.readout!r} is neither 'hole' nor 'pool'")
         if len(self.blocks) != 3:

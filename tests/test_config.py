@@ -244,7 +244,7 @@ def test_a_folder_is_no_file(tmp_path):
         (" width = 32 ", ("width", 32)),
         ("lambda_t=1e-2", ("lambda_t", 0.01)),
         ("patch=[32, 64]", ("patch", [32, 64])),
-        ("net=paper", ("net", "paper")),
+        (" net = paper ", ("net", "paper")),
         ('net="paper"', ("net", "paper")),
     ],
 )

@@ -19,11 +19,14 @@ from glance_fast.nets.teacher import ASSISTANT_INNER, Teacher, save_assistant, t
 from glance_fast.training.loop import Log, Stage, run_stage
 from glance_fast.training.progress import Reporter
 from glance_fast.training.sampling import augment, draw_indices, step_generator
+from glance_fast.training.symmetry import Symmetry, vary
 
 SIZE = 256
 LEAST_IMAGES = 16
 MOST_HELD_OUT = 48
 RATE = 3e-3
+# A photograph of anything may be mirrored.
+MIRRORS = Symmetry(turns=False, mirrors=True)
 # Photographs over which the teacher is measured and the student whitened.
 SAMPLE = 128
 # λ_k and λ_c of Eq. 3.
@@ -46,7 +49,7 @@ def local_stage(
     stem_rate: float,
     shift: int,
     brightness: float,
-    mirror: bool,
+    symmetry: Symmetry,
     seed: int,
     bf16: bool,
 ) -> Stage:
@@ -54,7 +57,7 @@ def local_stage(
 
     def step(number: int) -> tuple[Tensor, float, float]:
         generator = step_generator(seed, name, number)
-        images = _batch(cache, train, generator, shift, brightness, mirror)
+        images = _batch(cache, train, generator, shift, brightness, symmetry)
         fit, compact = student.losses(teacher, images, bf16)
         return LAMBDA_K * fit + LAMBDA_C * compact, float(fit.detach()), float(compact.detach())
 
@@ -107,7 +110,7 @@ def assistant_stage(
 
     def step(number: int) -> tuple[Tensor, float, float]:
         generator = step_generator(seed, "assistant", number)
-        images = _batch(cache, train, generator, 0, 0.0, True)
+        images = _batch(cache, train, generator, 0, 0.0, MIRRORS)
         second, third = losses(images)
         return second + third, float(second.detach()), float(third.detach())
 
@@ -131,13 +134,10 @@ def _batch(
     generator: torch.Generator,
     shift: int,
     brightness: float,
-    mirror: bool,
+    symmetry: Symmetry,
 ) -> Tensor:
     images = torch.from_numpy(cache.batch(train[draw_indices(len(train), BATCH, generator)]))
-    if mirror:
-        flips = torch.rand(len(images), generator=generator) < 0.5
-        images = torch.where(flips[:, None, None, None], images.flip(2), images)
-    return augment(images, shift, brightness, generator)
+    return augment(vary(images, symmetry, generator), shift, brightness, generator)
 
 
 def _batches(indices: np.ndarray) -> list[np.ndarray]:
@@ -217,7 +217,7 @@ def distill(
                 stem_rate=STEM_RATE,
                 shift=16,
                 brightness=0.2,
-                mirror=True,
+                symmetry=MIRRORS,
                 **common,
             )
         log = Log(work / "log.csv")

@@ -29,6 +29,7 @@ from glance_fast.training.distill import local_stage
 from glance_fast.training.loop import Log, Stage, run_stage
 from glance_fast.training.progress import Reporter
 from glance_fast.training.sampling import augment, crop, draw_holes, draw_indices, step_generator
+from glance_fast.training.symmetry import Symmetry, find_symmetry, vary
 
 LEAST_IMAGES = 8
 WEIGHT_DECAY = 1e-3
@@ -37,6 +38,8 @@ FINETUNE_RATE = 1e-3
 VALIDATION_DRAWS = 4
 # Images over which the fine-tuned Local-Net is whitened.
 WHITEN_IMAGES = 200
+# Images from which the symmetry of the category is found.
+SYMMETRY_IMAGES = 100
 
 
 def fit(
@@ -105,6 +108,8 @@ def fit(
         if config.finetune_steps and teacher is None:
             teacher = builtin_assistant()
 
+        symmetry = _symmetry(config, students[config.patches[0]].to(device), cache, train, held_out, reporter)
+
         for index, scale in enumerate(model.scales):
             patch = config.patches[index]
             student = students[patch].to(device)
@@ -124,7 +129,7 @@ def fit(
                     stem_rate=1.0,
                     shift=config.shift,
                     brightness=config.brightness,
-                    mirror=False,
+                    symmetry=symmetry,
                     seed=config.seed,
                     bf16=bf16,
                 )
@@ -132,7 +137,7 @@ def fit(
                 student.whiten(images)
             scale.local.load_state_dict(student.local.state_dict())
             scale.local.requires_grad_(False)
-            stage = global_stage(scale, index, config, cache, train, held_out, bf16)
+            stage = global_stage(scale, index, config, cache, train, held_out, symmetry, bf16)
             run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
 
         with reporter.task("calibrating", None) as advance:
@@ -149,6 +154,24 @@ def split(count: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
+def _symmetry(
+    config: Config,
+    student: Student,
+    cache: ImageCache,
+    train: np.ndarray,
+    held_out: np.ndarray,
+    reporter: Reporter,
+) -> Symmetry:
+    """The symmetry that the settings name, or that the images have."""
+    if config.symmetry != "auto":
+        return Symmetry(config.symmetry in ("turns", "all"), config.symmetry in ("mirrors", "all"))
+    sample = torch.from_numpy(cache.batch(train[:SYMMETRY_IMAGES]))
+    others = torch.from_numpy(cache.batch(held_out[:SYMMETRY_IMAGES]))
+    symmetry, said = find_symmetry(student.local, config.grids[0], sample, others)
+    reporter.say(said)
+    return symmetry
+
+
 def global_stage(
     scale: Scale,
     index: int,
@@ -156,6 +179,7 @@ def global_stage(
     cache: ImageCache,
     train: np.ndarray,
     held_out: np.ndarray,
+    symmetry: Symmetry,
     bf16: bool,
 ) -> Stage:
     """The stage that trains Global-Net and the distortion head of one scale, Eq. 10."""
@@ -177,6 +201,7 @@ def global_stage(
         batch = torch.from_numpy(cache.batch(indices))
         # Images that memory does not hold are decoded while this step computes.
         cache.prefetch(chosen(number + 1)[0])
+        batch = vary(batch, symmetry, generator)
         images = augment(batch, config.shift, config.brightness, generator)
         holes = draw_holes(config.batch, holes_each, patch, config.image_size, generator)
         x = to_input(images)
