@@ -106,7 +106,7 @@ class Config:
     smoothing: float = 4.0
     quantile: float = 0.99
     finetune_steps: int = 400
-    steps: int = 2000
+    steps: int = 1600
     batch: int = 12
     holes: int | tuple[int, ...] | None = None
     learning_rate: float = 3e-3

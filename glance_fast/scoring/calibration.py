@@ -13,6 +13,7 @@ from torch import Tensor
 
 from glance_fast.config import Config
 from glance_fast.data.folders import ImageCache
+from glance_fast.hardware import has_bf16
 from glance_fast.model import CHUNK, Glance
 from glance_fast.scoring.maps import HeadMaps, blend_heads, combine
 from glance_fast.scoring.statistics import Calibration, Moments, ScaleStatistics, upper_threshold
@@ -102,6 +103,8 @@ def calibrate(
         Called with (images done, images in all).
     """
     config = model.config
+    # Rounding is noise far below what normal images differ by.
+    precision = "bf16" if has_bf16(model.device) else "fp32"
     fit = np.random.default_rng(config.seed).permutation(train)[:MOST_IMAGES]
     fit = fit if config.blend == "calibrated" else fit[:0]
     total = len(fit) + len(held_out)
@@ -109,7 +112,7 @@ def calibrate(
     def features(indices: np.ndarray, done: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
         for start in range(0, len(indices), CHUNK):
             part = indices[start : start + CHUNK]
-            yield model.features(cache.batch(part), ENGINE)
+            yield model.features(cache.batch(part), ENGINE, precision)
             if progress:
                 progress(done + start + len(part), total)
 

@@ -61,14 +61,14 @@ def local_stage(
         fit, compact = student.losses(teacher, images, bf16)
         return LAMBDA_K * fit + LAMBDA_C * compact, float(fit.detach()), float(compact.detach())
 
-    def validate() -> tuple[float, float]:
+    def validate() -> dict[str, float]:
         losses = [
             student.losses(teacher, torch.from_numpy(cache.batch(part)), bf16)[0]
             for part in _batches(held_out)
         ]
         loss = float(torch.stack(losses).mean())
         # The target is standardised: what is left of its variance is the loss itself.
-        return loss, 1 - loss
+        return {"held_out_loss": loss, "r2": 1 - loss}
 
     stem = [*student.local.conv1.parameters(), *student.local.layer1.parameters()]
     known = set(map(id, stem))
@@ -114,10 +114,10 @@ def assistant_stage(
         second, third = losses(images)
         return second + third, float(second.detach()), float(third.detach())
 
-    def validate() -> tuple[float, float]:
+    def validate() -> dict[str, float]:
         parts = [losses(torch.from_numpy(cache.batch(part)).float()) for part in _batches(held_out)]
         second, third = (float(torch.stack(p).mean()) for p in zip(*parts, strict=True))
-        return second + third, 1 - third
+        return {"held_out_loss": second + third, "held_out_second": third, "r2": 1 - third}
 
     new = list(assistant.layer3.parameters())
     old = [p for m in (assistant.conv1, assistant.layer1, assistant.layer2) for p in m.parameters()]

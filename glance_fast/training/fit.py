@@ -212,7 +212,9 @@ def global_stage(
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             global_ = scale.global_net(x.to(device), holes.to(device))
         inconsistency = inconsistency_loss(local, global_)
-        distortion = distortion_loss(scale.distortion(local, global_), scale.distortion(distorted, global_))
+        # One batch for both kinds: BatchNorm must not tell them apart by whose batch it is.
+        logits = scale.distortion(torch.cat([local, distorted]), torch.cat([global_, global_]))
+        distortion = distortion_loss(*logits.chunk(2))
         loss = inconsistency + config.lambda_t * distortion
         return loss, float(inconsistency.detach()), float(distortion.detach())
 
@@ -222,19 +224,27 @@ def global_stage(
         for _ in range(VALIDATION_DRAWS)
     ]
 
-    def validate() -> tuple[float, float]:
-        local, global_ = [], []
+    def validate() -> dict[str, float]:
+        local, distorted, global_ = [], [], []
+        generator = step_generator(config.seed, f"{name}/held out", 1)
         for start in range(0, len(held_out), config.batch):
             part = slice(start, start + config.batch)
             x = to_input(torch.from_numpy(cache.batch(held_out[part])))
+            clean = torch.cat([crop(x.permute(0, 2, 3, 1), holes[part]) for holes in draws])
+            local.append(local_features(clean.to(device)))
+            distorted.append(local_features(stain(clean, generator).to(device)))
             for holes in draws:
-                patches = crop(x.permute(0, 2, 3, 1), holes[part]).to(device)
-                local.append(local_features(patches))
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     global_.append(scale.global_net(x.to(device), holes[part].to(device)))
-        z = torch.cat(local).flatten(0, 1)
-        error = inconsistency_loss(z, torch.cat(global_).flatten(0, 1))
-        return float(error), float(1 - error / (z - z.mean(0)).square().mean())
+        z, z_stained, z_g = (torch.cat(parts).flatten(0, 1) for parts in (local, distorted, global_))
+        error = inconsistency_loss(z, z_g)
+        return {
+            "held_out_loss": float(error),
+            "held_out_second": float(
+                distortion_loss(scale.distortion(z, z_g), scale.distortion(z_stained, z_g))
+            ),
+            "r2": float(1 - error / (z - z.mean(0)).square().mean()),
+        }
 
     modules = {"global": scale.global_net, "distortion": scale.distortion}
     parameters = [p for module in modules.values() for p in module.parameters()]

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from glance_fast.data.files import write_tensors, write_text
 from glance_fast.errors import UserError
 
-COLUMNS = ("stage", "step", "seconds", "images_per_second", "loss", "first", "second", "held_out_loss", "r2")
+COLUMNS = ("stage", "step", "seconds", "images_per_second", "loss", "first", "second")
+COLUMNS += ("held_out_loss", "held_out_second", "r2")
 WARMUP = 0.1
 CLIP = 2.0
 
@@ -45,7 +46,8 @@ class Stage:
     batch : int
         Images a step, for the progress bar.
     validate : callable, optional
-        To (loss, R²) on held-out images; called ``VALIDATIONS`` times in all.
+        To the columns ``held_out_loss``, ``r2`` and, where there is one, ``held_out_second`` of the log, from
+        held-out images; called ``VALIDATIONS`` times in all.
     """
 
     name: str
@@ -54,7 +56,7 @@ class Stage:
     groups: list[dict]
     step: Callable[[int], tuple[Tensor, float, float]]
     batch: int
-    validate: Callable[[], tuple[float, float]] | None = None
+    validate: Callable[[], dict[str, float]] | None = None
     row: dict = field(default_factory=dict)
 
 
@@ -203,7 +205,7 @@ def _validate(stage: Stage) -> None:
     for module in stage.modules.values():
         module.eval()
     with torch.inference_mode():
-        stage.row["held_out_loss"], stage.row["r2"] = stage.validate()
+        stage.row |= stage.validate()
     for module in stage.modules.values():
         module.train()
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glance_fast.kernels import partial_conv2d
-from glance_fast.kernels.partial_conv import inside_holes
+from glance_fast.kernels.partial_conv import inside_holes, partial_conv2d_inner
 from glance_fast.kernels.partial_conv.reference import partial_conv2d_reference
 
 FEW = settings(max_examples=60, deadline=None)
@@ -393,6 +393,30 @@ def test_inside_holes_marks_the_boxes():
     assert marked.shape == (2, 1, 6, 5) and marked.dtype == torch.bool
     assert torch.equal(~marked, mask_of(holes, (6, 5), torch.bool))
     assert torch.equal(inside_holes(holes[:, 0], 6, 5), inside_holes(holes[:, :1], 6, 5))
+
+
+# Between the layers of a net
+
+
+@case
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no-bias"])
+def test_inner_equals_the_checked_one_with_gradients(case, with_bias):
+    (x, weight, bias), holes, layer = unpack(case, torch.float64)
+    # What it may rely on: zeros under holes that lie within the image.
+    size = x.shape[2:]
+    holes = torch.minimum(holes.clamp_min(0), torch.tensor([*size, *size]))
+    inputs = [x * mask_of(holes, size), weight, *([bias] if with_bias else [])]
+    results = []
+    for run in (partial_conv2d, partial_conv2d_inner):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        arguments = (*leaves, *([] if with_bias else [None]), holes, *layer)
+        y, after, *seen = run(*arguments)
+        results.append((y, after, *torch.autograd.grad(y.square().sum(), leaves[1:])))
+    for expected, got in zip(*results, strict=True):
+        assert relative_error(got, expected) <= 1e-12
+    ones = torch.ones(1, 1, *weight.shape[2:], dtype=torch.float64)
+    assert torch.equal(seen[0].double(), F.conv2d(mask_of(holes, size, torch.float64), ones, None, *layer))
+    assert (y[(seen[0] == 0).expand_as(y)] == 0).all()
 
 
 # What is refused

@@ -23,7 +23,7 @@ def make_stage(steps: int = 20, stop_at: int | None = None, rate: float = 1e-2) 
         return (net(x) - x.sum(1, keepdim=True)).square().mean(), 1.0, 2.0
 
     groups = [{"params": list(net.parameters()), "lr": rate, "weight_decay": 0.0}]
-    return Stage("toy", steps, {"net": net}, groups, step, 16, lambda: (0.5, 0.25))
+    return Stage("toy", steps, {"net": net}, groups, step, 16, lambda: {"held_out_loss": 0.5, "r2": 0.25})
 
 
 def run(stage, folder, minutes=100.0):
