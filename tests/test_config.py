@@ -79,6 +79,9 @@ def test_image_size_is_rounded_to_one_that_patches_cover(asked, patch, stride, s
     [
         pytest.param({"net": "huge"}, "net: 'huge' is none of default, paper", id="net"),
         pytest.param({"blend": "raw"}, "blend: 'raw' is neither", id="blend"),
+        pytest.param({"symmetry": "yes"}, "symmetry: 'yes' is none of auto, none", id="symmetry"),
+        pytest.param({"symmetry": "turns", "image_size": (256, 192)}, "turns need a square", id="turns"),
+        pytest.param({"symmetry": "all", "image_size": (256, 192)}, "turns need a square", id="all-turns"),
         pytest.param({"readout": "ring"}, "readout: 'ring' is neither", id="readout"),
         pytest.param({"patch": (32, 64), "stride": 8}, "patch and stride: 2 .* 1 strides", id="scales"),
         pytest.param({"patch": 33, "stride": 8}, "patch: 33 is not supported; use one of 32, 64", id="patch"),
@@ -153,6 +156,7 @@ def test_not_a_number_is_no_number():
         ("lambda_t", "0.3"),
         ("lambda_s", [0.5]),
         ("net", 3),
+        ("symmetry", False),
         ("readout", 3),
         ("holes", 2.5),
     ],
@@ -161,6 +165,11 @@ def test_not_a_number_is_no_number():
 def test_values_of_another_kind(name, value):
     with pytest.raises(UserError, match=rf"^{name}: expected "):
         Config(**{name: value})
+
+
+@pytest.mark.parametrize("symmetry", ["auto", "none", "mirrors"])
+def test_symmetries_without_turns_go_with_any_image(symmetry):
+    assert Config(symmetry=symmetry, image_size=(256, 192)).symmetry == symmetry
 
 
 def test_integers_stand_for_floats():

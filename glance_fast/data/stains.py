@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Share of a patch's side: thinnest and thickest stroke, smallest and largest blob radius.
-STROKE = (0.02, 0.10)
-BLOB = (0.05, 0.25)
+STROKE = (0.03, 0.12)
+BLOB = (0.1, 0.4)
 
 
 def stain(patches: Tensor, generator: torch.Generator) -> Tensor:
@@ -40,13 +40,14 @@ def stain(patches: Tensor, generator: torch.Generator) -> Tensor:
         _strokes(count, height, width, generator),
         _blobs(count, height, width, generator),
     )
-    kind = torch.randint(0, 3, (count, 1, 1, 1), generator=generator)
+    # Pieces of other patches are the likeliest: they look like what real defects are made of.
+    kind = torch.randint(0, 4, (count, 1, 1, 1), generator=generator).clamp_max(2)
     content = torch.where(
         kind == 0,
         _colours(patches, generator),
         torch.where(kind == 1, _textures(patches, generator), _pieces(patches, generator)),
     )
-    opacity = _uniform((count, 1, 1, 1), 0.35, 1.0, generator)
+    opacity = _uniform((count, 1, 1, 1), 0.5, 1.0, generator)
     # A pasted piece hides what was there.
     opacity = torch.where(kind == 2, torch.ones_like(opacity), opacity)
     return torch.lerp(patches, content, (shape[:, None] * opacity).to(patches.dtype))
@@ -107,18 +108,20 @@ def _blobs(count: int, height: int, width: int, generator: torch.Generator) -> T
 
 
 def _colours(patches: Tensor, generator: torch.Generator) -> Tensor:
-    """A flat colour each: the patch's own mean, moved by at least a visible step."""
+    """A flat colour each: the patch's own mean, moved by a visible step that is grey half of the time."""
     mean, deviation = patches.mean((2, 3), keepdim=True), patches.std()
     step = torch.randn((len(patches), 3, 1, 1), generator=generator)
     grey = torch.randn((len(patches), 1, 1, 1), generator=generator)
     step = torch.where(torch.rand(grey.shape, generator=generator) < 0.5, grey.expand_as(step), step)
-    return mean + deviation * (step + 0.5 * step.sign())
+    return mean + deviation * (step + step.sign())
 
 
 def _textures(patches: Tensor, generator: torch.Generator) -> Tensor:
-    """Mottled noise about the patch's mean."""
+    """Mottled noise about the patch's mean, grey half of the time."""
     count, _, height, width = patches.shape
     coarse = torch.randn((count, 3, max(height // 4, 2), max(width // 4, 2)), generator=generator)
+    grey = torch.rand((count, 1, 1, 1), generator=generator) < 0.5
+    coarse = torch.where(grey, coarse[:, :1].expand_as(coarse), coarse)
     noise = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
     return patches.mean((2, 3), keepdim=True) + patches.std() * noise
 

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Draws of an image's holes before chance is given up for a lattice.
+TRIES = 50
+
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
     """The source of all random numbers of one step."""
@@ -59,15 +62,14 @@ def augment(images: Tensor, shift: int, brightness: float, generator: torch.Gene
 def draw_holes(
     batch: int, holes: int, patch: int, size: tuple[int, int], generator: torch.Generator
 ) -> Tensor:
-    """Disjoint holes at random pixels.
+    """Disjoint holes at random pixels, any place as likely as its neighbours allow.
 
-    The image is cut into cells of twice the patch; each hole lies at random in a cell of its own and
-    leaves the cell's last row and column free, so that no two ever touch.
+    Places are drawn one after another; one that would touch an earlier hole is passed over.
 
     Parameters
     ----------
     batch, holes : int
-        B images, K holes each; K is at most the number of cells.
+        B images, K holes each; K is at most the number of cells of twice the patch that the image has.
     patch : int
         Side of a hole, pixels.
     size : (int, int)
@@ -76,16 +78,43 @@ def draw_holes(
     Returns
     -------
     Tensor
-        Int64 [B, K, 4].
+        Int64 [B, K, 4]; between any two there is at least one free pixel.
     """
-    height, width = size
-    rows, cols = max(1, height // (2 * patch)), max(1, width // (2 * patch))
-    cell = torch.stack([torch.randperm(rows * cols, generator=generator)[:holes] for _ in range(batch)])
-    sides = torch.tensor([height // rows, width // cols])
-    room = torch.rand(*cell.shape, 2, generator=generator)
-    offset = (room * (sides - patch).clamp_min(1)).long()
-    corner = torch.stack([cell // cols, cell % cols], dim=-1) * sides + offset
+    room = torch.tensor([size[0] - patch + 1, size[1] - patch + 1])
+    corners = np.empty((batch, holes, 2), np.int64)
+    for image in corners:
+        for _ in range(TRIES):
+            places = (torch.rand(16 * holes, 2, generator=generator) * room).long().numpy()
+            chosen = _apart(places, holes, patch)
+            if len(chosen) == holes:
+                break
+        else:
+            chosen = _lattice(holes, patch, size, generator)
+        image[:] = chosen
+    corner = torch.from_numpy(corners)
     return torch.cat([corner, corner + patch], dim=-1)
+
+
+def _apart(places: np.ndarray, count: int, patch: int) -> np.ndarray:
+    """The first ``count`` of places [N, 2] that leave a free pixel between each other, or as many as do."""
+    chosen = np.empty((count, 2), np.int64)
+    found = 0
+    for place in places:
+        if (np.abs(chosen[:found] - place).max(1) > patch).all():
+            chosen[found] = place
+            found += 1
+            if found == count:
+                break
+    return chosen[:found]
+
+
+def _lattice(count: int, patch: int, size: tuple[int, int], generator: torch.Generator) -> np.ndarray:
+    """Places [count, 2] in cells of their own, where an image is too small for chance."""
+    rows, cols = max(1, size[0] // (2 * patch)), max(1, size[1] // (2 * patch))
+    cell = torch.randperm(rows * cols, generator=generator)[:count]
+    sides = torch.tensor([size[0] // rows, size[1] // cols])
+    offset = (torch.rand(count, 2, generator=generator) * (sides - patch).clamp_min(1)).long()
+    return (torch.stack([cell // cols, cell % cols], dim=-1) * sides + offset).numpy()
 
 
 def crop(images: Tensor, holes: Tensor) -> Tensor:

@@ -60,8 +60,12 @@ def partial_conv2d_zeroed(
     y = F.conv2d(x, weight, None, stride, padding)
     full = weight.shape[-2] * weight.shape[-1]
     ratio = full / seen.clamp_min(1).to(torch.promote_types(y.dtype, torch.float32))
-    y = y * ratio.to(y.dtype)
+    ratio = ratio.to(y.dtype)
     if bias is None:
         # What sees nothing is a sum of zeros.
-        return y
-    return (y + bias.to(y.dtype)[:, None, None]).masked_fill(seen == 0, 0)
+        return y * ratio
+    bias = bias.to(y.dtype)[:, None, None]
+    if y.requires_grad:
+        return (y * ratio + bias).masked_fill(seen == 0, 0)
+    # Nothing else holds y, and copies cost as much as the convolution.
+    return y.mul_(ratio).add_(bias).masked_fill_(seen == 0, 0)

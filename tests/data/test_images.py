@@ -11,8 +11,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from glance_fast.data.files import atomic_write
-from glance_fast.data.images import read_image, read_mask, resize, write_png, write_text, write_tiff
+from glance_fast.data.files import atomic_write, write_text
+from glance_fast.data.images import read_image, read_mask, resize, write_png, write_tiff
 from glance_fast.errors import ImageError, UserError
 
 GREY = np.array([[0, 50, 100], [150, 200, 255]], np.uint8)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from glance_fast.config import LOCAL_LAYOUTS
 from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid
-from glance_fast.nets.local_net import LocalNet
+from glance_fast.nets.local_net import LocalNet, ValidBlock
 from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher, to_input
 
@@ -80,6 +80,14 @@ def test_strides_off_the_nets_own_are_refused(stride):
 def test_unknown_patch_sizes_are_refused():
     with pytest.raises(ValueError, match=r"48 pixels: use one of \[32, 64\]"):
         LocalNet(48)
+
+
+@torch.no_grad()
+def test_the_shortcut_is_the_middle_of_what_the_convolutions_see():
+    block, x = ValidBlock(4), torch.randn(1, 4, 9, 11)
+    block.conv2.weight.zero_()
+    block.conv2.bias.fill_(0.25)
+    assert torch.equal(block(x), torch.relu(x[:, :, 2:7, 2:9] + 0.25))
 
 
 @torch.no_grad()
