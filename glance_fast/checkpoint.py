@@ -7,22 +7,25 @@ from pathlib import Path
 import safetensors
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from glance_fast.config import Config, load_config
-from glance_fast.data.files import write_tensors, write_text
+from glance_fast.data.files import read_notes, write_tensors, write_text
 from glance_fast.errors import UserError
 from glance_fast.hardware import pick_device
 from glance_fast.model import PRECISIONS, Glance
 from glance_fast.scoring.statistics import Calibration
 
 MODEL, CONFIG, CALIBRATION = "model.safetensors", "config.toml", "calibration.json"
+# In the notes of the weights; another one where their meaning changes.
+FORMAT = 1
 
 
 def save_model(model: Glance, run: Path) -> None:
     """Write a model to a run folder, the weights last: a folder that has them is complete."""
     write_text(run / CONFIG, model.config.to_toml())
     write_text(run / CALIBRATION, model.calibration.to_json())
-    write_tensors(run / MODEL, model.state_dict(), {"format": "glance-fast 1"})
+    write_tensors(run / MODEL, model.state_dict(), {"format": FORMAT})
 
 
 def load(run: str | Path, device: str = "auto", precision: str = "auto") -> Glance:
@@ -50,33 +53,51 @@ def load(run: str | Path, device: str = "auto", precision: str = "auto") -> Glan
     run = Path(run)
     if precision not in PRECISIONS:
         raise UserError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")
+    chosen = pick_device(device)
     if not run.is_dir():
-        raise UserError(f"{run}: no such folder; a run folder is what glance-fast train wrote")
+        what = "is a file" if run.exists() else "no such folder"
+        raise UserError(f"{run}: {what}; a run folder is what glance-fast train wrote")
     if not (run / MODEL).is_file():
         hint = (
             "training is unfinished: go on with glance-fast train --resume"
             if (run / "checkpoint").is_dir()
-            else ("not a run folder of glance-fast train")
+            else "not a run folder of glance-fast train"
         )
         raise UserError(f"{run}: no {MODEL} in it; {hint}")
     for name in (CONFIG, CALIBRATION):
         if not (run / name).is_file():
             raise UserError(f"{run / name}: missing; the run folder is incomplete, train again")
-    config = Config(**load_config(run / CONFIG))
-    model = Glance(config)
-    text = (run / CALIBRATION).read_text(encoding="utf-8", errors="replace")
-    model.calibration = Calibration.from_json(text, len(config.patches), str(run / CALIBRATION))
-    path = run / MODEL
+    values = load_config(run / CONFIG)
     try:
-        tensors = load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}); train again") from error
+        config = Config(**values)
+    except UserError as error:
+        raise UserError(f"{run / CONFIG}: {error}") from error
+    try:
+        text = (run / CALIBRATION).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{run / CALIBRATION}: cannot be read: {error.strerror or error}") from error
+    calibration = Calibration.from_json(text, len(config.patches), str(run / CALIBRATION))
+    tensors = _read_tensors(run / MODEL)
+    model = Glance(config)
     wanted = model.state_dict()
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape:
-            raise UserError(f"{path}: does not fit {CONFIG} beside it ({name}); train again")
+            raise UserError(f"{run / MODEL}: does not fit {CONFIG} beside it ({name}); train again")
         if tensors[name].dtype != wanted[name].dtype or not torch.isfinite(tensors[name]).all():
-            raise UserError(f"{path}: damaged ({name} has another type or is not finite); train again")
+            raise UserError(f"{run / MODEL}: damaged ({name} has another type or is not finite); train again")
     model.load_state_dict(tensors)
+    model.calibration = calibration
     model.precision = precision
-    return model.to(pick_device(device)).eval()
+    return model.to(chosen).eval()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if read_notes(path).get("format") != FORMAT:
+            raise UserError(f"{path}: not a model of this version of glance-fast; train again")
+        return load_file(path)
+    except KeyError as error:
+        raise UserError(f"{path}: not a model of this version of glance-fast; train again") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        # Anything pickled ends here, too: its first bytes are no header.
+        raise UserError(f"{path}: damaged, or not a safetensors file ({error}); train again") from error

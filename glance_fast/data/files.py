@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from glance_fast.errors import UserError
+
+NOTES = "glance-fast"
 
 
 @contextmanager
@@ -64,15 +69,40 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors, whole or not at all.
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], notes: dict[str, Any]) -> None:
+    """Write tensors as safetensors, whole or not at all; the same content gives the same bytes.
+
+    Parameters
+    ----------
+    path : path
+        The file to write.
+    tensors : dict of Tensor
+        By name.
+    notes : dict
+        Kept in the file as JSON; `read_notes` gives them back.
 
     Raises
     ------
     UserError
         The file cannot be written.
     """
+    # One entry alone: safetensors writes several in an order that differs from run to run.
+    metadata = {NOTES: json.dumps(notes, sort_keys=True)}
     data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
     with atomic_write(path) as temporary:
         # Not save_file, whose files only their owner may read.
         temporary.write_bytes(data)
+
+
+def read_notes(path: str | Path) -> dict[str, Any]:
+    """The notes that `write_tensors` left in a file.
+
+    Raises
+    ------
+    safetensors.SafetensorError
+        It is no safetensors file.
+    KeyError, ValueError
+        It has no such notes.
+    """
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {})[NOTES])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glance_fast.config import LOCAL_LAYOUTS
-from glance_fast.data.files import write_tensors
+from glance_fast.data.files import read_notes, write_tensors
 from glance_fast.errors import UserError
 from glance_fast.nets.local_net import LocalNet
 from glance_fast.nets.teacher import TEACHER_FEATURES, to_input
@@ -47,9 +48,9 @@ class Student(nn.Module):
         self.register_buffer("std", torch.ones(TEACHER_FEATURES))
         self.to(memory_format=torch.channels_last)
 
-    def save(self, path: Path, notes: dict[str, str]) -> None:
+    def save(self, path: Path, notes: dict[str, Any]) -> None:
         """Write the student; ``notes`` are kept as the file's metadata."""
-        write_tensors(path, self.state_dict(), {"patch": str(self.local.patch), **notes})
+        write_tensors(path, self.state_dict(), {"patch": self.local.patch, **notes})
 
     @classmethod
     def load(cls, path: Path) -> Student:
@@ -57,8 +58,7 @@ class Student(nn.Module):
         if not path.is_file():
             raise UserError(f"{path}: no such file; a Local-Net comes from glance-fast distill")
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                patch = int((file.metadata() or {})["patch"])
+            patch = read_notes(path)["patch"]
             tensors = load_file(path)
             if patch not in LOCAL_LAYOUTS:
                 raise UserError(f"{path}: made for patches of {patch} pixels, which this version has not")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -164,7 +165,7 @@ def load_assistant(path: str | Path) -> Teacher:
         raise UserError(f"{path}: not a readable assistant ({error})") from error
 
 
-def save_assistant(assistant: Teacher, path: Path, notes: dict[str, str]) -> None:
+def save_assistant(assistant: Teacher, path: Path, notes: dict[str, Any]) -> None:
     """Write an assistant in half precision; ``notes`` are kept as the file's metadata."""
     write_tensors(path, {name: value.half() for name, value in assistant.state_dict().items()}, notes)
 

@@ -225,12 +225,10 @@ def distill(
         last = log.rows[-1]
         notes = {
             "teacher": "ResNet-18, ImageNet",
-            "photographs": str(len(cache)),
-            "steps": str(steps),
-            "seed": str(seed),
-            "held_out_loss": last["held_out_loss"],
-            "loss_first": last["first"],
-            "loss_second": last["second"],
+            "photographs": len(cache),
+            "steps": steps,
+            "seed": seed,
+            "held_out_loss": float(last["held_out_loss"]),
         }
         if kind == "assistant":
             save_assistant(assistant, out, notes)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from glance_fast.data.files import write_tensors, write_text
+from glance_fast.data.files import read_notes, write_tensors, write_text
 from glance_fast.errors import UserError
 
 COLUMNS = ("stage", "step", "seconds", "images_per_second", "loss", "first", "second")
@@ -220,16 +220,14 @@ def _save(path: Path, stage: Stage, optimizer: torch.optim.Optimizer | None, don
         state = optimizer.state_dict()["state"]
         for index, values in state.items():
             tensors |= {f"optimizer/{index}/{key}": value for key, value in values.items()}
-    write_tensors(path, tensors, {"step": str(done), "steps": str(stage.steps)})
+    write_tensors(path, tensors, {"step": done, "steps": stage.steps})
 
 
 def _load(path: Path, stage: Stage, optimizer: torch.optim.Optimizer) -> int:
     damaged = f"{path}: damaged checkpoint; remove it to train this stage anew"
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        tensors = load_file(path)
-        done, steps = int(metadata["step"]), int(metadata["steps"])
+        notes, tensors = read_notes(path), load_file(path)
+        done, steps = int(notes["step"]), int(notes["steps"])
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{damaged} ({error})") from error
     if steps != stage.steps:

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glance_fast.config import LOCAL_LAYOUTS
+from glance_fast.data.files import write_tensors
 from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid
 from glance_fast.nets.local_net import LocalNet, ValidBlock
@@ -181,10 +182,14 @@ def test_student_round_trip(student, tmp_path):
     assert torch.equal(student.local(x), again.local(x))
 
 
+def renote(path, notes):
+    write_tensors(path, load_file(path), notes)
+
+
 def altered(path, change):
     tensors = load_file(path)
     change(tensors)
-    save_file(tensors, path, {"patch": "32"})
+    write_tensors(path, tensors, {"patch": 32})
 
 
 @pytest.mark.parametrize(
@@ -196,12 +201,16 @@ def altered(path, change):
         pytest.param(lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a Local-Net", id="truncated"),
         pytest.param(lambda p: p.write_bytes(p.read_bytes()[:50]), "not a Local-Net", id="header-cut"),
         pytest.param(
-            lambda p: save_file({"a": torch.zeros(3)}, p, {"patch": "32"}), "not a Local-Net", id="others"
+            lambda p: write_tensors(p, {"a": torch.zeros(3)}, {"patch": 32}), "not a Local-Net", id="others"
         ),
         pytest.param(lambda p: save_file(load_file(p), p), "not a Local-Net", id="no-patch"),
-        pytest.param(lambda p: save_file(load_file(p), p, {"patch": "64"}), "not a Local", id="patch-64"),
-        pytest.param(lambda p: save_file(load_file(p), p, {"patch": "33"}), "33 pixels", id="unknown-patch"),
-        pytest.param(lambda p: save_file(load_file(p), p, {"patch": "big"}), "not a Local", id="no-number"),
+        pytest.param(lambda p: renote(p, {"patch": 64}), "not a Local", id="patch-64"),
+        pytest.param(
+            lambda p: write_tensors(p, load_file(p), {"patch": 33}), "33 pixels", id="unknown-patch"
+        ),
+        pytest.param(
+            lambda p: write_tensors(p, load_file(p), {"patch": "big"}), "not a Local", id="no-number"
+        ),
         pytest.param(lambda p: altered(p, lambda t: t.pop("mean")), "not a Local-Net", id="one-missing"),
         pytest.param(
             lambda p: altered(p, lambda t: t.update(std=torch.ones(2))), "not a Local-Net", id="other-shape"
