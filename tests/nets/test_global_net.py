@@ -118,6 +118,32 @@ def test_hidden_places_are_zero_in_every_map(net):
     assert hidden > 50
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 2, 4], ids="{}-holes".format)
+def test_every_layer_sees_all_that_is_outside_the_holes(net, count):
+    holes = torch.tensor(FOUR)[:, :count]
+    maps = []
+    handles = [s.register_forward_hook(lambda module, given, out: maps.append(out[0])) for s in net.stages]
+    net(images(2), holes)
+    for handle in handles:
+        handle.remove()
+
+    # The same layers under a mask of pixels, which knows nothing of boxes.
+    def masked(layer, x, mask):
+        return partial_conv2d(x, *layer.folded(), mask, layer.stride, layer.padding)
+
+    y, mask = masked(net.stem, images(2), (~inside_holes(holes, *SIZE)).float())
+    y = F.relu(y)
+    for stage, got in zip(net.stages, maps, strict=True):
+        y, mask = masked(stage.down, y, mask)
+        y = F.relu(y)
+        for block in stage.blocks:
+            inner, mask = masked(block.conv1, y, mask)
+            inner, mask = masked(block.conv2, F.relu(inner), mask)
+            y = F.relu(y + inner)
+        assert (got - y).abs().max() <= 2e-5 * y.abs().max()
+
+
 # Batches and sizes
 
 
@@ -163,6 +189,28 @@ def test_pooling_is_the_mean_over_what_is_seen():
     read = net.read([last], holes, holes, (160, 224))
     for i, seen in enumerate((35 - 8, 35 - 10 - 4)):
         assert torch.allclose(read[i], (last[i].sum((1, 2)) / seen).expand(2, -1), atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("patch", "near", "far"), [(32, 24, 16), (64, 40, 32)], ids=["patch32", "patch64"])
+def test_readout_reads_at_the_hole_and_in_two_rings_around_it(patch, near, far):
+    net = GlobalNet(patch, (2, 2, 2, 2), (0, 0, 0), "hole", 16)
+    size, top, left = (288, 320), 96, 128
+    # Maps that hold their own cells' centres, so that a reading says where it was taken.
+    maps = []
+    for stride in (8, 16, 32):
+        y, x = (torch.arange(s // stride) * stride + ORIGIN for s in size)
+        maps.append(torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1])[None])
+    places = torch.tensor([[[top, left, top + patch, left + patch]]])
+    read = net.read(maps, torch.zeros_like(places), places, size)[0, 0]
+    center = torch.tensor([left, top]) + (patch - 1) / 2
+    ring = torch.tensor([[dx, dy] for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
+    pooled, at_hole, near_ring, far_ring, position = read.split([2, 2, 18, 18, 16])
+    assert torch.allclose(pooled, maps[-1].mean((0, 2, 3)))
+    assert torch.allclose(at_hole, center)
+    assert torch.allclose(near_ring.view(9, 2), center + near * ring)
+    assert torch.allclose(far_ring.view(9, 2), center + far * ring)
+    assert torch.equal(position, fourier(center / torch.tensor([320.0, 288.0])))
 
 
 @torch.no_grad()
