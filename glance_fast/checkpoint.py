@@ -92,12 +92,15 @@ def load(run: str | Path, device: str = "auto", precision: str = "auto") -> Glan
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    foreign = f"{path}: not a model of this version of glance-fast; train again"
     try:
-        if read_notes(path).get("format") != FORMAT:
-            raise UserError(f"{path}: not a model of this version of glance-fast; train again")
-        return load_file(path)
-    except KeyError as error:
-        raise UserError(f"{path}: not a model of this version of glance-fast; train again") from error
+        notes = read_notes(path)
+        tensors = load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         # Anything pickled ends here, too: its first bytes are no header.
         raise UserError(f"{path}: damaged, or not a safetensors file ({error}); train again") from error
+    except (KeyError, ValueError) as error:
+        raise UserError(foreign) from error
+    if not isinstance(notes, dict) or notes.get("format") != FORMAT:
+        raise UserError(foreign)
+    return tensors

@@ -159,7 +159,9 @@ def test_weights_of_another_type(run):
         load(run)
 
 
-@pytest.mark.parametrize("metadata", [{NOTES: '{"format": 999}'}, {"other": "tool"}])
+@pytest.mark.parametrize(
+    "metadata", [{NOTES: '{"format": 999}'}, {NOTES: "{"}, {NOTES: "[]"}, {"other": "tool"}]
+)
 def test_weights_of_another_version_or_tool(run, metadata):
     assert read_notes(run / "model.safetensors") == {"format": FORMAT}
     change_weights(run, lambda tensors: None, metadata)

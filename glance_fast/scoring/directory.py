@@ -1,0 +1,365 @@
+"""Every image below a folder to a map and a line of ``scores.csv``: ``glance-fast score-dir``."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import glance_fast
+from glance_fast.data.files import write_text
+from glance_fast.data.folders import list_images
+from glance_fast.data.images import read_image, resize, resize_map, write_png, write_tiff
+from glance_fast.errors import ImageError, UserError
+from glance_fast.evaluation.overlay import display_range, overlay
+from glance_fast.model import CHUNK, Glance
+
+# Photographs of another shape than in training are stretched; beyond this share it is said.
+ASPECT_TOLERANCE = 0.05
+ELSEWHERE = "use another --out, or --overwrite in place of --resume"
+# What a resumed scoring must share with what is there, and how its difference is told.
+SAME = {
+    "model": "another model; give the same run",
+    "images": "another folder of images; give the same",
+    "engine": "another --engine; give the same",
+    "precision": "another --precision; give the same",
+}
+
+
+class Row(NamedTuple):
+    """A line of ``scores.csv``: a score, or an error."""
+
+    path: str
+    score: str
+    anomalous: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What ``scores.csv`` holds: numbers of images, and remarks for the user."""
+
+    scored: int
+    anomalous: int
+    errors: int
+    remarks: tuple[str, ...]
+
+
+class _Photo(NamedTuple):
+    shape: tuple[int, int]
+    resized: np.ndarray
+    original: np.ndarray | None  # for an overlay
+
+
+def find_images(images: Path, out: Path) -> list[Path]:
+    """The images to score, in the order of ``scores.csv``.
+
+    Raises
+    ------
+    UserError
+        There are none, or ``out`` lies among them.
+    """
+    if out.resolve().is_relative_to(images.resolve()):
+        raise UserError(
+            f"{out}: lies in {images}, where overlays and maps would be taken for photographs; "
+            "choose another folder for them"
+        )
+    return list_images(images)
+
+
+def score_directory(
+    model: Glance,
+    images: Path,
+    out: Path,
+    *,
+    engine: str = "auto",
+    precision: str = "auto",
+    overlays: bool = False,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """Score every image below a folder.
+
+    Writes ``out/maps/<relative path>.tiff`` (float32, the image's own size), ``out/scores.csv``
+    (path, score, anomalous, error), ``out/run.json`` and, if asked, ``out/overlays/<relative path>.png``.
+    The suffix of the image stays part of the name, so that ``a.png`` and ``a.jpg`` do not meet. Rows are
+    appended as they come, and memory does not grow with the number of images but for their names.
+
+    Parameters
+    ----------
+    model : Glance
+        Trained.
+    images, out : Path
+        Folders. What an earlier call wrote to ``out`` is replaced, unless ``resume``.
+    engine, precision : str
+        As for ``Glance.score``.
+    overlays : bool
+        Whether to write pictures of the maps over the images.
+    resume : bool
+        Keep what an earlier call with the same arguments wrote; score only images without a row, without
+        their files, or with an error. Rows of images that are gone are kept.
+    progress : callable, optional
+        Called with (images done, images in all).
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    UserError
+        No image is found, ``out`` lies among the images or was begun with other arguments, or something
+        cannot be written. What was written stays.
+    """
+    images, out = Path(images), Path(out)
+    paths = find_images(images, out)
+    table, run = out / "scores.csv", out / "run.json"
+    origin = _origin(model, images, engine, precision)
+    rows: dict[str, Row] = {}
+    if resume:
+        _check_origin(run, origin)
+        rows = _read_rows(table)
+    write_text(run, json.dumps(origin, indent=2) + "\n")
+    todo = []
+    for path in paths:
+        row = rows.get(_shown(path.relative_to(images)))
+        files = _files(out, path.relative_to(images), overlays)
+        if row is None or row.error or not all(file.is_file() for file in files):
+            rows.pop(_shown(path.relative_to(images)), None)
+            todo.append(path)
+    # Errors of images that are gone are of no use to anyone.
+    rows = {name: row for name, row in rows.items() if not row.error}
+    _write_rows(table, rows.values())
+    scored, anomalous, errors, odd = len(rows), sum(row.anomalous == "1" for row in rows.values()), 0, 0
+    del rows
+
+    done = len(paths) - len(todo)
+    started = time.monotonic()
+    if progress:
+        progress(done, len(paths))
+    pool = ThreadPoolExecutor(2, thread_name_prefix="glance-files")
+    try:
+        for part, read in _read_ahead(pool, todo, model.config.image_size, overlays):
+            chunk = _score_chunk(model, images, out, part, read, engine, precision, pool)
+            # After the maps: a row without an error tells that they are there.
+            _append_rows(table, chunk)
+            scored += sum(not row.error for row in chunk)
+            anomalous += sum(row.anomalous == "1" for row in chunk)
+            errors += sum(bool(row.error) for row in chunk)
+            odd += sum(isinstance(p, _Photo) and _is_odd(p.shape, model.calibration.aspect) for p in read)
+            done += len(part)
+            if progress:
+                progress(done, len(paths))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if resume:
+        _sort_rows(table, [_shown(path.relative_to(images)) for path in paths])
+    seconds = time.monotonic() - started
+    found = {
+        "scored": scored,
+        "anomalous": anomalous,
+        "errors": errors,
+        "seconds": round(seconds, 3),
+        "seconds_per_image": round(seconds / len(todo), 4) if todo else None,
+    }
+    write_text(run, json.dumps(origin | found, indent=2) + "\n")
+    have = "image has" if odd == 1 else "images have"
+    remark = f"{odd} {have} another shape than those in training, and the model saw a stretched copy"
+    return Summary(scored, anomalous, errors, (remark,) if odd else ())
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, paths: list[Path], size: tuple[int, int], originals: bool
+) -> Iterator[tuple[list[Path], list[_Photo | ImageError]]]:
+    """Chunks of paths with their images; the next chunk is decoded while this one is scored."""
+
+    def read(path: Path) -> _Photo | ImageError:
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            return error
+        return _Photo(image.shape[:2], resize(image, size), image if originals else None)
+
+    def submit(start: int) -> list[Future[_Photo | ImageError]]:
+        return [pool.submit(read, path) for path in paths[start : start + CHUNK]]
+
+    ahead = submit(0)
+    for start in range(0, len(paths), CHUNK):
+        ready = [future.result() for future in ahead]
+        ahead = submit(start + CHUNK)
+        yield paths[start : start + CHUNK], ready
+
+
+def _score_chunk(
+    model: Glance,
+    images: Path,
+    out: Path,
+    paths: list[Path],
+    read: list[_Photo | ImageError],
+    engine: str,
+    precision: str,
+    pool: ThreadPoolExecutor,
+) -> list[Row]:
+    """Score images that could be read, write their maps; a row for every one, in order."""
+    good = [i for i, photo in enumerate(read) if isinstance(photo, _Photo)]
+    errors = {i: photo.reason for i, photo in enumerate(read) if isinstance(photo, ImageError)}
+    scores: dict[int, float] = {}
+    if good:
+        result = model.score([read[i].resized for i in good], engine, precision)
+        display = display_range(model.calibration)
+        writes = {}
+        for i, score_map, score in zip(good, result.maps, result.scores, strict=True):
+            if not (math.isfinite(score) and np.isfinite(score_map).all()):
+                errors[i] = "its scores are not finite; try --precision fp32, or train the model again"
+                continue
+            scores[i] = float(score)
+            name = paths[i].relative_to(images)
+            writes[i] = pool.submit(_write, out, name, read[i], score_map, display)
+        for i, write in writes.items():
+            reason = write.result()
+            if reason:
+                errors[i] = reason
+    threshold = model.calibration.threshold
+    rows = []
+    for i, path in enumerate(paths):
+        name = _shown(path.relative_to(images))
+        if i in errors:
+            rows.append(Row(name, "", "", errors[i]))
+        else:
+            rows.append(Row(name, f"{scores[i]:.6g}", str(int(scores[i] > threshold)), ""))
+    return rows
+
+
+def _write(
+    out: Path,
+    name: Path,
+    photo: _Photo,
+    score_map: np.ndarray,
+    display: tuple[float, float, float | None],
+) -> str:
+    """Write the files of one image; gives what is wrong with its name, if something is."""
+    full = resize_map(score_map, photo.shape)
+    files = _files(out, name, photo.original is not None)
+    try:
+        write_tiff(files[0], full)
+        if photo.original is not None:
+            write_png(files[1], overlay(photo.original, full, *display))
+    except UserError as error:
+        # This is one image's fault; a full disk, say, concerns them all.
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENAMETOOLONG:
+            return "its name is too long for that of a map; rename it"
+        raise
+    return ""
+
+
+def _files(out: Path, name: Path, overlays: bool) -> list[Path]:
+    """The map of an image and, if asked, its overlay."""
+    files = [out / "maps" / name.with_name(f"{name.name}.tiff")]
+    return [*files, out / "overlays" / name.with_name(f"{name.name}.png")] if overlays else files
+
+
+def _is_odd(shape: tuple[int, int], aspect: float) -> bool:
+    height, width = shape
+    return abs(width / height / aspect - 1) > ASPECT_TOLERANCE
+
+
+def _shown(name: Path) -> str:
+    """A relative path as ``scores.csv`` has it; bytes that are no UTF-8 are escaped."""
+    return name.as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _read_rows(path: Path) -> dict[str, Row]:
+    """The whole rows of a table; a killed process may have left half a line at its end."""
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            text = file.read()
+        lines = list(csv.reader(io.StringIO(text, newline="")))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except csv.Error as error:
+        raise UserError(f"{path}: damaged ({error}); {ELSEWHERE}") from error
+    if lines and not text.endswith("\n"):
+        lines.pop()
+    if lines and tuple(lines[0]) != Row._fields:
+        raise UserError(f"{path}: not a table of score-dir; {ELSEWHERE}")
+    rows = (Row(*line) for line in lines[1:] if len(line) == len(Row._fields))
+    return {row.path: row for row in rows if row.error or row.score}
+
+
+def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+    write_text(path, _as_csv([Row(*Row._fields), *rows]))
+
+
+def _append_rows(path: Path, rows: Iterable[Row]) -> None:
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_as_csv(rows))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _sort_rows(path: Path, names: list[str]) -> None:
+    """Bring the rows into the order of the images; those of images that are gone come last."""
+    rows = _read_rows(path)
+    ordered = [rows.pop(name) for name in names if name in rows]
+    _write_rows(path, [*ordered, *rows.values()])
+
+
+def _as_csv(rows: Iterable[Row]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _origin(model: Glance, images: Path, engine: str, precision: str) -> dict[str, Any]:
+    """What the scores come from: the beginning of ``run.json``."""
+    digest = hashlib.sha256(model.calibration.to_json().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    precision = model.precision if precision == "auto" else precision
+    thresholds = {
+        name: value if math.isfinite(value) else None
+        for name, value in (
+            ("threshold", model.calibration.threshold),
+            ("pixel_threshold", model.calibration.pixel_threshold),
+        )
+    }
+    return {
+        "glance_fast": glance_fast.__version__,
+        "model": digest.hexdigest(),
+        "images": _shown(images.resolve()),
+        "engine": engine,
+        "precision": "fp32" if precision == "auto" else precision,
+        "device": str(model.device),
+        "image_size": list(model.config.image_size),
+        **thresholds,
+    }
+
+
+def _check_origin(path: Path, origin: dict[str, Any]) -> None:
+    """Refuse to mix scores of different origin in one table."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differing = [text for name, text in SAME.items() if before[name] != origin[name]]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged; {ELSEWHERE}") from error
+    if differing:
+        raise UserError(f"{path.parent}: was begun with {differing[0]}, or {ELSEWHERE}")

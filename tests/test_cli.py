@@ -1,0 +1,525 @@
+"""The command line as a person meets it: one clear line, an exit code that tells, nothing lost."""
+
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw_part
+from PIL import Image
+
+import glance_fast
+from glance_fast import UserError
+from glance_fast.cli import main
+
+COMMANDS = ("train", "score-dir", "evaluate", "distill", "demo")
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run the command line here; gives its exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["glance-fast", *map(str, arguments)])
+        # Wide enough that no line of ours or Typer's is broken.
+        monkeypatch.setenv("COLUMNS", "80" if "--help" in arguments else "200")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err + said.out
+        return stop.value.code or 0, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two images."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        Image.fromarray(draw_part(rng, defect=bool(i))).save(folder / f"{i}.png")
+    return folder
+
+
+def one_line(result):
+    """The one line of a failure."""
+    code, out, err = result
+    assert code == 1 and out == "" and err.count("\n") == 1, result
+    assert err.startswith("glance-fast: ")
+    return err.removeprefix("glance-fast: ").rstrip("\n")
+
+
+def tree(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# ---------------------------------------------------------------- help, version, wrong arguments
+
+
+def test_version(cli):
+    assert cli("--version") == (0, f"glance-fast {glance_fast.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_with_an_example(cli, command):
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert re.search(rf"^ glance-fast {command} ", out, re.MULTILINE), "an example"
+    assert max(map(len, out.splitlines())) <= 80
+    # Neither a paragraph that a narrow terminal breaks anew, nor markup that shows.
+    assert "[dim]" not in out and not re.search(r"^ \S+(?: \S+)? *$", out.split("╭")[0], re.MULTILINE)
+    assert all(option in out for option in ("--out", "--overwrite"))
+
+
+def test_help_of_all_names_commands_and_exit_codes(cli):
+    code, out, _ = cli("--help")
+    assert code == 0 and all(command in out for command in COMMANDS)
+    text = " ".join(out.split())
+    for meaning in ("0 done", "1 failed", "2 wrong arguments", "3 some images", "130 stopped"):
+        assert meaning in text
+    assert "glance-fast train photos/good --out run" in text
+
+
+def test_no_arguments_show_help(cli):
+    code, out, err = cli()
+    assert code in (0, 2) and "score-dir" in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["train"], "Missing argument 'DATA'"),
+        (["train", "x"], "Missing option '--out' / '-o'"),
+        (["train", "x", "--out", "y", "--steps", "abc"], "Invalid value for '--steps'"),
+        (["train", "x", "--out", "y", "--steps", "0"], "Invalid value for '--steps'"),
+        (["train", "x", "--out", "y", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["train", "x", "--out", "y", "--bogus"], "No such option: --bogus"),
+        (["score-dir", "x"], "Missing argument 'IMAGES'"),
+        (["score-dir", "x", "y", "--out", "z", "--engine", "fast"], "'fast' is not one of"),
+        (["score-dir", "x", "y", "z", "--out", "z"], "unexpected extra argument"),
+        (["demo", "--steps", "3"], "No such option: --steps"),
+    ],
+)
+def test_wrong_arguments_are_explained_shortly(cli, arguments, message):
+    code, out, err = cli(*arguments)
+    assert code == 2 and out == "" and message in err
+    assert len(err.splitlines()) <= 6
+
+
+# ---------------------------------------------------------------- train
+
+
+def never(*arguments, **more):
+    raise AssertionError("must not be reached")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "nonsense"], "--set nonsense: expected key=value"),
+        (["--set", "colour=3"], "--set: no setting 'colour'; there are image_size, patch"),
+        (["--set", "patch=33", "--set", "stride=8"], "patch: 33 is not supported; use one of 32, 64"),
+        (
+            ["--set", "patch=32", "--set", "stride=5"],
+            "stride: 5 does not go with patch 32; use a multiple of",
+        ),
+        (["--set", "image_size=8"], "image_size: "),
+        (["--set", "width=wide"], "width: expected int, got 'wide'"),
+        (["--config", "{tmp}/none.toml"], "{tmp}/none.toml: no such file"),
+        (["--config", "{tmp}/broken.toml"], "{tmp}/broken.toml: no readable TOML file"),
+        (["--config", "{tmp}/odd.toml"], "{tmp}/odd.toml: no setting 'colour'"),
+        (["--device", "tpu9"], "--device tpu9: no such device; use auto, cpu or cuda"),
+        (["--resume"], "{tmp}/run: nothing to resume there; leave --resume away to begin"),
+        (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
+        (["--local-net", "{tmp}/broken.toml"], "{tmp}/broken.toml: not a Local-Net"),
+        (["--teacher-weights", "{tmp}/broken.toml"], "{tmp}/broken.toml: not a readable .safetensors file"),
+    ],
+)
+def test_train_with_wrong_settings(cli, parts, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr("glance_fast.training.fit.fit", never)
+    (tmp_path / "broken.toml").write_text("= [")
+    (tmp_path / "odd.toml").write_text("colour = 3")
+    arguments = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    line = one_line(cli("train", parts, "--out", tmp_path / "run", *arguments))
+    assert line.startswith(message.replace("{tmp}", str(tmp_path)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_on_wrong_folders(cli, parts, tmp_path, photos, monkeypatch):
+    monkeypatch.setattr("glance_fast.training.fit.fit", never)
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for data, message in (
+        (tmp_path / "none", "no such folder"),
+        (tmp_path / "file", "is a file, not a folder"),
+        (tmp_path / "empty", "no image in this folder"),
+        (photos, "2 images; at least 8 are needed to train"),
+        (parts.parent, f"holds several categories ({parts.name})"),
+    ):
+        line = one_line(cli("train", data, "--out", tmp_path / "run"))
+        assert line.startswith(f"{data}: {message}")
+    for out, message in (
+        (tmp_path / "file", "is a file; --out names a folder"),
+        (tmp_path / "file/run", "cannot be made (Not a directory); choose another --out"),
+        (photos, "is not empty; --overwrite replaces what is in it, or choose another --out"),
+    ):
+        assert one_line(cli("train", parts, "--out", out)) == f"{out}: {message}"
+
+
+def test_train_takes_settings_in_order(cli, parts, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "glance_fast.training.fit.fit", lambda paths, out, config, **more: seen.append((paths, out, config))
+    )
+    (tmp_path / "base.toml").write_text("width = 16\nbatch = 6\nsteps = 9\nimage_size = 100\n")
+    arguments = ["--config", tmp_path / "base.toml", "--set", "batch=7", "--set", "patch=[32]"]
+    arguments += ["--set", "stride = [16]", "--steps", "11", "--seed", "3"]
+    code, out, err = cli("train", parts, "--out", tmp_path / "run", *arguments)
+    assert code == 0 and "trained in" in out
+    ((paths, folder, config),) = seen
+    assert (len(paths), folder) == (12, tmp_path / "run")
+    assert (config.width, config.batch, config.steps, config.seed) == (16, 7, 11, 3)
+    assert (config.patch, config.stride, config.image_size) == ((32,), (16,), (96, 96))
+    assert "image_size 100 rounded to 96x96" in err
+    written = glance_fast.config.load_config(tmp_path / "run/config.toml")
+    assert glance_fast.Config(**written) == config
+
+
+def test_an_unfinished_training_is_neither_lost_nor_mixed(cli, parts, tmp_path, monkeypatch):
+    run, seen = tmp_path / "run", []
+
+    def fit(paths, out, config, **more):
+        seen.append(config)
+        (out / "checkpoint").mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glance_fast.training.fit.fit", fit)
+    command = ("train", parts, "--out", run)
+    code, _, err = cli(*command, "--set", "width=16")
+    assert code == 130
+    assert err == "glance-fast: stopped; the same command with --resume goes on\n"
+    assert "an unfinished training is there; --resume goes on with it" in one_line(cli(*command))
+    line = one_line(cli(*command, "--resume", "--set", "width=24"))
+    assert "--resume goes on with the settings in config.toml" in line
+    assert len(seen) == 1
+    for same in ([], ["--set", "width=16"]):
+        assert cli(*command, "--resume", *same)[0] == 130
+    assert seen == [seen[0]] * 3 and seen[0].width == 16
+    assert cli(*command, "--overwrite")[0] == 130 and seen[3].width == 64
+
+
+def test_a_training_that_could_not_begin_leaves_nothing_behind(cli, parts, tmp_path, monkeypatch):
+    def fit(*arguments, **more):
+        raise UserError("3 usable images: at least 8 are needed to train")
+
+    monkeypatch.setattr("glance_fast.training.fit.fit", fit)
+    for _ in range(2):
+        line = one_line(cli("train", parts, "--out", tmp_path / "run"))
+        assert line.startswith("3 usable images")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_finished_training_is_replaced_only_when_told(cli, parts, run_folder, tmp_path, monkeypatch):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    before = tree(run)
+    monkeypatch.setattr("glance_fast.training.fit.fit", never)
+    assert "is not empty; --overwrite replaces" in one_line(cli("train", parts, "--out", run))
+    assert "this training is finished" in one_line(cli("train", parts, "--out", run, "--resume"))
+    # Wrong arguments are found before anything is removed.
+    for wrong in (["--device", "tpu9"], ["--local-net", tmp_path / "none"], ["--config", tmp_path / "none"]):
+        one_line(cli("train", parts, "--out", run, "--overwrite", *wrong))
+    one_line(cli("train", tmp_path / "none", "--out", run, "--overwrite"))
+    (run / "notes.txt").write_text("mine")
+    assert "holds 'notes.txt', which this command did not write" in one_line(
+        cli("train", parts, "--out", run, "--overwrite")
+    )
+    (run / "notes.txt").unlink()
+    assert tree(run) == before
+    monkeypatch.setattr("glance_fast.training.fit.fit", lambda *arguments, **more: None)
+    assert cli("train", parts, "--out", run, "--overwrite")[0] == 0
+    assert [p.name for p in run.iterdir()] == ["config.toml"]
+
+
+def test_a_local_net_for_a_patch_that_is_not_used(cli, parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("glance_fast.training.fit.fit", never)
+    file = Path(glance_fast.__file__).parent / "nets/weights/local-64.safetensors"
+    settings = ["--set", "patch=32", "--set", "stride=16", "--local-net", file]
+    line = one_line(cli("train", parts, "--out", tmp_path / "run", *settings))
+    assert line == f"{file}: made for patches of 64 pixels; this model uses 32"
+
+
+def test_train_names_every_unreadable_image_and_goes_on(cli, parts, tmp_path, small):
+    data = shutil.copytree(parts / "train/good", tmp_path / "good")
+    (data / "text.png").write_text("no image")
+    (data / "empty.jpg").touch()
+    settings = [f"--set={key}={value}" for key, value in (small | {"steps": 1, "finetune_steps": 0}).items()]
+    code, _, err = cli("train", data, "--out", tmp_path / "run", "--device", "cpu", *settings)
+    assert code == 0 and (tmp_path / "run/model.safetensors").is_file()
+    left_out = [line for line in err.splitlines() if line.startswith("left out: ")]
+    assert [line.split(": ")[1] for line in left_out] == [str(data / "empty.jpg"), str(data / "text.png")]
+    for i in range(5):
+        (data / f"{i:03}.png").write_text("no image")
+    code, _, err = cli("train", data, "--out", tmp_path / "other", "--device", "cpu", *settings)
+    assert code == 1 and err.splitlines()[-1].startswith("glance-fast: 7 usable images: at least 8")
+
+
+# ---------------------------------------------------------------- score-dir
+
+
+def score_dir(cli, run, images, out, *more):
+    return cli("score-dir", run, images, "--out", out, "--engine", "grouped", "--device", "cpu", *more)
+
+
+def test_score_dir_tells_what_it_did(cli, run_folder, photos, tmp_path):
+    out = tmp_path / "out"
+    code, said, err = score_dir(cli, run_folder, photos, out)
+    assert code == 0 and re.fullmatch(rf"2 images scored, \d anomalous: {out}/scores.csv\n", said)
+    assert all(line.startswith("scoring: ") for line in err.splitlines())
+    (photos / "bad.png").write_text("no image")
+    code, said, err = score_dir(cli, run_folder, photos, out, "--resume", "--overlays")
+    assert code == 3 and said.startswith("2 images scored")
+    assert err.endswith(f"1 image could not be scored; column error of {out}/scores.csv says why\n")
+    assert sorted(p.name for p in (out / "overlays").iterdir()) == ["0.png.png", "1.png.png"]
+    Image.fromarray(draw_part(np.random.default_rng(0))).resize((64, 40)).save(photos / "bad.png")
+    code, said, err = score_dir(cli, run_folder, photos, out, "--resume")
+    assert code == 0 and said.startswith("3 images scored")
+    assert "1 image has another shape than those in training" in err
+
+
+def test_score_dir_with_wrong_folders(cli, run_folder, photos, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    for run, images, where, message in (
+        (
+            tmp_path / "none",
+            photos,
+            out,
+            "none: no such folder; a run folder is what glance-fast train wrote",
+        ),
+        (tmp_path / "file", photos, out, "file: is a file; a run folder is what"),
+        (photos, photos, out, "photos: no model.safetensors in it; not a run folder"),
+        (run_folder, tmp_path / "none", out, "none: no such folder"),
+        (run_folder, tmp_path / "file", out, "file: is a file, not a folder"),
+        (run_folder, photos / "0.png", out, "0.png: is a file, not a folder"),
+        (run_folder, tmp_path / "empty", out, "empty: no image in this folder"),
+        (run_folder, photos, photos, "is the folder that is read; choose another"),
+        (run_folder, photos, run_folder, "is the folder that is read; choose another"),
+        (run_folder, photos, tmp_path, f"holds {photos}, which is read; choose another"),
+        (run_folder, photos, photos / "out", "would be taken for photographs; choose another"),
+        (run_folder, photos, tmp_path / "file", "file: is a file; --out names a folder"),
+    ):
+        assert message in one_line(score_dir(cli, run, images, where))
+    assert "nothing to resume there" in one_line(score_dir(cli, run_folder, photos, out, "--resume"))
+    assert not out.exists()
+
+
+def test_score_dir_replaces_only_what_it_wrote_and_only_when_told(cli, run_folder, photos, tmp_path):
+    out = tmp_path / "out"
+    score_dir(cli, run_folder, photos, out)
+    before = tree(out)
+    assert "is not empty; --overwrite replaces" in one_line(score_dir(cli, run_folder, photos, out))
+    # What is wrong is found before anything is removed.
+    one_line(score_dir(cli, run_folder, tmp_path / "none", out, "--overwrite"))
+    one_line(score_dir(cli, tmp_path / "none", photos, out, "--overwrite"))
+    (out / "notes.txt").write_text("mine")
+    line = one_line(score_dir(cli, run_folder, photos, out, "--overwrite"))
+    assert line == (
+        f"{out}: holds 'notes.txt', which this command did not write; move it away or choose another --out"
+    )
+    (out / "notes.txt").unlink()
+    assert tree(out) == before
+    (photos / "0.png").unlink()
+    assert score_dir(cli, run_folder, photos, out, "--overwrite")[0] == 0
+    assert [p.name for p in (out / "maps").iterdir()] == ["1.png.tiff"]
+
+
+def test_folders_whose_names_look_like_markup(cli, run_folder, photos, tmp_path):
+    out = tmp_path / "[bold]x[/y] :smile:"
+    code, said, _ = score_dir(cli, run_folder, photos, out)
+    assert code == 0 and f"{out}/scores.csv" in said
+
+
+def test_damaged_run_is_named(cli, run_folder, photos, tmp_path):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    (run / "calibration.json").write_text("{}")
+    line = one_line(score_dir(cli, run, photos, tmp_path / "out"))
+    assert line.startswith(f"{run}/calibration.json: damaged") and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_may_not_be_written(cli, run_folder, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("glance_fast.cli.os.access", lambda path, mode: not mode & os.W_OK)
+    line = one_line(score_dir(cli, run_folder, photos, tmp_path / "out"))
+    assert line.endswith("out: cannot be written to; change its permissions or choose another --out")
+
+
+# ---------------------------------------------------------------- what goes wrong on the way
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "disk/file")
+
+
+def full_disk(*arguments, **more):
+    raise UserError("disk/file: cannot be written: No space left on device") from FULL
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "out of memory; use a smaller image_size, batch or cache_mib"),
+        (RuntimeError("CUDA out of memory. Tried"), "out of memory; use a smaller image_size"),
+        (RuntimeError("[enforce fail] can't allocate memory: you tried"), "out of memory; use a smaller"),
+        (PermissionError(errno.EACCES, "Permission denied", "disk/file"), "disk/file: Permission denied"),
+        (FULL, "disk/file: No space left on device; make room there, then the same command with --resume"),
+        (UserError("model: is odd"), "model: is odd"),
+    ],
+    ids=["memory", "CUDA memory", "CPU memory", "permission", "full disk", "user"],
+)
+def test_one_line_for_what_the_machine_does(cli, run_folder, photos, tmp_path, monkeypatch, error, line):
+    def fail(*arguments, **more):
+        raise error
+
+    monkeypatch.setattr("glance_fast.scoring.directory.score_directory", fail)
+    assert one_line(score_dir(cli, run_folder, photos, tmp_path / "out")).startswith(line)
+
+
+def test_a_mistake_of_ours_is_not_hidden(cli, run_folder, photos, tmp_path, monkeypatch):
+    def fail(*arguments, **more):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("glance_fast.scoring.directory.score_directory", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        score_dir(cli, run_folder, photos, tmp_path / "out")
+
+
+def test_advice_after_a_full_disk_fits_the_command(cli, run_folder, parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("glance_fast.training.fit.fit", full_disk)
+    monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", full_disk)
+    monkeypatch.setattr("glance_fast.evaluation.demo.run_demo", full_disk)
+    told = (
+        "disk/file: cannot be written: No space left on device; make room there, then the same command with"
+    )
+    assert one_line(cli("train", parts, "--out", tmp_path / "a")) == f"{told} --resume goes on"
+    anew = f"{told} --overwrite begins anew"
+    assert one_line(cli("evaluate", run_folder, parts, "--out", tmp_path / "b")) == anew
+    assert one_line(cli("demo", "--out", tmp_path / "c")) == anew
+
+
+def test_ctrl_c_promises_a_resume_only_where_there_is_one(cli, run_folder, parts, tmp_path, monkeypatch):
+    def stop(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", stop)
+    result = cli("evaluate", run_folder, parts, "--out", tmp_path / "out")
+    assert result == (130, "", "glance-fast: stopped\n")
+
+
+# ---------------------------------------------------------------- the other commands
+
+
+def test_evaluate_with_wrong_folders(cli, run_folder, parts, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", never)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.json").write_text("{}")
+    assert "is not empty" in one_line(cli("evaluate", run_folder, parts, "--out", out))
+    for run, data, message in (
+        (run_folder, photos, "no folder 'test' in it"),
+        (photos, parts, "no model.safetensors in it"),
+        (run_folder, tmp_path / "none", "no such folder"),
+    ):
+        assert message in one_line(cli("evaluate", run, data, "--out", out, "--overwrite"))
+    assert (out / "metrics.json").exists(), "kept until something better can be made"
+
+
+def test_evaluate_prints_its_metrics(cli, run_folder, parts, tmp_path, monkeypatch):
+    found = {"pro": 0.875, "pixel_auroc": None, "image_auroc": 1.0}
+    found["defects"] = {"[red]": {"pro": 0.25, "pixel_auroc": 0.5, "image_auroc": 0.75}}
+    monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", lambda *arguments, **more: found)
+    code, out, _ = cli("evaluate", run_folder, parts, "--out", tmp_path / "out")
+    assert code == 0
+    cells = [re.findall(r"[^\s│]+", line) for line in out.splitlines()]
+    assert [parts.name, "0.875", "-", "1.000"] in cells and ["[red]", "0.250", "0.500", "0.750"] in cells
+    assert out.endswith(f"report: {tmp_path}/out/report.html\n")
+
+
+def test_distill_with_wrong_places(cli, photos, tmp_path):
+    weights, out = tmp_path / "weights", tmp_path / "out.safetensors"
+    weights.write_text("no weights")
+    command = ("distill", photos, "--teacher-weights", weights, "--out")
+    assert one_line(cli(*command, out)).startswith(f"{weights}: not a readable .safetensors file")
+    assert "--out names a file, such as" in one_line(cli(*command, photos))
+    assert "nothing to resume there" in one_line(cli(*command, out, "--resume"))
+    assert "exclude each other" in one_line(cli(*command, out, "--resume", "--overwrite"))
+    assert "exists already; --overwrite replaces it" in one_line(cli(*command, weights))
+    (tmp_path / "out.safetensors.checkpoint").mkdir()
+    assert "an unfinished one is there; --resume goes on" in one_line(cli(*command, out))
+    assert (tmp_path / "out.safetensors.checkpoint").is_dir()
+
+
+def test_demo_keeps_what_is_there(cli, photos, monkeypatch):
+    monkeypatch.setattr("glance_fast.evaluation.demo.run_demo", never)
+    before = tree(photos)
+    assert "is not empty" in one_line(cli("demo", "--out", photos))
+    assert "holds '0.png'" in one_line(cli("demo", "--out", photos, "--overwrite"))
+    assert tree(photos) == before
+
+
+# ---------------------------------------------------------------- as a process of its own
+
+# Sends itself a signal while the third image is scored.
+STOPPING = """
+import os, sys
+from glance_fast.cli import main
+from glance_fast.scoring import directory
+number, calls, score_chunk = int(sys.argv.pop()), [], directory._score_chunk
+def stop(*arguments):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), number)
+    return score_chunk(*arguments)
+directory.CHUNK, directory._score_chunk = 1, stop
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
+def test_score_dir_stopped_by_a_signal_goes_on(cli, run_folder, parts, tmp_path, number):
+    images, whole, out = parts / "test", tmp_path / "whole", tmp_path / "out"
+    arguments = ["score-dir", run_folder, images, "--out", out, "--engine", "grouped", "--device", "cpu"]
+    process = subprocess.run(
+        [sys.executable, "-c", STOPPING, *map(str, arguments), str(int(number))],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert process.stderr == "glance-fast: stopped; the same command with --resume goes on\n"
+    else:
+        assert process.returncode == -signal.SIGKILL
+    assert len((out / "scores.csv").read_text().splitlines()) == 3, "a header and two images"
+    kept = {path: path.stat().st_mtime_ns for path in (out / "maps").rglob("*.tiff")}
+    assert len(kept) >= 2
+    assert score_dir(cli, run_folder, images, out, "--resume")[0] == 0
+    assert score_dir(cli, run_folder, images, whole)[0] == 0
+    scored = (out / "scores.csv").read_text(), (whole / "scores.csv").read_text()
+    rows = [[line.split(",") for line in text.splitlines()] for text in scored]
+    assert [row[0] for row in rows[0]] == [row[0] for row in rows[1]]
+    ours, theirs = (np.array([float(row[1]) for row in table[1:]]) for table in rows)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    # Nothing is scored twice.
+    first = sorted(kept)[:2]
+    assert all(path.stat().st_mtime_ns == kept[path] for path in first)
+    assert len(list((out / "maps").rglob("*.tiff"))) == 6

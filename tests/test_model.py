@@ -1,0 +1,260 @@
+"""Scoring: what goes in, what comes out, and that the numbers are those of the equations."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, draw_part
+from PIL import Image
+from scipy.stats import spearmanr
+
+from glance_fast import Config, Glance, ImageError, UserError, load
+from glance_fast.nets.teacher import to_input
+from glance_fast.scoring import grouped, patchwise
+from glance_fast.scoring.maps import blend_heads
+from glance_fast.scoring.statistics import Calibration, Moments, ScaleStatistics
+
+
+@pytest.fixture(scope="module")
+def model(run_folder):
+    return load(run_folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    """Two scales, each with statistics that are not the neutral ones."""
+    model = Glance(Config(**{**SMALL, "patch": (32, 64), "stride": (16, 16), "image_size": 96}), seed=3)
+    statistics = [
+        ScaleStatistics(*(Moments(0.1 * k + i, 0.5 + 0.2 * k + i) for k in range(5))) for i in range(2)
+    ]
+    model.calibration = Calibration(tuple(statistics))
+    return model
+
+
+def images_of(count, size=64, seed=5):
+    rng = np.random.default_rng(seed)
+    return [draw_part(rng, size, defect=i % 2 == 1) for i in range(count)]
+
+
+def assert_same(one, other, tolerance=1e-5):
+    """Equal results, up to rounding."""
+    for name in ("maps", "scores", "patch_scores"):
+        a, b = getattr(one, name), getattr(other, name)
+        a, b = (a, b) if isinstance(a, tuple) else ((a,), (b,))
+        for x, y in zip(a, b, strict=True):
+            assert x.dtype == y.dtype == np.float32 and x.shape == y.shape
+            np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * np.abs(y).max())
+
+
+# ---------------------------------------------------------------- what goes in
+
+
+def test_paths_arrays_and_pil_images_give_equal_results(model, tmp_path):
+    # Of another size than the model's, so that all of them are resized.
+    arrays = images_of(2, size=90)
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for array, path in zip(arrays, paths, strict=True):
+        Image.fromarray(array).save(path)
+    of_arrays = model.score(arrays, "grouped")
+    assert of_arrays.maps.shape == (2, 64, 64) and of_arrays.patch_scores.shape == (2, 3, 3)
+    assert np.ptp(of_arrays.maps[0]) > 0 and of_arrays.scores[0] != of_arrays.scores[1]
+    for others in (paths, [str(p) for p in paths], [Image.fromarray(a) for a in arrays], np.stack(arrays)):
+        assert_same(model.score(others, "grouped"), of_arrays, 0)
+
+
+def test_grey_arrays_are_grey_images(model):
+    array = images_of(1)[0]
+    assert_same(model.score([array[..., 0]], "grouped"), model.score([array], "grouped"), 0)
+
+
+def test_no_images_give_empty_arrays(model, untrained):
+    result = model.score([])
+    assert (result.maps.shape, result.scores.shape) == ((0, 64, 64), (0,))
+    assert result.patch_scores.shape == (0, 3, 3)
+    assert [p.shape for p in untrained.score([]).patch_scores] == [(0, 5, 5), (0, 3, 3)]
+
+
+@pytest.mark.parametrize("kind", [str, Image.fromarray])
+def test_a_single_image_is_refused(model, kind):
+    image = "part.png" if kind is str else Image.fromarray(images_of(1)[0])
+    with pytest.raises(UserError, match=r"expected a list.*score\(\[image\]\)"):
+        model.score(image)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"engine": "fast"}, "engine: 'fast' is none of auto, dense, patchwise, grouped"),
+        ({"precision": "fp8"}, "precision: 'fp8' is none of auto, fp32, bf16"),
+    ],
+)
+def test_unknown_engine_or_precision(model, arguments, message):
+    with pytest.raises(UserError, match=message):
+        model.score(images_of(1), **arguments)
+
+
+def test_unreadable_path_is_named(model, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    with pytest.raises(ImageError, match=r"bad\.png: is not an image"):
+        model.score([tmp_path / "bad.png"])
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def test_one_patch_size_gives_an_array_and_a_tuple_gives_a_tuple(small):
+    image = images_of(1)
+    alone = Glance(Config(**small)).score(image, "grouped").patch_scores
+    (only,) = (
+        Glance(Config(**{**small, "patch": (32,), "stride": (16,)})).score(image, "grouped").patch_scores
+    )
+    np.testing.assert_array_equal(alone, only)
+
+
+def test_nine_images_are_nine_single_ones_in_any_order(model):
+    # One more than are in flight at a time.
+    images = images_of(9)
+    together = model.score(images, "grouped")
+    singles = [model.score([image], "grouped") for image in images]
+    for i, single in enumerate(singles):
+        np.testing.assert_allclose(together.maps[i], single.maps[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(together.scores[i], single.scores[0], rtol=1e-4, atol=1e-3)
+    order = np.random.default_rng(0).permutation(9)
+    shuffled = model.score([images[i] for i in order], "grouped")
+    np.testing.assert_allclose(shuffled.maps, together.maps[order], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(shuffled.scores, together.scores[order], rtol=1e-4, atol=1e-3)
+    assert len(np.unique(together.scores)) == 9
+
+
+def test_scoring_changes_neither_images_nor_model(model):
+    images = images_of(2)
+    before = [image.copy() for image in images]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.score(images, "grouped")
+    assert all(np.array_equal(a, b) for a, b in zip(images, before, strict=True))
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert not model.training
+
+
+def test_seed_decides_the_initial_weights_and_nothing_else_changes(small):
+    random = torch.random.get_rng_state()
+    one, same, other = (Glance(Config(**small), seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+# ---------------------------------------------------------------- engines
+
+
+def test_engines_agree_where_each_group_holds_one_patch(model):
+    # 3x3 patches at stride 16: no two are 64 pixels apart.
+    assert max(map(len, model.scales[0].grid.lattices(64))) == 1
+    images = images_of(2)
+    by_patch = model.score(images, "patchwise")
+    assert_same(model.score(images, "grouped"), by_patch)
+    assert_same(model.score(images, "auto"), by_patch)
+    assert_same(model.score(images, "dense"), by_patch, 1e-4)
+
+
+def test_grouped_engine_ranks_patches_as_the_definition_does(model):
+    # The trained networks on images that hold several patches a group.
+    large = Glance(Config(**{**SMALL, "image_size": 128, "blend": "paper"}))
+    large.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if not k.endswith(("residual_mean", "whitening"))}
+    )
+    assert max(map(len, large.scales[0].grid.lattices(64))) > 1
+    images = images_of(2, size=128)
+    exact, fast = (large.score(images, engine).patch_scores.ravel() for engine in ("patchwise", "grouped"))
+    assert not np.array_equal(exact, fast)
+    assert spearmanr(exact, fast).statistic > 0.9
+
+
+def test_every_patch_is_hidden_from_its_own_global_feature(model):
+    scale = model.scales[0]
+    images = torch.from_numpy(np.stack([model.prepare(image) for image in images_of(1)]))
+    top, left, bottom, right = scale.grid.holes[4]
+    changed = images.clone()
+    changed[:, top:bottom, left:right] = 255 - changed[:, top:bottom, left:right]
+    with torch.inference_mode():
+        for engine in (patchwise, grouped):
+            one, other = (
+                engine.global_features(scale.global_net, to_input(x), scale.grid)[0]
+                for x in (images, changed)
+            )
+            torch.testing.assert_close(one[4], other[4])
+            assert not torch.allclose(one[3], other[3])
+
+
+# ---------------------------------------------------------------- the equations
+
+
+def test_paper_blend_is_eq_13_as_it_stands():
+    # Two scales and a distortion head whose normalisation is not the identity.
+    settings = {**SMALL, "patch": (32, 64), "stride": (16, 16), "image_size": 96, "blend": "paper"}
+    model = Glance(Config(**settings, idw_neighbours=0, smoothing=0.0), seed=7)
+    for scale in model.scales:
+        torch.nn.init.uniform_(scale.distortion.norm.running_mean, -1, 1)
+        torch.nn.init.uniform_(scale.distortion.norm.running_var, 0.5, 2)
+    images = images_of(2, size=96)
+    result = model.score(images, "grouped")
+    assert model.config.lambda_s == 0.8
+    pairs = model.features(np.stack(images), "grouped")
+    for scale, (local, global_), found in zip(model.scales, pairs, result.patch_scores, strict=True):
+        inconsistency = ((local - global_) ** 2).mean(-1)
+        with torch.inference_mode():
+            clean = torch.sigmoid(scale.distortion(local, global_))
+        expected = (0.8 * inconsistency + 0.2 * (1 - clean)).numpy().reshape(found.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        assert np.ptp(expected) > 1e-3 and 0 < float(clean.min()) < float(clean.max()) < 1
+    # Of two scales the map is the mean, and the image's score its maximum.
+    singles = [_only(model, i).score(images, "grouped").maps for i in range(2)]
+    np.testing.assert_allclose(result.maps, np.mean(singles, axis=0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(result.scores, result.maps.max((1, 2)))
+
+
+def _only(model, index):
+    """The model that one scale makes alone."""
+    config = model.config
+    alone = Glance(dataclasses.replace(config, patch=config.patches[index], stride=config.strides[index]))
+    alone.scales[0].load_state_dict(model.scales[index].state_dict())
+    return alone
+
+
+def test_calibrated_scales_are_standardised_and_the_largest_counts(untrained):
+    images = np.stack(images_of(2, size=96))
+    result = untrained.score(images, "grouped")
+    heads = untrained.head_maps(untrained.patch_scores(images, "grouped"))
+    maps, score = [], 0
+    for head, s in zip(heads, untrained.calibration.scales, strict=True):
+        blend = blend_heads(head, untrained.config.lambda_s, s.inconsistency, s.distortion)
+        maps.append((blend - s.map.mean) / s.map.std)
+        for values, peak in (
+            (head.inconsistency, s.inconsistency_peak),
+            (head.distortion, s.distortion_peak),
+        ):
+            score = score + (values.max((1, 2)) - peak.mean) / peak.std
+    np.testing.assert_allclose(result.maps, np.maximum(*maps), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.scores, score, rtol=1e-5)
+    assert isinstance(result.patch_scores, tuple)
+    assert [p.shape for p in result.patch_scores] == [(2, 5, 5), (2, 3, 3)]
+
+
+def test_calibrated_inconsistency_is_whitened_by_position(model):
+    images = np.stack(images_of(2))
+    ((local, global_),) = model.features(images, "grouped")
+    scale = model.scales[0]
+    found = model.patch_scores(images, "grouped")[0].inconsistency
+    for b in range(2):
+        for p in range(len(scale.grid)):
+            centred = local[b, p] - global_[b, p] - scale.residual_mean[p]
+            expected = (scale.whitening[p].float() @ centred).square().mean()
+            torch.testing.assert_close(found[b, p], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_lower_precision_ranks_alike(model):
+    images = images_of(4)
+    one, other = (model.score(images, "grouped", p).maps.ravel() for p in ("fp32", "bf16"))
+    assert not np.array_equal(one, other)
+    assert spearmanr(one, other).statistic > 0.95
