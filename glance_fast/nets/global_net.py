@@ -133,7 +133,8 @@ class GlobalNet(nn.Module):
         x : Tensor
             Normalised images [N, 3, H, W].
         holes : Tensor
-            Integer [N, K, 4], the patches, all K masked at once.
+            Int64 [N, K, 4], the patches, all K masked at once: within the image, disjoint, with at least one
+            pixel between any two. Not checked here; ``PatchGrid`` and ``draw_holes`` give no others.
 
         Returns
         -------
