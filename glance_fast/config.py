@@ -138,7 +138,10 @@ class Config:
 
     def _check(self) -> None:
         if len(self.patches) != len(self.strides):
-            raise UserError(f"patch and stride: {len(self.patches)} patch sizes, {len(self.strides)} strides")
+            raise UserError(
+                f"patch and stride: {len(self.patches)} patch sizes, {len(self.strides)} strides; give both, "
+                "e.g. --set patch=32 --set stride=8"
+            )
         for patch, stride in zip(self.patches, self.strides, strict=True):
             if patch not in LOCAL_LAYOUTS:
                 raise UserError(

@@ -161,7 +161,8 @@ class Glance(nn.Module):
         UserError
             ``engine`` or ``precision`` is unknown, or ``images`` holds something else.
         """
-        if isinstance(images, (str, Path, Image.Image)):
+        one = isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] == (3,))
+        if one or isinstance(images, (str, Path, Image.Image)):
             raise UserError("images: expected a list, got a single image; write model.score([image])")
         parts = list(self._score_chunks(images, engine, precision))
         height, width = self.config.image_size

@@ -171,6 +171,22 @@ def test_grouped_engine_ranks_patches_as_the_definition_does(model):
     assert spearmanr(exact, fast).statistic > 0.9
 
 
+def test_grouped_engine_gives_each_patch_the_feature_of_its_own_hole():
+    # A net at random: features of different holes differ.
+    model = Glance(Config(**{**SMALL, "image_size": 128}), seed=2)
+    scale = model.scales[0]
+    x = to_input(torch.from_numpy(np.stack(images_of(2, size=128))))
+    groups = scale.grid.lattices(64)
+    with torch.inference_mode():
+        found = grouped.global_features(scale.global_net, x, scale.grid)
+        assert len({len(group) for group in groups}) > 1, "groups of different sizes"
+        for group in groups:
+            holes = torch.from_numpy(scale.grid.holes[group]).expand(len(x), -1, -1)
+            torch.testing.assert_close(found[:, group], scale.global_net(x, holes), rtol=1e-4, atol=1e-5)
+        other = found[:, groups[0]].flip(1)
+        assert not torch.allclose(found[:, groups[0]], other, rtol=1e-2, atol=1e-3)
+
+
 def test_every_patch_is_hidden_from_its_own_global_feature(model):
     scale = model.scales[0]
     images = torch.from_numpy(np.stack([model.prepare(image) for image in images_of(1)]))
@@ -258,3 +274,9 @@ def test_lower_precision_ranks_alike(model):
     one, other = (model.score(images, "grouped", p).maps.ravel() for p in ("fp32", "bf16"))
     assert not np.array_equal(one, other)
     assert spearmanr(one, other).statistic > 0.95
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 64, 3)])
+def test_a_single_array_is_refused_as_a_single_path_is(model, shape):
+    with pytest.raises(UserError, match="single image"):
+        model.score(np.zeros(shape, np.uint8))

@@ -59,7 +59,8 @@ class ResidualMoments:
         middle = mean.double().mean(0)
         covariance = self.products.double().mean(0) / self.count - torch.outer(middle, middle)
         values, vectors = torch.linalg.eigh(covariance)
-        values = values.clamp_min(0)
+        # Photographs that are all the same leave no variance at all.
+        values = values.clamp_min(1e-12)
         whiten = ((vectors * (values + RIDGE * values.mean()).rsqrt()) @ vectors.T).float()
 
         own = self.products / self.count - mean[:, :, None] * mean[:, None, :]

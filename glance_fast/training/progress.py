@@ -54,7 +54,7 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Print one line."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Callable[..., None]]:

@@ -97,7 +97,7 @@ def test_every_image_gets_its_row_map_and_overlay(model, photos, tmp_path):
     expected = model.score([photos / name for name in NAMES], "grouped")
     threshold = model.calibration.threshold
     for row, score_map, value in zip(rows, expected.maps, expected.scores, strict=True):
-        assert float(row.score) == pytest.approx(value, rel=1e-4) and row.error == ""
+        assert float(row.score) == pytest.approx(value, rel=1e-4, abs=1e-3) and row.error == ""
         assert row.anomalous == str(int(value > threshold))
         found = tifffile.imread(out / "maps" / f"{row.path}.tiff")
         assert found.dtype == np.float32
