@@ -4,12 +4,29 @@ The method of *Glancing at the Patch* (CVPR 2021): what a patch looks like is co
 surrounding says it should look like.
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from glance_fast.checkpoint import load
-from glance_fast.config import Config
 from glance_fast.errors import ImageError, UserError
-from glance_fast.model import Glance, ScoreResult
+
+if TYPE_CHECKING:
+    from glance_fast.checkpoint import load
+    from glance_fast.config import Config
+    from glance_fast.model import Glance, ScoreResult
 
 __all__ = ["Config", "Glance", "ImageError", "ScoreResult", "UserError", "load"]
 __version__ = version("glance-fast")
+# Imported when first asked for: they bring PyTorch, which takes seconds.
+_LAZY = {"Config": "config", "Glance": "model", "ScoreResult": "model", "load": "checkpoint"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

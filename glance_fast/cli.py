@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -9,6 +10,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from glance_fast.errors import UserError
+from glance_fast.errors import UserError, elsewhere
 
 # Results go to stdout, progress and errors to stderr.
 out_console, console = Console(), Console(stderr=True)
@@ -50,7 +52,8 @@ class Commands(TyperGroup):
             raise  # the reader of our output has gone: Typer ends quietly
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            line = f"{where}{error.strerror or error}{_after_full_disk(error, ctx.invoked_subcommand)}"
+            advice = elsewhere(error) + _after_full_disk(error, ctx.invoked_subcommand)
+            line = f"{where}{error.strerror or error}{advice}"
         except RuntimeError as error:
             # PyTorch's own errors for it are no MemoryError, on the CPU not even a class of their own.
             if not any(text in str(error) for text in ("out of memory", "can't allocate memory")):
@@ -229,14 +232,12 @@ def train(
     paths = normal_images(data)
     if len(paths) < LEAST_IMAGES:
         raise UserError(f"{data}: {_count(len(paths), 'image')}; at least {LEAST_IMAGES} are needed to train")
-    if not resume:
-        _prepare(
-            out, overwrite, ("model.safetensors", "config.toml", "calibration.json", "log.csv", "checkpoint")
-        )
-        write_text(out / "config.toml", resolved.to_toml())
+    ours = ("model.safetensors", "config.toml", "calibration.json", "log.csv", "checkpoint")
     wanted = given.get("image_size", resolved.image_size)
     started = time.monotonic()
-    with Reporter(console) as reporter:
+    with _output(out, ours, overwrite, resume), Reporter(console) as reporter:
+        if not resume:
+            write_text(out / "config.toml", resolved.to_toml())
         if wanted not in (resolved.image_size, list(resolved.image_size), resolved.image_size[0]):
             reporter.say(
                 f"image_size {wanted} rounded to {resolved.image_size[0]}x{resolved.image_size[1]}, "
@@ -299,9 +300,12 @@ def score_dir(
     if resume and not any((out / name).is_file() for name in ("scores.csv", "run.json")):
         raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
     model = load(run, device)
-    if not resume:
-        _prepare(out, overwrite, ("scores.csv", "run.json", "maps", "overlays"))
-    with Reporter(console) as reporter, reporter.task("scoring", None) as advance:
+    ours = ("scores.csv", "run.json", "maps", "overlays")
+    with (
+        _output(out, ours, overwrite, resume),
+        Reporter(console) as reporter,
+        reporter.task("scoring", None) as advance,
+    ):
         summary = score_directory(
             model,
             images,
@@ -343,15 +347,18 @@ def evaluate(
     [dim]glance-fast evaluate run mvtec/transistor --out report --engine grouped[/dim]
     """
     from glance_fast.checkpoint import load
-    from glance_fast.data.folders import mvtec_test
     from glance_fast.evaluation import evaluate as evaluation
     from glance_fast.training.progress import Reporter
 
     _apart(out, run, data)
-    mvtec_test(data)
+    evaluation.find_samples(data, out)
     model = load(run, device)
-    _prepare(out, overwrite, ("metrics.json", "scores.csv", "curves.png", "report.html", "maps"))
-    with Reporter(console) as reporter, reporter.task("evaluating", None) as advance:
+    ours = ("metrics.json", "scores.csv", "curves.png", "report.html", "maps")
+    with (
+        _output(out, ours, overwrite),
+        Reporter(console) as reporter,
+        reporter.task("evaluating", None) as advance,
+    ):
         metrics = evaluation.evaluate(
             model, data, out, engine=engine.value, precision=precision.value, progress=advance
         )
@@ -440,9 +447,9 @@ def demo(
     from glance_fast.evaluation.demo import run_demo
     from glance_fast.training.progress import Reporter
 
-    _prepare(out, overwrite, ("data", "runs", "results", "report.html", "metrics.json"))
+    ours = ("data", "runs", "results", "report.html", "metrics.json")
     started = time.monotonic()
-    with Reporter(console) as reporter:
+    with _output(out, ours, overwrite), Reporter(console) as reporter:
         results = run_demo(out, reporter)
     _print_metrics(results)
     _tell(f"{time.monotonic() - started:.0f} s; report: {out / 'report.html'}")
@@ -472,11 +479,18 @@ def _apart(out: Path, *inputs: Path) -> None:
             raise UserError(f"--out {out}: holds {path}, which is read; choose another")
 
 
-def _prepare(out: Path, overwrite: bool, ours: tuple[str, ...]) -> None:
-    """An output folder that is new, empty, or, with --overwrite, freed of what we wrote there before."""
+@contextlib.contextmanager
+def _output(out: Path, ours: tuple[str, ...], overwrite: bool, resume: bool = False) -> Iterator[None]:
+    """Work in an output folder, and leave none behind where nothing came of it.
+
+    It is new, empty, or, with --overwrite, freed of what we wrote there before; with --resume it stays as it
+    is, but for what a killed process left half written.
+    """
+    from glance_fast.data.files import remove_stale
+
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; --out names a folder")
-    if out.is_dir() and any(out.iterdir()):
+    if not resume and out.is_dir() and any(out.iterdir()):
         if not overwrite:
             raise UserError(
                 f"{out}: is not empty; --overwrite replaces what is in it, or choose another --out"
@@ -487,18 +501,25 @@ def _prepare(out: Path, overwrite: bool, ours: tuple[str, ...]) -> None:
                 f"{out}: holds {strangers[0]!r}, which this command did not write; "
                 "move it away or choose another --out"
             )
-        for name in ours:
-            path = out / name
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise UserError(f"{out}: cannot be written to; change its permissions or choose another --out")
+        for path in (out / name for name in ours) if overwrite else ():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise UserError(f"{out}: cannot be written to; change its permissions or choose another --out")
+        remove_stale(out, ours)
+        yield
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):  # it is not empty: something came of it
+                folder.rmdir()
 
 
 def _after_full_disk(cause: BaseException | None, command: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 
@@ -24,3 +25,17 @@ class ImageError(UserError):
         super().__init__(f"{path}: {reason}")
         self.path = Path(path)
         self.reason = reason
+
+
+def elsewhere(error: OSError) -> str:
+    """Advice to put behind an error, if what is wrong is the place."""
+    if error.errno == errno.EROFS:
+        return "; choose another folder"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "; change its permissions or choose another folder"
+    return ""
+
+
+def cannot_write(path: str | Path, error: OSError) -> UserError:
+    """What to raise, from ``error``, where a file cannot be written."""
+    return UserError(f"{path}: cannot be written: {error.strerror or error}{elsewhere(error)}")

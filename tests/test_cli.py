@@ -17,6 +17,7 @@ from PIL import Image
 import glance_fast
 from glance_fast import UserError
 from glance_fast.cli import main
+from glance_fast.scoring.directory import Summary
 
 COMMANDS = ("train", "score-dir", "evaluate", "distill", "demo")
 
@@ -87,6 +88,25 @@ def test_help_of_all_names_commands_and_exit_codes(cli):
     for meaning in ("0 done", "1 failed", "2 wrong arguments", "3 some images", "130 stopped"):
         assert meaning in text
     assert "glance-fast train photos/good --out run" in text
+
+
+def test_the_command_line_does_not_wait_for_pytorch():
+    code = "import sys, glance_fast.cli, glance_fast\n"
+    code += "slow = {'torch', 'numpy', 'numba', 'scipy', 'matplotlib', 'skimage'} & set(sys.modules)\n"
+    code += "assert not slow, slow\n"
+    # ... and gets it as soon as something is asked for.
+    code += "assert set(glance_fast.__all__) <= set(dir(glance_fast)) and 'torch' not in sys.modules\n"
+    code += "assert glance_fast.load.__module__ == 'glance_fast.checkpoint' and 'torch' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
+def test_all_public_names_are_there():
+    for name in glance_fast.__all__:
+        assert getattr(glance_fast, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'glance_fast' has no attribute 'scores'"):
+        _ = glance_fast.scores
+    assert not hasattr(glance_fast, "scores")
 
 
 def test_no_arguments_show_help(cli):
@@ -226,7 +246,7 @@ def test_a_training_that_could_not_begin_leaves_nothing_behind(cli, parts, tmp_p
     for _ in range(2):
         line = one_line(cli("train", parts, "--out", tmp_path / "run"))
         assert line.startswith("3 usable images")
-    assert list((tmp_path / "run").iterdir()) == []
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_training_is_replaced_only_when_told(cli, parts, run_folder, tmp_path, monkeypatch):
@@ -361,6 +381,7 @@ def test_a_folder_that_may_not_be_written(cli, run_folder, photos, tmp_path, mon
     monkeypatch.setattr("glance_fast.cli.os.access", lambda path, mode: not mode & os.W_OK)
     line = one_line(score_dir(cli, run_folder, photos, tmp_path / "out"))
     assert line.endswith("out: cannot be written to; change its permissions or choose another --out")
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- what goes wrong on the way
@@ -378,11 +399,18 @@ def full_disk(*arguments, **more):
         (MemoryError(), "out of memory; use a smaller image_size, batch or cache_mib"),
         (RuntimeError("CUDA out of memory. Tried"), "out of memory; use a smaller image_size"),
         (RuntimeError("[enforce fail] can't allocate memory: you tried"), "out of memory; use a smaller"),
-        (PermissionError(errno.EACCES, "Permission denied", "disk/file"), "disk/file: Permission denied"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "disk/file"),
+            "disk/file: Permission denied; change its permissions or choose another folder",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "disk/file"),
+            "disk/file: Read-only file system; choose another folder",
+        ),
         (FULL, "disk/file: No space left on device; make room there, then the same command with --resume"),
         (UserError("model: is odd"), "model: is odd"),
     ],
-    ids=["memory", "CUDA memory", "CPU memory", "permission", "full disk", "user"],
+    ids=["memory", "CUDA memory", "CPU memory", "permission", "read-only", "full disk", "user"],
 )
 def test_one_line_for_what_the_machine_does(cli, run_folder, photos, tmp_path, monkeypatch, error, line):
     def fail(*arguments, **more):
@@ -421,6 +449,67 @@ def test_ctrl_c_promises_a_resume_only_where_there_is_one(cli, run_folder, parts
     monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", stop)
     result = cli("evaluate", run_folder, parts, "--out", tmp_path / "out")
     assert result == (130, "", "glance-fast: stopped\n")
+
+
+def test_what_fails_before_it_wrote_leaves_no_folder(cli, run_folder, parts, photos, tmp_path, monkeypatch):
+    def fail(*arguments, **more):
+        raise UserError("nothing came of it")
+
+    monkeypatch.setattr("glance_fast.training.fit.fit", fail)
+    monkeypatch.setattr("glance_fast.scoring.directory.score_directory", fail)
+    monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", fail)
+    monkeypatch.setattr("glance_fast.evaluation.demo.run_demo", fail)
+    (tmp_path / "there").mkdir()
+    for command in (
+        ("train", parts),
+        ("score-dir", run_folder, photos),
+        ("evaluate", run_folder, parts),
+        ("demo",),
+    ):
+        for out in (tmp_path / "new/deeper/out", tmp_path / "there/out", tmp_path / "there"):
+            assert one_line(cli(*command, "--out", out)) == "nothing came of it"
+            assert not (tmp_path / "new").exists() and list((tmp_path / "there").iterdir()) == []
+
+
+def test_output_among_what_is_read_leaves_nothing_there(cli, run_folder, parts, tmp_path):
+    data = shutil.copytree(parts, tmp_path / "data")
+    before = sorted(data.rglob("*"))
+    old = data / "test/old"
+    for out in (data / "test/x", data / "test/good/x/y"):
+        line = one_line(cli("evaluate", run_folder, data, "--out", out))
+        assert (
+            line == f"{out}: lies among the test images, and maps would be taken for images; choose another"
+        )
+        assert "would be taken for photographs" in one_line(score_dir(cli, run_folder, data, out))
+    assert sorted(data.rglob("*")) == before
+    # It is refused before anything is removed.
+    old.mkdir()
+    (old / "metrics.json").touch()
+    assert "lies among" in one_line(cli("evaluate", run_folder, data, "--out", old, "--overwrite"))
+    assert (old / "metrics.json").exists()
+
+
+def test_half_written_files_of_a_killed_process_go(cli, run_folder, parts, photos, tmp_path, monkeypatch):
+    def done(*arguments, **more):
+        return Summary(0, 0, 0, ())
+
+    monkeypatch.setattr("glance_fast.scoring.directory.score_directory", done)
+    monkeypatch.setattr("glance_fast.training.fit.fit", done)
+    monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", lambda *arguments, **more: {})
+    stale = ".tmp-0123456789abcdef"
+    for command, begun, inner in (
+        (("train", parts, "--resume"), "config.toml", "checkpoint"),
+        (("train", parts, "--overwrite"), "config.toml", "checkpoint"),
+        (("score-dir", run_folder, photos, "--resume"), "run.json", "maps/deep"),
+        (("evaluate", run_folder, parts, "--overwrite"), "metrics.json", "maps/deep"),
+    ):
+        out = tmp_path / "-".join((command[0], command[-1]))
+        for name in (begun, f"{stale}.json", f"{inner}/{stale}.tiff", ".tmp-notes"):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).touch()
+        assert cli(*command, "--out", out)[0] == 0
+        left = {p.name for p in out.rglob("*") if p.is_file()}
+        assert ".tmp-notes" in left and not any(name.startswith(stale) for name in left)
 
 
 # ---------------------------------------------------------------- the other commands

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from glance_fast.errors import UserError
+from glance_fast.errors import cannot_write
 
 NOTES = "glance-fast"
+# Names of the temporary files of `atomic_write`.
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}(\..+)?")
 
 
 @contextmanager
@@ -54,7 +57,23 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
+
+
+def remove_stale(folder: Path, subfolders: Iterable[str]) -> None:
+    """Remove the temporary files that a killed process left behind.
+
+    Parameters
+    ----------
+    folder : Path
+        An output folder of ours, itself searched without its subfolders.
+    subfolders : iterable of str
+        Names of what is ours in it, searched to the bottom.
+    """
+    found = [*folder.glob(".tmp-*"), *(p for name in subfolders for p in (folder / name).rglob(".tmp-*"))]
+    for path in found:
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

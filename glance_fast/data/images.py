@@ -7,6 +7,7 @@ content: two photographs of the same brightness stay equally bright.
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 import zlib
@@ -224,8 +225,11 @@ def write_tiff(path: str | Path, map32: NDArray[np.float32]) -> None:
         raise TypeError(f"a map must be float32, not {map32.dtype}")
     if map32.ndim != 2:
         raise ValueError(f"a map must be [H, W], not {list(map32.shape)}")
+    # Into memory first: NumPy, which writes the pixels to a file, does not tell that the disk is full.
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, map32, photometric="minisblack", metadata=None)
     with atomic_write(path) as temporary:
-        tifffile.imwrite(temporary, map32, photometric="minisblack", metadata=None)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:

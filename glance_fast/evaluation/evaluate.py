@@ -110,9 +110,7 @@ def evaluate(
     were.
     """
     data, out = Path(data), Path(out)
-    samples = mvtec_test(data)
-    category = data.name if data.name not in ("", "..") else data.resolve().name
-    targets = _map_paths(samples, data, out, category)
+    samples, targets = find_samples(data, out)
     truth = _read_truth(samples, model.config.image_size)
 
     count = len(samples)
@@ -152,7 +150,7 @@ def evaluate(
     display = display_range(model.calibration, maps)
     write_report(
         out / "report.html",
-        category,
+        _category(data),
         found,
         scores,
         defective,
@@ -165,8 +163,16 @@ def evaluate(
     return found
 
 
-def _map_paths(samples: Sequence[TestSample], data: Path, out: Path, category: str) -> list[Path]:
-    """Where the map of each image goes; refuses what would overwrite or be taken for an image."""
+def find_samples(data: Path, out: Path) -> tuple[list[TestSample], list[Path]]:
+    """The test images of a category, and where the map of each goes.
+
+    Raises
+    ------
+    UserError
+        `data` is no such category, an image has no mask, two images would have one map, or `out` lies among
+        the test images.
+    """
+    samples = mvtec_test(data)
     test = data / "test"
     if out.resolve().is_relative_to(test.resolve()):
         raise UserError(
@@ -174,12 +180,16 @@ def _map_paths(samples: Sequence[TestSample], data: Path, out: Path, category: s
         )
     owners: dict[Path, Path] = {}
     for sample in samples:
-        target = out / "maps" / category / "test" / sample.path.relative_to(test).with_suffix(".tiff")
+        target = out / "maps" / _category(data) / "test" / sample.path.relative_to(test).with_suffix(".tiff")
         if target in owners:
             # MVTec's layout knows images by their names without suffix, and so do the masks.
             raise UserError(f"{sample.path}: has the same name as {owners[target].name}; rename one of them")
         owners[target] = sample.path
-    return list(owners)
+    return samples, list(owners)
+
+
+def _category(data: Path) -> str:
+    return data.name if data.name not in ("", "..") else data.resolve().name
 
 
 def _read_truth(samples: Sequence[TestSample], size: tuple[int, int]) -> _Truth:

@@ -152,7 +152,10 @@ def load_teacher(path: str | Path) -> Teacher:
             "is converted once with safetensors.torch.save_file"
         ) from error
     if "bn1.weight" in state:
-        state = fold_batch_norm(state)
+        try:
+            state = fold_batch_norm(state)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
     return _filled(Teacher(), state, path)
 
 
@@ -195,4 +198,6 @@ def fold_batch_norm(state: dict[str, Tensor], eps: float = 1e-5) -> dict[str, Te
             folded[f"{conv}.bias"] = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * gain
         except KeyError as error:
             raise UserError(f"not a torchvision ResNet-18: {error.args[0]} is missing") from error
+        except (RuntimeError, IndexError) as error:
+            raise UserError(f"not a torchvision ResNet-18: {norm} does not fit {conv}") from error
     return folded

@@ -21,7 +21,7 @@ import glance_fast
 from glance_fast.data.files import write_text
 from glance_fast.data.folders import list_images
 from glance_fast.data.images import read_image, resize, resize_map, write_png, write_tiff
-from glance_fast.errors import ImageError, UserError
+from glance_fast.errors import ImageError, UserError, cannot_write
 from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.model import CHUNK, Glance
 
@@ -308,7 +308,7 @@ def _append_rows(path: Path, rows: Iterable[Row]) -> None:
         with path.open("a", encoding="utf-8", newline="") as file:
             file.write(_as_csv(rows))
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
 
 
 def _sort_rows(path: Path, names: list[str]) -> None:

@@ -84,6 +84,18 @@ class Calibration:
     aspect: float = 1.0
     scores: tuple[float, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        for name in ("threshold", "pixel_threshold"):
+            # Infinite ones let everything pass.
+            if not _is_number(value := getattr(self, name)):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+        if not (_is_number(self.quantile) and 0 < self.quantile < 1):
+            raise ValueError(f"quantile must lie between 0 and 1, got {self.quantile!r}")
+        if not (_is_number(self.aspect) and 0 < self.aspect < math.inf):
+            raise ValueError(f"aspect must be finite and positive, got {self.aspect!r}")
+        if not all(_is_number(score) and math.isfinite(score) for score in self.scores):
+            raise ValueError("scores must be finite numbers")
+
     def to_json(self) -> str:
         """As indented JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=True) + "\n"
@@ -93,17 +105,30 @@ class Calibration:
         """Read what ``to_json`` wrote; anything else is a ``UserError`` that names ``source``."""
         try:
             values: dict[str, Any] = json.loads(text)
-            read = tuple(
-                ScaleStatistics(**{name: Moments(**moments) for name, moments in scale.items()})
-                for scale in values.pop("scales")
+            values["scales"] = tuple(
+                _whole(ScaleStatistics, {name: _whole(Moments, m) for name, m in scale.items()})
+                for scale in values["scales"]
             )
-            values["scores"] = tuple(map(float, values["scores"]))
-            calibration = cls(scales=read, **values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            values["scores"] = tuple(values["scores"])
+            calibration = _whole(cls, values)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise UserError(f"{source}: damaged calibration ({error}); train again") from error
-        if len(read) != scales:
-            raise UserError(f"{source}: holds {len(read)} scales, the model has {scales}; train again")
+        if len(calibration.scales) != scales:
+            found = len(calibration.scales)
+            raise UserError(f"{source}: holds {found} scales, the model has {scales}; train again")
         return calibration
+
+
+def _whole(kind: type, values: dict[str, Any]) -> Any:
+    """A dataclass from all of its fields: a default would pass for what was measured."""
+    for wanted in dataclasses.fields(kind):
+        if wanted.name not in values:
+            raise ValueError(f"{wanted.name} is missing")
+    return kind(**values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def upper_threshold(values: np.ndarray, quantile: float) -> float:

@@ -3,6 +3,8 @@
 import errno
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from glance_fast.data.files import atomic_write, write_text
+from glance_fast.data.files import atomic_write, remove_stale, write_text
 from glance_fast.data.images import read_image, read_mask, resize, write_png, write_tiff
 from glance_fast.errors import ImageError, UserError
 
@@ -475,6 +477,67 @@ def test_full_disk_is_one_line(tmp_path):
         temporary.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("write", "value"),
+    [(write_tiff, np.zeros((64, 64), np.float32)), (write_png, _noise(64, 64))],
+    ids=["tiff", "png"],
+)
+def test_a_disk_that_fills_under_an_image_is_told_from_other_faults(tmp_path, write, value):
+    resource = pytest.importorskip("resource")
+    # A limit of a file's size stands for the end of the disk: the header fits, the pixels do not.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(UserError, match=r"a\.image: cannot be written: File too large$") as caught:
+            write(tmp_path / "a.image", value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.__cause__.errno == errno.EFBIG
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.EROFS, "; choose another folder"),
+        (errno.EACCES, "; change its permissions or choose another folder"),
+        (errno.EPERM, "; change its permissions or choose another folder"),
+        (errno.EIO, ""),
+    ],
+)
+def test_a_place_that_may_not_be_written_needs_another(tmp_path, code, advice):
+    with pytest.raises(UserError) as caught, atomic_write(tmp_path / "a.txt"):
+        raise OSError(code, os.strerror(code))
+    assert str(caught.value) == f"{tmp_path / 'a.txt'}: cannot be written: {os.strerror(code)}{advice}"
+
+
+def test_stale_files_are_removed_where_they_are_ours_alone(tmp_path):
+    out, name = tmp_path / "out", ".tmp-0123456789abcdef"
+    ours = (f"{name}.csv", name, f"maps/{name}.tiff", f"maps/deep/er/{name}.tiff")
+    others = (
+        *(f"maps/{name}0.tiff", f"maps/{name.upper()}", "maps/.tmp-", "maps/.tmp-notes.txt", f"maps/a{name}"),
+        *("a.csv", "maps/a.tiff", f"theirs/{name}.csv"),
+    )
+    for file in (*ours, *others):
+        write_text(out / file, "x")
+    write_text(tmp_path / "elsewhere" / name, "x")
+    (out / "maps" / "link").symlink_to(tmp_path / "elsewhere")
+    (out / "maps" / f"{name}.folder").mkdir()
+    remove_stale(out, ("maps", "none", "a.csv"))
+    left = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    assert left == set(others)
+    assert (tmp_path / "elsewhere" / name).is_file() and (out / "maps" / f"{name}.folder").is_dir()
+
+
+def test_a_killed_process_leaves_what_is_recognised_as_stale(tmp_path):
+    code = "import os, sys; from glance_fast.data.files import atomic_write\n"
+    code += "with atomic_write(sys.argv[1]) as path: path.write_text('half'); os._exit(1)"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a.tar.gz"], check=False, timeout=100)
+    assert len(list(tmp_path.iterdir())) == 1
+    remove_stale(tmp_path, ())
     assert not list(tmp_path.iterdir())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -202,13 +203,18 @@ def changed(**tensors):
         pytest.param(
             changed(**{"bn1.weight": torch.ones(64)}), "is missing", id="half-folded"
         ),
+        pytest.param(
+            lambda p: save_file(resnet_state() | {"bn1.weight": torch.ones(3)}, p),
+            "not a torchvision ResNet-18: bn1 does not fit conv1",
+            id="batch-norm-shape",
+        ),
     ],
 )  # fmt: skip
 def test_bad_files(damage, words, tmp_path, teacher):
     path = tmp_path / "resnet18.safetensors"
     save_file(teacher.state_dict(), path)
     damage(path)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: [^\n]*{words}"):
         load_teacher(path)
 
 

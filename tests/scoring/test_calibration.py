@@ -1,5 +1,6 @@
 """Calibration: whitening against covariances computed by the definition, thresholds, the file."""
 
+import dataclasses
 import json
 import math
 
@@ -236,13 +237,39 @@ def test_json_keeps_every_number(calibration):
         lambda values: values.update(scores=["many"]),
         lambda values: values.update(scales={"a": 1}),
         lambda values: values.update(unknown=1),
+        lambda values: values.update(scores=[1, float("nan")]),
+        lambda values: values.update(scores=["1.5"]),
+        lambda values: values.update(scores="15"),
+        lambda values: values["scales"][0].pop("map"),
+        lambda values: values["scales"][0]["map"].pop("mean"),
+        lambda values: values["scales"][0]["map"].update(mean=10**400),
+        *(
+            lambda values, name=name, value=value: values.update({name: value})
+            for name, wrong in {
+                "threshold": ("3.25", None, True, [3.25], float("nan"), 10**400),
+                "pixel_threshold": ("3.25", None, float("nan")),
+                "quantile": ("0.99", None, 0, 1, -0.5, float("nan"), float("inf")),
+                "aspect": ("1", None, 0, -1.5, float("nan"), float("inf")),
+            }.items()
+            for value in wrong
+        ),
+        *(
+            lambda values, name=name: values.pop(name)
+            for name in ("threshold", "pixel_threshold", "quantile", "aspect")
+        ),
     ],
 )
 def test_damaged_values_are_named(change):
     values = json.loads(example().to_json())
     change(values)
-    with pytest.raises(UserError, match=r"^run/calibration\.json: .*train again"):
+    with pytest.raises(UserError, match=r"^run/calibration\.json: [^\n]*; train again$"):
         Calibration.from_json(json.dumps(values), 2, "run/calibration.json")
+
+
+@pytest.mark.parametrize("threshold", [math.inf, -math.inf, 3])
+def test_any_threshold_but_nan_is_read(threshold):
+    calibration = dataclasses.replace(example(), threshold=threshold, pixel_threshold=threshold)
+    assert Calibration.from_json(calibration.to_json(), 2, "calibration.json") == calibration
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", example().to_json()[:200], "\x00" * 50])

@@ -414,3 +414,12 @@ def test_full_disk_under_the_table():
     with pytest.raises(UserError, match="/dev/full: cannot be written: No space left") as caught:
         directory._append_rows(Path("/dev/full"), [Row("a", "1", "0", "")])
     assert caught.value.__cause__.errno == errno.ENOSPC
+
+
+def test_a_table_that_may_not_be_written(monkeypatch, tmp_path):
+    def refuse(*arguments, **more):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"a\.csv: cannot be written: Read-only .*; choose another folder$"):
+        directory._append_rows(tmp_path / "a.csv", [Row("a", "1", "0", "")])
