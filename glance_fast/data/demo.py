@@ -33,7 +33,7 @@ _PICTURE = 512
 _TINT = {"grass": (0.92, 1.08, 0.82), "gravel": (1.04, 1.0, 0.95), "brick": (1.18, 0.95, 0.86)}
 # A defect that is nothing but another structure needs room to be one; a person could not tell 4 pixels of
 # gravel among grass.
-_SMALLEST_BY_KIND = {"smear": 16, "swap": 20}
+_SMALLEST_BY_KIND = {"cut": 12, "smear": 16, "swap": 20}
 _VISIBLE = 13.0  # grey levels by which a defect differs on average from what it covers, at the least
 
 Image = NDArray[np.float32]  # [size, size, 3], 0 to 255
@@ -56,15 +56,16 @@ def build_demo(
     being
 
     ======  ==================================================================================
-    cut     a thin, slightly curved line, darker or lighter
-    blob    a stain of irregular outline that half hides what is below
+    cut     a thin, slightly curved line, darker or lighter, in another colour
+    blob    a coloured stain of irregular outline that half hides what is below
     smear   the texture wiped along one direction
     swap    another texture of the same brightness; or the right one, turned (brick) or magnified
     colour  the texture unchanged in its structure, in another colour
     ======  ==================================================================================
 
-    from 4 to 80 pixels across (smear from 16, swap from 20), every size as likely as its double, at random
-    places and angles, never cut by the border.
+    from 4 to 80 pixels across (cut from 12, smear from 16, swap from 20), every size as likely as its double,
+    at random places and angles, never cut by the border. A person can see each: what is cut or spilt has a
+    colour of its own, for among blades of grass and stones no brightness stands out.
 
     Parameters
     ----------
@@ -273,14 +274,14 @@ def _cut(rng: np.random.Generator, scene: _Scene) -> Image:
     # A thin line among blades of grass is lost unless it is darker or lighter than nearly all of them.
     target = level + _away(rng, level.mean(), rng.uniform(55, 80) + spread) - level.mean()
     opacity = rng.uniform(0.8, 0.95)
-    return scene.clean * (1 - opacity) + opacity * target
+    return scene.clean * (1 - opacity) + opacity * (target + _hue(rng, rng.uniform(24, 36)))
 
 
 def _blob(rng: np.random.Generator, scene: _Scene) -> Image:
     """Something spilt."""
     level, spread = _ground(scene)
     step = rng.uniform(28, 48) + 0.6 * spread + 30 * SMALLEST / scene.across
-    hue = rng.normal(0, 6, 3)
+    hue = _hue(rng, rng.uniform(24, 36) + 30 * SMALLEST / scene.across)
     target = level + hue + _away(rng, level.mean(), step) - level.mean()
     shade = ndimage.gaussian_filter(rng.normal(0, 1, scene.mask.shape), max(scene.across / 6, 1))
     shade *= 6 / max(shade.std(), 1e-6)
@@ -325,11 +326,14 @@ def _swap(rng: np.random.Generator, scene: _Scene) -> Image:
 
 def _colour(rng: np.random.Generator, scene: _Scene) -> Image:
     """Something stained."""
-    step = rng.uniform(18, 28) + 70 * SMALLEST / scene.across
+    return scene.clean + _hue(rng, rng.uniform(18, 28) + 70 * SMALLEST / scene.across)
+
+
+def _hue(rng: np.random.Generator, step: float) -> NDArray[np.float64]:
+    """A change of colour [3] by `step` grey levels that adds up to no brightness."""
     angle = rng.uniform(0, 2 * np.pi)
-    # Three cosines, a third of a turn apart: a hue that adds up to no brightness.
-    hue = np.cos(angle + np.array([0, 2, 4]) * np.pi / 3)
-    return scene.clean + step * hue
+    # Three cosines, a third of a turn apart.
+    return step * np.cos(angle + np.array([0, 2, 4]) * np.pi / 3)
 
 
 _PAINT = {"cut": _cut, "blob": _blob, "smear": _smear, "swap": _swap, "colour": _colour}
