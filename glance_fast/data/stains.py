@@ -15,6 +15,9 @@ from torch import Tensor
 # Share of a patch's side: thinnest and thickest stroke, smallest and largest blob radius.
 STROKE = (0.03, 0.12)
 BLOB = (0.1, 0.4)
+# Stains of a whole image, and the side of the square that each is drawn in, pixels.
+IMAGE_STAINS = 6
+IMAGE_SIDES = (24, 64)
 
 
 def stain(patches: Tensor, generator: torch.Generator) -> Tensor:
@@ -51,6 +54,34 @@ def stain(patches: Tensor, generator: torch.Generator) -> Tensor:
     # A pasted piece hides what was there.
     opacity = torch.where(kind == 2, torch.ones_like(opacity), opacity)
     return torch.lerp(patches, content, (shape[:, None] * opacity).to(patches.dtype))
+
+
+def stain_images(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Whole images with several stains each.
+
+    Parameters
+    ----------
+    images : Tensor
+        Float [B, H, W, 3], 0 to 255; B of at least 2.
+    generator : torch.Generator
+        Source of every random number.
+
+    Returns
+    -------
+    Tensor
+        [B, H, W, 3], 0 to 255.
+    """
+    out = images.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+    height, width = out.shape[2:]
+    side = int(torch.randint(IMAGE_SIDES[0], IMAGE_SIDES[1] + 1, (1,), generator=generator))
+    side = min(side, height, width)
+    room = torch.tensor([height - side + 1, width - side + 1])
+    for _ in range(IMAGE_STAINS):
+        corners = (torch.rand(len(out), 2, generator=generator) * room).long().tolist()
+        places = [image[:, y : y + side, x : x + side] for image, (y, x) in zip(out, corners, strict=True)]
+        for place, stained in zip(places, stain(torch.stack(places), generator), strict=True):
+            place.copy_(stained)
+    return out.clamp_(0, 255).permute(0, 2, 3, 1)
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:

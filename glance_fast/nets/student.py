@@ -75,7 +75,7 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def measure_teacher(self, teacher: nn.Module, images: Tensor) -> None:
-        """Set ``mean`` and ``std`` from uint8 images [B, H, W, 3]."""
+        """Set ``mean`` and ``std`` from images [B, H, W, 3] of 0 to 255."""
         count, total, squares = 0, torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         for part in images.split(BATCH):
             features = (

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glance_fast.data.folders import ImageCache
+from glance_fast.data.stains import stain_images
 from glance_fast.errors import UserError
 from glance_fast.hardware import has_bf16
 from glance_fast.nets.student import BATCH, Student
@@ -52,12 +53,20 @@ def local_stage(
     symmetry: Symmetry,
     seed: int,
     bf16: bool,
+    stains: bool = False,
 ) -> Stage:
-    """The stage that trains ``student`` on images ``train`` of ``cache``, Eq. 3."""
+    """The stage that trains ``student`` on images ``train`` of ``cache``, Eq. 3.
+
+    With ``stains`` half of every batch is stained, so that Local-Net learns what the teacher makes of things
+    that the category does not show. On clean images alone it unlearns to see them: colour, say, where all
+    parts have one.
+    """
 
     def step(number: int) -> tuple[Tensor, float, float]:
         generator = step_generator(seed, name, number)
         images = _batch(cache, train, generator, shift, brightness, symmetry)
+        if stains:
+            images[: BATCH // 2] = stain_images(images[: BATCH // 2], generator)
         fit, compact = student.losses(teacher, images, bf16)
         return LAMBDA_K * fit + LAMBDA_C * compact, float(fit.detach()), float(compact.detach())
 

@@ -16,7 +16,7 @@ from glance_fast.checkpoint import save_model
 from glance_fast.config import Config
 from glance_fast.data.files import write_text
 from glance_fast.data.folders import ImageCache
-from glance_fast.data.stains import stain
+from glance_fast.data.stains import stain, stain_images
 from glance_fast.errors import UserError
 from glance_fast.hardware import has_bf16
 from glance_fast.model import Glance, Scale
@@ -36,8 +36,9 @@ WEIGHT_DECAY = 1e-3
 FINETUNE_RATE = 1e-3
 # Draws of holes for each held-out image.
 VALIDATION_DRAWS = 4
-# Images over which the fine-tuned Local-Net is whitened.
+# Images over which the fine-tuned Local-Net is whitened, and those that its teacher is measured on.
 WHITEN_IMAGES = 200
+MOMENT_IMAGES = 64
 # Images from which the symmetry of the category is found.
 SYMMETRY_IMAGES = 100
 
@@ -116,7 +117,10 @@ def fit(
             if config.finetune_steps:
                 teacher = teacher.to(device)
                 images = torch.from_numpy(cache.batch(train[:WHITEN_IMAGES]))
-                student.measure_teacher(teacher, images)
+                # What the teacher says of stains lies far outside what it says of the category.
+                sample = images[:MOMENT_IMAGES].float()
+                stained = stain_images(sample, step_generator(config.seed, f"moments-{patch}", 0))
+                student.measure_teacher(teacher, torch.cat([sample, stained]))
                 stage = local_stage(
                     f"local-{patch}",
                     student,
@@ -132,6 +136,7 @@ def fit(
                     symmetry=symmetry,
                     seed=config.seed,
                     bf16=bf16,
+                    stains=True,
                 )
                 run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
                 student.whiten(images)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glance_fast.data import stains
-from glance_fast.data.stains import stain
+from glance_fast.data.stains import stain, stain_images
 
 
 def noise(count=256, size=(32, 32), seed=0):
@@ -123,6 +123,29 @@ def test_scale_and_dtype_of_the_patches_are_kept():
     patches = noise(64)
     assert torch.allclose(stained(patches * 100 + 7), stained(patches) * 100 + 7, atol=1e-2)
     assert stained(patches.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("size", [(96, 130), (40, 20)], ids="{0[0]}x{0[1]}".format)
+def test_whole_images_get_several_stains(size):
+    images = 128 + 40 * noise(8, size).permute(0, 2, 3, 1)
+    images = images.clamp(0, 255)
+    before = images.clone()
+    out = stain_images(images, torch.Generator().manual_seed(0))
+    assert torch.equal(images, before) and out.shape == images.shape
+    assert float(out.min()) >= 0 and float(out.max()) <= 255
+    share = (out != images).any(-1).float().mean((1, 2))
+    assert bool((share > 0).all()) and float(share.max()) < 0.9
+    assert torch.equal(out, stain_images(images, torch.Generator().manual_seed(0)))
+
+
+def test_stains_of_a_whole_image_fall_everywhere():
+    images = 128 + 40 * noise(64, (96, 96)).permute(0, 2, 3, 1)
+    hits = sum(
+        (stain_images(images, torch.Generator().manual_seed(seed)) != images).any(-1).sum(0)
+        for seed in range(8)
+    ).float()
+    corners = hits[:16, :16].mean(), hits[-16:, :16].mean(), hits[:16, -16:].mean(), hits[-16:, -16:].mean()
+    assert min(corners) > 0.1 * hits.mean()
 
 
 @pytest.mark.parametrize("count", [0, 1])
