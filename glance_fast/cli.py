@@ -372,6 +372,7 @@ class StudentKind(StrEnum):
     local32 = "local-32"
     local64 = "local-64"
     assistant = "assistant"
+    global_ = "global"
 
 
 @app.command()
@@ -379,16 +380,19 @@ def distill(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of photographs of anything.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write (.safetensors).")],
     teacher_weights: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             metavar="FILE",
-            help="ResNet-18 as .safetensors: torchvision's state dictionary, or with BatchNorm folded.",
+            help="ResNet-18 as .safetensors: torchvision's state dictionary, or with BatchNorm folded. "
+            "Needed for all but global.",
         ),
-    ],
+    ] = None,
     student: Annotated[
         StudentKind,
         typer.Option(
-            metavar="NAME", help="local-32, local-64: a Local-Net for that patch size; or assistant."
+            metavar="NAME",
+            help="local-32, local-64: a Local-Net for that patch size; assistant: what fine-tunes them; "
+            "global: where Global-Net starts from.",
         ),
     ] = StudentKind.local32,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps.")] = 2000,
@@ -396,9 +400,9 @@ def distill(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a Local-Net, or the assistant that fine-tunes it, from a ResNet-18.
+    """Make the built-in weights anew, from photographs and a ResNet-18.
 
-    The package ships with both, so this is needed only for other
+    The package ships with all of them, so this is needed only for other
     photographs or another teacher.
 
     [dim]glance-fast distill photos --teacher-weights resnet18.safetensors \\
@@ -421,7 +425,11 @@ def distill(
         )
     if resume and not work.exists():
         raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
-    teacher = load_teacher(teacher_weights)
+    if teacher_weights is None and student is not StudentKind.global_:
+        raise UserError(
+            f"--student {student.value} needs --teacher-weights FILE, a ResNet-18 as .safetensors"
+        )
+    teacher = load_teacher(teacher_weights) if teacher_weights else None
     paths = list_images(images)
     if overwrite and work.exists():
         shutil.rmtree(work)

@@ -70,6 +70,8 @@ class Config:
         Steps of Global-Net's training, for each scale.
     batch : int
         Images a step of Global-Net.
+    pretrained : bool
+        Start Global-Net from the built-in weights, where it is of their shape, and not from random ones.
     holes : int or tuple of int
         Patches of one image masked at once in training, one entry a scale; capped by what fits.
     learning_rate : float
@@ -99,7 +101,7 @@ class Config:
     readout: str | None = None
     blend: str = "calibrated"
     lambda_s: float | None = None
-    lambda_t: float = 0.3
+    lambda_t: float = 0.1
     shrinkage: float = 0.5
     idw_power: float = 2.0
     idw_neighbours: int = 16
@@ -108,8 +110,9 @@ class Config:
     finetune_steps: int = 400
     steps: int = 1600
     batch: int = 12
+    pretrained: bool = True
     holes: int | tuple[int, ...] | None = None
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     symmetry: str = "auto"
     shift: int = 6
     brightness: float = 0.07
@@ -236,8 +239,8 @@ class Config:
         height, width = self.image_size
         cells = (height // (2 * self.patches[scale])) * (width // (2 * self.patches[scale]))
         if self.holes is None:
-            # 10 of 16 cells for patch 32 at 256 pixels, all 4 for patch 64.
-            wanted = cells if cells <= 4 else round(cells * 0.625)
+            # 14 of 16 cells for patch 32 at 256 pixels, all 4 for patch 64.
+            wanted = cells if cells <= 4 else round(cells * 0.875)
         else:
             wanted = _tuple(self.holes)[scale if len(_tuple(self.holes)) > 1 else 0]
         return max(1, min(wanted, cells))
@@ -298,7 +301,7 @@ def _coerce(name: str, kind: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)) and "tuple" in kind:
         if value and all(type(v) is int for v in value):
             return tuple(value)
-    elif "int" in kind.split(" | ") and type(value) is int:
+    elif ("int" in kind.split(" | ") and type(value) is int) or (kind == "bool" and isinstance(value, bool)):
         return value
     elif kind.startswith("float") and type(value) in (int, float):
         return float(value)

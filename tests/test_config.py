@@ -181,12 +181,12 @@ def test_integers_stand_for_floats():
 @pytest.mark.parametrize(
     ("values", "holes"),
     [
-        pytest.param({}, [10, 4], id="by-default"),
+        pytest.param({}, [14, 4], id="by-default"),
         pytest.param({"holes": 3}, [3, 3], id="one-for-all"),
         pytest.param({"holes": (6, 2)}, [6, 2], id="one-each"),
         pytest.param({"holes": 1000}, [16, 4], id="capped-by-what-fits"),
         pytest.param({"image_size": 64}, [1, 1], id="at-least-one"),
-        pytest.param({"image_size": (256, 128)}, [5, 2], id="non-square"),
+        pytest.param({"image_size": (256, 128)}, [7, 2], id="non-square"),
     ],
 )
 def test_holes_an_image(values, holes):

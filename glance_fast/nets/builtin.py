@@ -1,9 +1,11 @@
-"""The weights that ship with the package: a Local-Net for each patch size, and the assistant."""
+"""The weights that ship with the package: Local-Nets, the assistant, and Global-Net's start."""
 
 from __future__ import annotations
 
 from importlib.resources import as_file, files
 
+from glance_fast.nets.global_net import GlobalNet
+from glance_fast.nets.global_start import load_global_start
 from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher, load_assistant
 
@@ -18,3 +20,14 @@ def builtin_assistant() -> Teacher:
     """The built-in assistant: a small stand-in for the teacher, for fine-tuning Local-Net."""
     with as_file(files("glance_fast.nets") / "weights" / "assistant.safetensors") as path:
         return load_assistant(path)
+
+
+def start_global_net(net: GlobalNet) -> bool:
+    """Give a Global-Net the built-in start, if it is of the default shape; whether it was."""
+    with as_file(files("glance_fast.nets") / "weights" / "global.safetensors") as path:
+        state = load_global_start(path, net.patch)
+    wanted = net.state_dict()
+    if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in wanted.items()}:
+        return False
+    net.load_state_dict(state)
+    return True

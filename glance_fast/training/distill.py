@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glance_fast.config import Config
 from glance_fast.data.folders import ImageCache
 from glance_fast.data.stains import stain_images
 from glance_fast.errors import UserError
 from glance_fast.hardware import has_bf16
+from glance_fast.nets.global_start import GlobalStart
 from glance_fast.nets.student import BATCH, Student
 from glance_fast.nets.teacher import ASSISTANT_INNER, Teacher, save_assistant, to_input
 from glance_fast.training.loop import Log, Stage, run_stage
+from glance_fast.training.pretrain import global_start_stage
 from glance_fast.training.progress import Reporter
 from glance_fast.training.sampling import augment, draw_indices, step_generator
 from glance_fast.training.symmetry import Symmetry, vary
@@ -157,14 +160,14 @@ def distill(
     paths: Sequence[Path],
     out: Path,
     work: Path,
-    teacher: Teacher,
+    teacher: Teacher | None,
     kind: str,
     *,
     steps: int,
     seed: int,
     reporter: Reporter,
 ) -> str:
-    """Make a Local-Net or the assistant from photographs: ``glance-fast distill``.
+    """Make a Local-Net, the assistant or Global-Net's start from photographs: ``glance-fast distill``.
 
     Parameters
     ----------
@@ -174,9 +177,9 @@ def distill(
         File to write.
     work : Path
         Folder for checkpoints and the log while it runs; removed at the end.
-    teacher : Teacher
-        The whole ResNet-18.
-    kind : {"local-32", "local-64", "assistant"}
+    teacher : Teacher, optional
+        The whole ResNet-18; not needed for "global".
+    kind : {"local-32", "local-64", "assistant", "global"}
         What to make.
     steps, seed : int
         Of the training.
@@ -206,7 +209,12 @@ def distill(
         train, held_out = np.sort(order[count:]), np.sort(order[:count])
         torch.manual_seed(seed)
         common = {"steps": steps, "rate": RATE, "seed": seed, "bf16": bf16}
-        if kind == "assistant":
+        if kind == "global":
+            start = GlobalStart(Config().patches)
+            stage = global_start_stage(
+                start, cache, train, held_out, steps=steps, symmetry=MIRRORS, seed=seed, bf16=bf16
+            )
+        elif kind == "assistant":
             assistant = Teacher(ASSISTANT_INNER)
             assistant.start_from(teacher)
             assistant.to(memory_format=torch.channels_last)
@@ -233,13 +241,15 @@ def distill(
         run_stage(stage, work, log, reporter.step, minutes=2.0)
         last = log.rows[-1]
         notes = {
-            "teacher": "ResNet-18, ImageNet",
+            "teacher": "the built-in Local-Nets" if kind == "global" else "ResNet-18, ImageNet",
             "photographs": len(cache),
             "steps": steps,
             "seed": seed,
             "held_out_loss": float(last["held_out_loss"]),
         }
-        if kind == "assistant":
+        if kind == "global":
+            start.save(out, notes)
+        elif kind == "assistant":
             save_assistant(assistant, out, notes)
         else:
             student.whiten(sample)

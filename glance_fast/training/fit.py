@@ -20,7 +20,7 @@ from glance_fast.data.stains import stain, stain_images
 from glance_fast.errors import UserError
 from glance_fast.hardware import has_bf16
 from glance_fast.model import Glance, Scale
-from glance_fast.nets.builtin import builtin_assistant, builtin_local_net
+from glance_fast.nets.builtin import builtin_assistant, builtin_local_net, start_global_net
 from glance_fast.nets.heads import distortion_loss, inconsistency_loss
 from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher, to_input
@@ -142,6 +142,8 @@ def fit(
                 student.whiten(images)
             scale.local.load_state_dict(student.local.state_dict())
             scale.local.requires_grad_(False)
+            if config.pretrained and not start_global_net(scale.global_net):
+                reporter.say("Global-Net is not of the built-in shape: it starts from random weights")
             stage = global_stage(scale, index, config, cache, train, held_out, symmetry, bf16)
             run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
 

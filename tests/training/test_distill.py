@@ -9,9 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from glance_fast.config import Config
 from glance_fast.data.files import read_notes
 from glance_fast.data.folders import list_images
 from glance_fast.errors import UserError
+from glance_fast.model import Glance
+from glance_fast.nets.global_start import load_global_start
 from glance_fast.nets.student import Student, compactness
 from glance_fast.nets.teacher import ASSISTANT_INNER, Teacher, load_assistant, load_teacher
 from glance_fast.training.distill import distill
@@ -54,6 +57,13 @@ def test_the_assistant_is_written_in_half_precision(photographs, tmp_path, teach
     x = torch.randn(1, 3, 64, 64)
     second, third = load_assistant(out)(x)
     assert second.shape == (1, 128, 8, 8) and third.shape == (1, 256, 4, 4)
+
+
+def test_global_nets_start_is_written_without_a_teacher(photographs, tmp_path, reporter):
+    out, said = make(photographs, tmp_path, None, reporter, "global", 2)
+    net = Glance(Config()).scales[1].global_net
+    net.load_state_dict(load_global_start(out, 64))
+    assert read_notes(out)["steps"] == 2 and "held-out loss" in said
 
 
 def test_an_interrupted_distillation_resumes_to_the_same_file(photographs, tmp_path, teacher, reporter):

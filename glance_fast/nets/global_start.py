@@ -1,0 +1,68 @@
+"""Where Global-Net starts from: one body and a head for each patch size, learned on photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from glance_fast.config import Config
+from glance_fast.data.files import write_tensors
+from glance_fast.errors import UserError
+from glance_fast.nets.global_net import GlobalNet
+
+BODY = ("stem", "stages")
+
+
+class GlobalStart(nn.Module):
+    """Global-Nets of the default shape, one for each patch size, that share all but their heads.
+
+    Parameters
+    ----------
+    patches : tuple of int
+        Sides of the patches, pixels.
+
+    Attributes
+    ----------
+    body : nn.ModuleDict
+        ``stem`` and ``stages``, as in ``GlobalNet``.
+    heads : nn.ModuleDict
+        By patch size.
+    """
+
+    def __init__(self, patches: tuple[int, ...]) -> None:
+        super().__init__()
+        c = Config()
+        nets = {patch: GlobalNet(patch, c.widths, c.blocks, c.readout) for patch in patches}
+        first = nets[patches[0]]
+        for net in nets.values():
+            net.stem, net.stages = first.stem, first.stages
+        self.body = nn.ModuleDict({name: getattr(first, name) for name in BODY})
+        self.heads = nn.ModuleDict({str(patch): net.head for patch, net in nets.items()})
+        self._nets = nets
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, holes: Tensor, patch: int) -> Tensor:
+        """z_g for holes of one patch size, as ``GlobalNet`` gives it."""
+        return self._nets[patch](x, holes)
+
+    def save(self, path: Path, notes: dict[str, Any]) -> None:
+        """Write it, matrices and kernels in half precision; ``notes`` are kept as the file's metadata."""
+        state = {n: v.half() if v.dim() > 1 else v for n, v in self.state_dict().items()}
+        write_tensors(path, state, notes)
+
+
+def load_global_start(path: Path, patch: int) -> dict[str, Tensor]:
+    """The state dictionary of a ``GlobalNet`` for ``patch`` out of what ``GlobalStart.save`` wrote."""
+    try:
+        tensors = load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable start of Global-Net ({error})") from error
+    head = f"heads.{patch}."
+    state = {name.removeprefix("body."): v for name, v in tensors.items() if name.startswith("body.")}
+    state |= {f"head.{name.removeprefix(head)}": v for name, v in tensors.items() if name.startswith(head)}
+    return {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
