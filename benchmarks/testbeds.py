@@ -30,7 +30,7 @@ from glance_fast.checkpoint import load
 from glance_fast.config import Config, parse_setting
 from glance_fast.data.demo import TEXTURES, build_demo
 from glance_fast.data.folders import ImageCache, mvtec_test, normal_images, read_sample_mask
-from glance_fast.data.images import read_image, read_mask, write_png
+from glance_fast.data.images import read_image, read_mask, resize, write_png
 from glance_fast.evaluation import metrics
 from glance_fast.model import CHUNK, Glance
 from glance_fast.nets.teacher import to_input
@@ -121,14 +121,8 @@ def ablate(model: Glance, data: Path) -> dict[str, dict[str, float]]:
     config = model.config
     cache = ImageCache(normal_images(data), config.image_size)
     train, held_out = split(len(cache), config)
-    samples = mvtec_test(data)
-    originals = [read_image(s.path) for s in samples]
-    masks = [
-        resize_truth(read_sample_mask(s, o.shape[:2]), config.image_size)
-        for s, o in zip(samples, originals, strict=True)
-    ]
-    truth = {"masks": np.stack(masks), "labels": np.array([s.defect != "good" for s in samples])}
-    normal, test = cache.batch(held_out), np.stack([model.prepare(o) for o in originals])
+    normal = cache.batch(held_out)
+    test, truth = test_set(data, config.image_size)
     normal_features, test_features = feature_chunks(model, normal), feature_chunks(model, test)
     out: dict[str, dict[str, float]] = {}
 
@@ -147,6 +141,17 @@ def ablate(model: Glance, data: Path) -> dict[str, dict[str, float]]:
     whiten(model, local_chunks(model, cache.batch(train)))
     row("Local-Net alone", model, local_chunks(model, normal), local_chunks(model, test), 1.0)
     return out
+
+
+def test_set(data: Path, size: tuple[int, int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """All test images, uint8 [N, H, W, 3], and their "masks" [N, H, W] and "labels" [N] (true: defective)."""
+    samples = mvtec_test(data)
+    originals = [read_image(s.path) for s in samples]
+    masks = [
+        resize_truth(read_sample_mask(s, o.shape[:2]), size) for s, o in zip(samples, originals, strict=True)
+    ]
+    labels = np.array([s.defect != "good" for s in samples])
+    return np.stack([resize(o, size) for o in originals]), {"masks": np.stack(masks), "labels": labels}
 
 
 def resize_truth(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
