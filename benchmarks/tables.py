@@ -33,6 +33,13 @@ def accuracy(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def demo(results: dict[str, dict]) -> str:
+    """A table of the demo's textures."""
+    lines = ["| texture | PRO | pixel AUROC | image AUROC |", "|---|---|---|---|"]
+    lines += [f"| {name} | {' | '.join(f'{row[m]:.3f}' for m in METRICS)} |" for name, row in results.items()]
+    return "\n".join(lines)
+
+
 def replace(text: str, name: str, content: str) -> str:
     """The text with what lies between the two marks of ``name`` replaced."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -44,10 +51,12 @@ def replace(text: str, name: str, content: str) -> str:
 def main() -> None:
     """Rewrite README.md."""
     readme = ROOT / "README.md"
-    rows = json.loads((ROOT / "benchmarks/results/testbeds.json").read_text(encoding="utf-8"))
-    readme.write_text(
-        replace(readme.read_text(encoding="utf-8"), "accuracy", accuracy(rows)), encoding="utf-8"
-    )
+    found = {
+        name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+        for name in ("testbeds", "demo")
+    }
+    text = replace(readme.read_text(encoding="utf-8"), "accuracy", accuracy(found["testbeds"]))
+    readme.write_text(replace(text, "demo", demo(found["demo"])), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -49,9 +49,10 @@ class Config:
         What reaches Global-Net's head; the preset's if not given.
     blend : {"calibrated", "paper"}
         "calibrated": residuals whitened by a covariance per grid position, scores standardised on normal
-        images. "paper": Eq. 13 as it stands.
+        images, the larger of the two taken. "paper": Eq. 13 as it stands.
     lambda_s : float, optional
-        Share of the inconsistency score in the blend (Eq. 13); 0.65 calibrated, 0.8 as in the paper.
+        Share of the inconsistency score in the blend (Eq. 13); 0.5 calibrated, 0.8 as in the paper; 1 and 0
+        leave one score alone.
     lambda_t : float
         Weight of the distortion loss in training (Eq. 10).
     shrinkage : float
@@ -135,7 +136,7 @@ class Config:
         if self.readout is None:
             _set(self, "readout", readout)
         if self.lambda_s is None:
-            _set(self, "lambda_s", 0.65 if self.blend == "calibrated" else 0.8)
+            _set(self, "lambda_s", 0.5 if self.blend == "calibrated" else 0.8)
         self._check()
         _set(self, "image_size", self._fitting_image_size())
 
@@ -221,6 +222,11 @@ class Config:
     def strides(self) -> tuple[int, ...]:
         """``stride`` as a tuple, one entry a scale."""
         return _tuple(self.stride)
+
+    @property
+    def head_blend(self) -> str:
+        """How ``score_patches`` makes one score of the two heads'."""
+        return "max" if self.blend == "calibrated" else "sum"
 
     @property
     def grids(self) -> tuple[PatchGrid, ...]:

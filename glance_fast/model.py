@@ -86,9 +86,7 @@ class Scale(nn.Module):
         local = self.local(x, self.grid.stride).float().flatten(2).mT
         return local, ENGINES[engine](self.global_net, x, self.grid)
 
-    def patch_scores(
-        self, local: Tensor, global_: Tensor, lambda_s: float, s: ScaleStatistics
-    ) -> PatchScores:
+    def patch_scores(self, local: Tensor, global_: Tensor, config: Config, s: ScaleStatistics) -> PatchScores:
         """Eq. 11 to 13 on features [B, P, D]."""
         return score_patches(
             local.contiguous(),
@@ -98,7 +96,8 @@ class Scale(nn.Module):
             whitening=self.whitening,
             inconsistency_scale=(s.inconsistency.mean, s.inconsistency.std),
             distortion_scale=(s.distortion.mean, s.distortion.std),
-            lambda_s=lambda_s,
+            lambda_s=config.lambda_s,
+            blend=config.head_blend,
         )
 
 
@@ -214,7 +213,7 @@ class Glance(nn.Module):
     ) -> list[PatchScores]:
         """Scores of all patches of prepared images uint8 [B, H, W, 3], one set a scale."""
         return [
-            scale.patch_scores(*features, self.config.lambda_s, statistics)
+            scale.patch_scores(*features, self.config, statistics)
             for scale, features, statistics in zip(
                 self.scales, self.features(batch, engine, precision), self.calibration.scales, strict=True
             )

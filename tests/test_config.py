@@ -20,7 +20,7 @@ def test_defaults():
     config = Config()
     assert config.image_size == (256, 256)
     assert [(g.patch, g.stride, len(g)) for g in config.grids] == [(32, 8, 841), (64, 16, 169)]
-    assert config.blocks == (1, 2, 2) and config.readout == "hole" and config.lambda_s == 0.65
+    assert config.blocks == (1, 2, 2) and config.readout == "hole" and config.lambda_s == 0.5
     assert config.widths == (64, 64, 64, 64)
 
 
@@ -45,7 +45,7 @@ def test_what_a_preset_sets_can_be_overruled(values, blocks, readout, widths):
 
 @pytest.mark.parametrize(
     ("values", "share"),
-    [({}, 0.65), ({"blend": "paper"}, 0.8), ({"blend": "paper", "lambda_s": 0}, 0.0)],
+    [({}, 0.5), ({"blend": "paper"}, 0.8), ({"blend": "paper", "lambda_s": 0}, 0.0)],
     ids=["calibrated", "paper", "given"],
 )
 def test_lambda_s_goes_with_the_blend(values, share):

@@ -12,7 +12,6 @@ from scipy.stats import spearmanr
 from glance_fast import Config, Glance, ImageError, UserError, load
 from glance_fast.nets.teacher import to_input
 from glance_fast.scoring import grouped, patchwise
-from glance_fast.scoring.maps import blend_heads
 from glance_fast.scoring.statistics import Calibration, Moments, ScaleStatistics
 
 
@@ -244,7 +243,10 @@ def test_calibrated_scales_are_standardised_and_the_largest_counts(untrained):
     heads = untrained.head_maps(untrained.patch_scores(images, "grouped"))
     maps, score = [], 0
     for head, s in zip(heads, untrained.calibration.scales, strict=True):
-        blend = blend_heads(head, untrained.config.lambda_s, s.inconsistency, s.distortion)
+        blend = np.maximum(
+            (head.inconsistency - s.inconsistency_map.mean) / s.inconsistency_map.std,
+            (head.distortion - s.distortion_map.mean) / s.distortion_map.std,
+        )
         maps.append((blend - s.map.mean) / s.map.std)
         for values, peak in (
             (head.inconsistency, s.inconsistency_peak),

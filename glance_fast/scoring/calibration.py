@@ -141,7 +141,8 @@ def normal_scores(model: Glance, features: Iterable[list[tuple[Tensor, Tensor]]]
     chunks: list[list[NormalScores]] = []
     for chunk in features:
         scores = [
-            s.patch_scores(*f, 1.0, ScaleStatistics()) for s, f in zip(model.scales, chunk, strict=True)
+            s.patch_scores(*f, model.config, ScaleStatistics())
+            for s, f in zip(model.scales, chunk, strict=True)
         ]
         chunks.append(
             [
@@ -166,17 +167,16 @@ def calibration_of(scores: list[NormalScores], config: Config) -> Calibration:
         if config.blend == "paper":
             statistics.append(ScaleStatistics())
             continue
-        inconsistency, distortion = Moments.of(scale.inconsistency), Moments.of(scale.distortion)
-        blend = blend_heads(scale.maps, config.lambda_s, inconsistency, distortion)
-        statistics.append(
-            ScaleStatistics(
-                inconsistency,
-                distortion,
-                Moments.of(blend),
-                Moments.of(scale.maps.inconsistency.max((1, 2))),
-                Moments.of(scale.maps.distortion.max((1, 2))),
-            )
+        heads = ScaleStatistics(
+            inconsistency=Moments.of(scale.inconsistency),
+            distortion=Moments.of(scale.distortion),
+            inconsistency_map=Moments.of(scale.maps.inconsistency),
+            distortion_map=Moments.of(scale.maps.distortion),
+            inconsistency_peak=Moments.of(scale.maps.inconsistency.max((1, 2))),
+            distortion_peak=Moments.of(scale.maps.distortion.max((1, 2))),
         )
+        blend = blend_heads(scale.maps, config, heads)
+        statistics.append(dataclasses.replace(heads, map=Moments.of(blend)))
     calibration = Calibration(tuple(statistics), quantile=config.quantile)
     blended, image = combine([scale.maps for scale in scores], config, calibration)
     return dataclasses.replace(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.ndimage import gaussian_filter
 
 from glance_fast.config import Config
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.idw import idw_map
-from glance_fast.scoring.statistics import Calibration, Moments
+from glance_fast.kernels.patch_score import blend_scores
+from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
 
 class HeadMaps(NamedTuple):
@@ -41,11 +43,19 @@ def interpolate(patch_scores: np.ndarray, grid: PatchGrid, config: Config) -> np
     return maps
 
 
-def blend_heads(maps: HeadMaps, lambda_s: float, inconsistency: Moments, distortion: Moments) -> np.ndarray:
-    """Eq. 13 on maps, each score standardised by its moments (which are 0 and 1 for the paper's blend)."""
-    return lambda_s * inconsistency.standardise(maps.inconsistency) + (1 - lambda_s) * distortion.standardise(
-        maps.distortion
+def blend_heads(maps: HeadMaps, config: Config, statistics: ScaleStatistics) -> np.ndarray:
+    """One map from the two, each standardised by its moments (which are 0 and 1 for the paper's blend).
+
+    Calibrated: the larger of the two, weighted by their shares, so that a head that sees nothing does not
+    hide what the other sees. Paper: Eq. 13.
+    """
+    blended = blend_scores(
+        torch.from_numpy(statistics.inconsistency_map.standardise(maps.inconsistency)),
+        torch.from_numpy(statistics.distortion_map.standardise(maps.distortion)),
+        config.lambda_s,
+        config.head_blend,
     )
+    return blended.numpy()
 
 
 def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
@@ -64,10 +74,7 @@ def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> t
         Calibrated: the sum over scales and heads of each map's standardised maximum. Paper: the map's
         maximum.
     """
-    blends = [
-        blend_heads(m, config.lambda_s, s.inconsistency, s.distortion)
-        for m, s in zip(maps, calibration.scales, strict=True)
-    ]
+    blends = [blend_heads(m, config, s) for m, s in zip(maps, calibration.scales, strict=True)]
     if config.blend == "paper":
         total = np.mean(blends, axis=0, dtype=np.float32)
         return total, total.max((1, 2))

@@ -44,6 +44,8 @@ class ScaleStatistics:
     ----------
     inconsistency, distortion : Moments
         Of the two patch scores.
+    inconsistency_map, distortion_map : Moments
+        Of the pixels of their maps, which vary less.
     map : Moments
         Of the pixels of the blended map.
     inconsistency_peak, distortion_peak : Moments
@@ -52,6 +54,8 @@ class ScaleStatistics:
 
     inconsistency: Moments = Moments()
     distortion: Moments = Moments()
+    inconsistency_map: Moments = Moments()
+    distortion_map: Moments = Moments()
     map: Moments = Moments()
     inconsistency_peak: Moments = Moments()
     distortion_peak: Moments = Moments()

@@ -147,9 +147,11 @@ def test_standardised_maps_and_peaks_of_held_out_images_have_mean_0_and_deviatio
     for scale, s in zip(scores, calibration.scales, strict=True):
         assert s.inconsistency == Moments.of(scale.inconsistency)
         assert s.distortion == Moments.of(scale.distortion)
-        blend = blend_heads(scale.maps, config.lambda_s, s.inconsistency, s.distortion)
+        blend = blend_heads(scale.maps, config, s)
         for standard in (
             s.map.standardise(blend),
+            s.inconsistency_map.standardise(scale.maps.inconsistency),
+            s.distortion_map.standardise(scale.maps.distortion),
             s.inconsistency_peak.standardise(scale.maps.inconsistency.max((1, 2))),
             s.distortion_peak.standardise(scale.maps.distortion.max((1, 2))),
         ):
