@@ -21,7 +21,12 @@ __version__ = version("glance-fast")
 _LAZY = {"Config": "config", "Glance": "model", "ScoreResult": "model", "load": "checkpoint"}
 
 
+_MODULES = ("config", "evaluation", "kernels")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

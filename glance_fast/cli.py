@@ -429,6 +429,8 @@ def distill(
         raise UserError(
             f"--student {student.value} needs --teacher-weights FILE, a ResNet-18 as .safetensors"
         )
+    if teacher_weights is not None and student is StudentKind.global_:
+        raise UserError("--student global learns from the built-in Local-Nets; leave --teacher-weights away")
     teacher = load_teacher(teacher_weights) if teacher_weights else None
     paths = list_images(images)
     if overwrite and work.exists():

@@ -49,10 +49,11 @@ class Config:
         What reaches Global-Net's head; the preset's if not given.
     blend : {"calibrated", "paper"}
         "calibrated": residuals whitened by a covariance per grid position, scores standardised on normal
-        images, the larger of the two taken. "paper": Eq. 13 as it stands.
+        images. "paper": Eq. 13 as it stands.
     lambda_s : float, optional
-        Share of the inconsistency score in the blend (Eq. 13); 0.5 calibrated, 0.8 as in the paper; 1 and 0
-        leave one score alone.
+        Share of the inconsistency score in the blend (Eq. 13). If not given, 0.8 as in the paper, or,
+        calibrated, for each scale what the surrounding says of the patch on normal images tells: 0.5 plus
+        Global-Net's R², at most 0.9.
     lambda_t : float
         Weight of the distortion loss in training (Eq. 10).
     shrinkage : float
@@ -135,8 +136,8 @@ class Config:
             _set(self, "blocks", blocks)
         if self.readout is None:
             _set(self, "readout", readout)
-        if self.lambda_s is None:
-            _set(self, "lambda_s", 0.5 if self.blend == "calibrated" else 0.8)
+        if self.lambda_s is None and self.blend == "paper":
+            _set(self, "lambda_s", 0.8)
         self._check()
         _set(self, "image_size", self._fitting_image_size())
 
@@ -193,7 +194,7 @@ class Config:
             ("cache_mib", 1, 1 << 24),
             ("checkpoint_minutes", 0, 1e6),
         ):
-            if not low <= getattr(self, name) <= high:
+            if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
                 raise UserError(f"{name}: {getattr(self, name)} lies outside [{low}, {high}]")
 
     def _fitting_image_size(self) -> tuple[int, int]:
@@ -222,11 +223,6 @@ class Config:
     def strides(self) -> tuple[int, ...]:
         """``stride`` as a tuple, one entry a scale."""
         return _tuple(self.stride)
-
-    @property
-    def head_blend(self) -> str:
-        """How ``score_patches`` makes one score of the two heads'."""
-        return "max" if self.blend == "calibrated" else "sum"
 
     @property
     def grids(self) -> tuple[PatchGrid, ...]:

@@ -86,7 +86,7 @@ class Scale(nn.Module):
         local = self.local(x, self.grid.stride).float().flatten(2).mT
         return local, ENGINES[engine](self.global_net, x, self.grid)
 
-    def patch_scores(self, local: Tensor, global_: Tensor, config: Config, s: ScaleStatistics) -> PatchScores:
+    def patch_scores(self, local: Tensor, global_: Tensor, s: ScaleStatistics) -> PatchScores:
         """Eq. 11 to 13 on features [B, P, D]."""
         return score_patches(
             local.contiguous(),
@@ -96,8 +96,7 @@ class Scale(nn.Module):
             whitening=self.whitening,
             inconsistency_scale=(s.inconsistency.mean, s.inconsistency.std),
             distortion_scale=(s.distortion.mean, s.distortion.std),
-            lambda_s=config.lambda_s,
-            blend=config.head_blend,
+            lambda_s=s.lambda_s,
         )
 
 
@@ -118,8 +117,9 @@ class Glance(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.scales = nn.ModuleList(Scale(config, i) for i in range(len(config.patches)))
+        share = config.lambda_s if config.lambda_s is not None else ScaleStatistics.lambda_s
         self.calibration = Calibration(
-            tuple(ScaleStatistics() for _ in self.scales), quantile=config.quantile
+            tuple(ScaleStatistics(lambda_s=share) for _ in self.scales), quantile=config.quantile
         )
         self.precision = "auto"
         self.to(memory_format=torch.channels_last)
@@ -213,7 +213,7 @@ class Glance(nn.Module):
     ) -> list[PatchScores]:
         """Scores of all patches of prepared images uint8 [B, H, W, 3], one set a scale."""
         return [
-            scale.patch_scores(*features, self.config, statistics)
+            scale.patch_scores(*features, statistics)
             for scale, features, statistics in zip(
                 self.scales, self.features(batch, engine, precision), self.calibration.scales, strict=True
             )

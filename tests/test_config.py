@@ -20,7 +20,7 @@ def test_defaults():
     config = Config()
     assert config.image_size == (256, 256)
     assert [(g.patch, g.stride, len(g)) for g in config.grids] == [(32, 8, 841), (64, 16, 169)]
-    assert config.blocks == (1, 2, 2) and config.readout == "hole" and config.lambda_s == 0.5
+    assert config.blocks == (1, 2, 2) and config.readout == "hole" and config.lambda_s is None
     assert config.widths == (64, 64, 64, 64)
 
 
@@ -45,7 +45,7 @@ def test_what_a_preset_sets_can_be_overruled(values, blocks, readout, widths):
 
 @pytest.mark.parametrize(
     ("values", "share"),
-    [({}, 0.5), ({"blend": "paper"}, 0.8), ({"blend": "paper", "lambda_s": 0}, 0.0)],
+    [({}, None), ({"blend": "paper"}, 0.8), ({"blend": "paper", "lambda_s": 0}, 0.0)],
     ids=["calibrated", "paper", "given"],
 )
 def test_lambda_s_goes_with_the_blend(values, share):
@@ -95,6 +95,7 @@ def test_image_size_is_rounded_to_one_that_patches_cover(asked, patch, stride, s
         pytest.param({"blocks": (1, -1, 1)}, "blocks: none may be negative", id="blocks-negative"),
         pytest.param({"holes": (1, 2, 3)}, "holes: one number, or one for each", id="holes-count"),
         pytest.param({"holes": 0}, "holes: at least 1", id="holes-zero"),
+        pytest.param({"pretrained": 1}, "pretrained: expected bool", id="pretrained"),
         pytest.param({"image_size": (64, 64, 3)}, "image_size: expected one side", id="size-of-three"),
         pytest.param({"image_size": 8}, "image_size: expected one side", id="size-tiny"),
         pytest.param({"image_size": (64, 16385)}, "image_size: expected one side", id="size-huge"),

@@ -243,9 +243,9 @@ def test_calibrated_scales_are_standardised_and_the_largest_counts(untrained):
     heads = untrained.head_maps(untrained.patch_scores(images, "grouped"))
     maps, score = [], 0
     for head, s in zip(heads, untrained.calibration.scales, strict=True):
-        blend = np.maximum(
-            (head.inconsistency - s.inconsistency_map.mean) / s.inconsistency_map.std,
-            (head.distortion - s.distortion_map.mean) / s.distortion_map.std,
+        blend = (head.inconsistency - s.inconsistency_map.mean) / s.inconsistency_map.std
+        blend = s.lambda_s * blend + (1 - s.lambda_s) * (
+            (head.distortion - s.distortion_map.mean) / s.distortion_map.std
         )
         maps.append((blend - s.map.mean) / s.map.std)
         for values, peak in (

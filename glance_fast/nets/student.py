@@ -89,6 +89,12 @@ class Student(nn.Module):
         self.mean.copy_(total / count)
         self.std.copy_((squares / count - self.mean.square()).clamp_min(1e-8).sqrt())
 
+    @torch.no_grad()
+    def target(self, teacher: nn.Module, x: Tensor) -> Tensor:
+        """What D(z_l) is to give on normalised images [B, 3, H, W]: the standardised teacher."""
+        features = teacher.at(x, *self._centers(x.shape[2:]))
+        return (features - self.mean[:, None, None]) / self.std[:, None, None]
+
     def losses(self, teacher: nn.Module, images: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
         """l_k (Eq. 1) and l_c (Eq. 2) on images [B, H, W, 3] of 0 to 255.
 
@@ -96,11 +102,9 @@ class Student(nn.Module):
         """
         x = to_input(images.to(self.mean.device))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            with torch.no_grad():
-                target = teacher.at(x, *self._centers(images.shape[1:3]))
+            target = self.target(teacher, x)
             features = self.local(x, STRIDE)
             decoded = self.decoder(features)
-        target = (target - self.mean[:, None, None]) / self.std[:, None, None]
         return F.mse_loss(decoded.float(), target), compactness(features.float())
 
     def _centers(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ MOST_IMAGES = 300
 ENGINE = "grouped"
 # Added to eigenvalues of the global covariance, as a share of their mean.
 RIDGE = 1e-3
+# The distortion head keeps a tenth of the blend: small defects are its own.
+MOST_SHARE = 0.9
 
 
 class ResidualMoments:
@@ -74,12 +77,46 @@ class ResidualMoments:
         return mean, torch.linalg.solve_triangular(factor, whiten.expand_as(factor), upper=False)
 
 
+class Regression:
+    """Running sums of how well z_g tells z_l."""
+
+    def __init__(self) -> None:
+        self.count, self.error = 0, 0.0
+        self.total: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def add(self, local: Tensor, global_: Tensor) -> None:
+        """Take features [B, P, D] in."""
+        flat = local.double().flatten(0, 1)
+        self.count += len(flat)
+        self.error += float((flat - global_.flatten(0, 1)).square().sum())
+        self.total = self.total + flat.sum(0)
+        self.squares = self.squares + flat.square().sum(0)
+
+    @property
+    def r2(self) -> float:
+        """Share of the variance of z_l, about one mean over all patches, that z_g explains."""
+        variance = self.squares - self.total.square() / self.count
+        return 1 - self.error / max(float(variance.sum()), 1e-12)
+
+
 class NormalScores(NamedTuple):
-    """What one scale gives on held-out normal images: the two patch scores [B, P], and their maps."""
+    """What one scale gives on held-out normal images.
+
+    Attributes
+    ----------
+    inconsistency, distortion : ndarray
+        The two patch scores, [B, P].
+    maps : HeadMaps
+        Their maps.
+    r2 : float
+        Share of the variance of z_l that z_g explains.
+    """
 
     inconsistency: np.ndarray
     distortion: np.ndarray
     maps: HeadMaps
+    r2: float
 
 
 @torch.inference_mode()
@@ -139,14 +176,14 @@ def whiten(model: Glance, features: Iterable[list[tuple[Tensor, Tensor]]]) -> No
 def normal_scores(model: Glance, features: Iterable[list[tuple[Tensor, Tensor]]]) -> list[NormalScores]:
     """Scores and maps of held-out normal images, one set a scale."""
     chunks: list[list[NormalScores]] = []
+    regressions = [Regression() for _ in model.scales]
     for chunk in features:
-        scores = [
-            s.patch_scores(*f, model.config, ScaleStatistics())
-            for s, f in zip(model.scales, chunk, strict=True)
-        ]
+        scores = [s.patch_scores(*f, ScaleStatistics()) for s, f in zip(model.scales, chunk, strict=True)]
+        for regression, (local, global_) in zip(regressions, chunk, strict=True):
+            regression.add(local.cpu(), global_.cpu())
         chunks.append(
             [
-                NormalScores(s.inconsistency.cpu().numpy(), s.distortion.cpu().numpy(), maps)
+                NormalScores(s.inconsistency.cpu().numpy(), s.distortion.cpu().numpy(), maps, math.nan)
                 for s, maps in zip(scores, model.head_maps(scores), strict=True)
             ]
         )
@@ -155,9 +192,19 @@ def normal_scores(model: Glance, features: Iterable[list[tuple[Tensor, Tensor]]]
             np.concatenate([part.inconsistency for part in scale]),
             np.concatenate([part.distortion for part in scale]),
             HeadMaps(*(np.concatenate(m) for m in zip(*(part.maps for part in scale), strict=True))),
+            regression.r2,
         )
-        for scale in zip(*chunks, strict=True)
+        for scale, regression in zip(zip(*chunks, strict=True), regressions, strict=True)
     ]
+
+
+def share_of(r2: float) -> float:
+    """λ_s for a scale whose Global-Net explains ``r2`` of Local-Net's features.
+
+    Where the surrounding says little of the patch (textures), the distortion head is as good or better; where
+    it says much (objects), defects of structure are what that head was not trained for, and it hides them.
+    """
+    return min(MOST_SHARE, 0.5 + max(r2, 0.0))
 
 
 def calibration_of(scores: list[NormalScores], config: Config) -> Calibration:
@@ -165,7 +212,7 @@ def calibration_of(scores: list[NormalScores], config: Config) -> Calibration:
     statistics = []
     for scale in scores:
         if config.blend == "paper":
-            statistics.append(ScaleStatistics())
+            statistics.append(ScaleStatistics(lambda_s=config.lambda_s))
             continue
         heads = ScaleStatistics(
             inconsistency=Moments.of(scale.inconsistency),
@@ -174,8 +221,9 @@ def calibration_of(scores: list[NormalScores], config: Config) -> Calibration:
             distortion_map=Moments.of(scale.maps.distortion),
             inconsistency_peak=Moments.of(scale.maps.inconsistency.max((1, 2))),
             distortion_peak=Moments.of(scale.maps.distortion.max((1, 2))),
+            lambda_s=config.lambda_s if config.lambda_s is not None else share_of(scale.r2),
         )
-        blend = blend_heads(scale.maps, config, heads)
+        blend = blend_heads(scale.maps, heads)
         statistics.append(dataclasses.replace(heads, map=Moments.of(blend)))
     calibration = Calibration(tuple(statistics), quantile=config.quantile)
     blended, image = combine([scale.maps for scale in scores], config, calibration)

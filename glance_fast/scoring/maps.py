@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.ndimage import gaussian_filter
 
 from glance_fast.config import Config
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.idw import idw_map
-from glance_fast.kernels.patch_score import blend_scores
 from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
 
@@ -43,19 +41,11 @@ def interpolate(patch_scores: np.ndarray, grid: PatchGrid, config: Config) -> np
     return maps
 
 
-def blend_heads(maps: HeadMaps, config: Config, statistics: ScaleStatistics) -> np.ndarray:
-    """One map from the two, each standardised by its moments (which are 0 and 1 for the paper's blend).
-
-    Calibrated: the larger of the two, weighted by their shares, so that a head that sees nothing does not
-    hide what the other sees. Paper: Eq. 13.
-    """
-    blended = blend_scores(
-        torch.from_numpy(statistics.inconsistency_map.standardise(maps.inconsistency)),
-        torch.from_numpy(statistics.distortion_map.standardise(maps.distortion)),
-        config.lambda_s,
-        config.head_blend,
-    )
-    return blended.numpy()
+def blend_heads(maps: HeadMaps, statistics: ScaleStatistics) -> np.ndarray:
+    """Eq. 13 on maps, each standardised by its moments (which are 0 and 1 for the paper's blend)."""
+    share = np.float32(statistics.lambda_s)
+    inconsistency = statistics.inconsistency_map.standardise(maps.inconsistency)
+    return share * inconsistency + (1 - share) * statistics.distortion_map.standardise(maps.distortion)
 
 
 def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +64,7 @@ def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> t
         Calibrated: the sum over scales and heads of each map's standardised maximum. Paper: the map's
         maximum.
     """
-    blends = [blend_heads(m, config, s) for m, s in zip(maps, calibration.scales, strict=True)]
+    blends = [blend_heads(m, s) for m, s in zip(maps, calibration.scales, strict=True)]
     if config.blend == "paper":
         total = np.mean(blends, axis=0, dtype=np.float32)
         return total, total.max((1, 2))
@@ -82,8 +72,8 @@ def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> t
     image = np.zeros(len(blends[0]), np.float32)
     for m, s in zip(maps, calibration.scales, strict=True):
         # Peaks are summed evenly: any head alone may be the one that sees the defect.
-        if config.lambda_s > 0:
+        if s.lambda_s > 0:
             image += s.inconsistency_peak.standardise(m.inconsistency.max((1, 2)))
-        if config.lambda_s < 1:
+        if s.lambda_s < 1:
             image += s.distortion_peak.standardise(m.distortion.max((1, 2)))
     return np.max(standardised, axis=0).astype(np.float32), image

@@ -50,6 +50,8 @@ class ScaleStatistics:
         Of the pixels of the blended map.
     inconsistency_peak, distortion_peak : Moments
         Of the maxima of the two maps, one an image.
+    lambda_s : float
+        Share of the inconsistency score in the blend.
     """
 
     inconsistency: Moments = Moments()
@@ -59,6 +61,11 @@ class ScaleStatistics:
     map: Moments = Moments()
     inconsistency_peak: Moments = Moments()
     distortion_peak: Moments = Moments()
+    lambda_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.lambda_s) and 0 <= self.lambda_s <= 1):
+            raise ValueError(f"lambda_s must lie in [0, 1], got {self.lambda_s!r}")
 
 
 @dataclass(frozen=True)
@@ -110,13 +117,18 @@ class Calibration:
         try:
             values: dict[str, Any] = json.loads(text)
             values["scales"] = tuple(
-                _whole(ScaleStatistics, {name: _whole(Moments, m) for name, m in scale.items()})
+                _whole(
+                    ScaleStatistics,
+                    {n: v if n == "lambda_s" else _whole(Moments, v) for n, v in scale.items()},
+                )
                 for scale in values["scales"]
             )
             values["scores"] = tuple(values["scores"])
             calibration = _whole(cls, values)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            raise UserError(f"{source}: damaged calibration ({error}); train again") from error
+            raise UserError(
+                f"{source}: damaged calibration, or of another version ({error}); train again"
+            ) from error
         if len(calibration.scales) != scales:
             found = len(calibration.scales)
             raise UserError(f"{source}: holds {found} scales, the model has {scales}; train again")

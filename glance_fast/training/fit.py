@@ -142,8 +142,8 @@ def fit(
                 student.whiten(images)
             scale.local.load_state_dict(student.local.state_dict())
             scale.local.requires_grad_(False)
-            if config.pretrained and not start_global_net(scale.global_net):
-                reporter.say("Global-Net is not of the built-in shape: it starts from random weights")
+            if config.pretrained and not start_global_net(scale.global_net) and index == 0:
+                reporter.say("Global-Net is not of the built-in shape: no built-in weights to start from")
             stage = global_stage(scale, index, config, cache, train, held_out, symmetry, bf16)
             run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
 

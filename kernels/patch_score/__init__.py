@@ -7,14 +7,9 @@ import math
 from torch import Tensor
 
 from glance_fast.kernels.patch_score.cpu import score_patches_cpu
-from glance_fast.kernels.patch_score.reference import (
-    DistortionWeights,
-    PatchScores,
-    blend_scores,
-    score_patches_reference,
-)
+from glance_fast.kernels.patch_score.reference import DistortionWeights, PatchScores, score_patches_reference
 
-__all__ = ["DistortionWeights", "PatchScores", "blend_scores", "score_patches"]
+__all__ = ["DistortionWeights", "PatchScores", "score_patches"]
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 
@@ -29,7 +24,6 @@ def score_patches(
     inconsistency_scale: tuple[float, float] = (0.0, 1.0),
     distortion_scale: tuple[float, float] = (0.0, 1.0),
     lambda_s: float = 0.8,
-    blend: str = "sum",
     backend: str = "auto",
 ) -> PatchScores:
     r"""Anomaly scores of patches, Eq. 11, 12 and 13 of *Glancing at the Patch*.
@@ -38,8 +32,6 @@ def score_patches(
         s_{IAD} &= \tfrac{1}{D} \lVert W (z_l - z_g - m) \rVert_2^2 \\
         s_{DAD} &= 1 - C(z_l, z_g) \\
         s &= \lambda_s \frac{s_{IAD} - a}{b} + (1 - \lambda_s) \frac{s_{DAD} - c}{d}
-
-    With ``blend="max"`` s is the larger of these two terms, divided by the larger of their shares.
 
     Parameters
     ----------
@@ -55,8 +47,6 @@ def score_patches(
         (a, b) and (c, d): mean and deviation that standardise the two scores.
     lambda_s : float
         Share of the inconsistency score, in [0, 1].
-    blend : {"sum", "max"}
-        Eq. 13, or whichever score stands out more: one that sees nothing does not hide the other.
     backend : {"auto", "reference", "cpu", "triton"}
         "auto" takes "cpu" for tensors on the CPU and "reference" elsewhere.
 
@@ -68,7 +58,7 @@ def score_patches(
     Raises
     ------
     ValueError
-        A shape, a scale, ``lambda_s``, ``blend`` or ``backend`` does not fit ("triton" has no kernel here).
+        A shape, a scale, ``lambda_s`` or ``backend`` does not fit ("triton" has no kernel here).
     TypeError
         Features are not floating point, or of two dtypes.
     """
@@ -95,8 +85,6 @@ def score_patches(
             raise ValueError(f"{name}: expected (finite mean, positive deviation), got {(middle, width)}")
     if not 0 <= lambda_s <= 1:
         raise ValueError(f"lambda_s: must lie in [0, 1], got {lambda_s}")
-    if blend not in ("sum", "max"):
-        raise ValueError(f"blend: {blend!r} is neither 'sum' nor 'max'")
     if backend not in BACKENDS:
         raise ValueError(f"backend: {backend!r} is none of {', '.join(BACKENDS)}")
     if backend == "triton":
@@ -109,13 +97,5 @@ def score_patches(
         else score_patches_reference
     )
     return run(
-        local,
-        global_,
-        mean,
-        whitening,
-        distortion,
-        inconsistency_scale,
-        distortion_scale,
-        float(lambda_s),
-        blend,
+        local, global_, mean, whitening, distortion, inconsistency_scale, distortion_scale, float(lambda_s)
     )

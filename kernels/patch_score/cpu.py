@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glance_fast.kernels.patch_score.reference import DistortionWeights, PatchScores, blend_scores
+from glance_fast.kernels.patch_score.reference import DistortionWeights, PatchScores
 
 # Patches whose whitening matrices are widened at a time: 64 of 128x128 in float32 are 4 MiB.
 CHUNK = 64
@@ -24,7 +24,6 @@ def score_patches_cpu(
     inconsistency_scale: tuple[float, float],
     distortion_scale: tuple[float, float],
     lambda_s: float,
-    blend: str,
 ) -> PatchScores:
     """Scores of features [B, P, D]; see ``score_patches``."""
     residual = local - global_
@@ -38,7 +37,7 @@ def score_patches_cpu(
     score = torch.sigmoid(-(hidden @ w.last + w.last_bias)).view(local.shape[:2])
 
     (a, b), (c, d) = inconsistency_scale, distortion_scale
-    blended = blend_scores((inconsistency - a) / b, (score - c) / d, lambda_s, blend)
+    blended = (lambda_s / b) * (inconsistency - a) + ((1 - lambda_s) / d) * (score - c)
     return PatchScores(blended, inconsistency, score)
 
 

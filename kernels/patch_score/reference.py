@@ -3,7 +3,6 @@
 s_IAD = |W (z_l - z_g - m)|² / D          (W = I, m = 0 is Eq. 11 as it stands)
 s_DAD = 1 - C(z_l, z_g)                    (Eq. 12)
 s     = λ_s (s_IAD - a)/b + (1 - λ_s) (s_DAD - c)/d     (a = c = 0, b = d = 1 is Eq. 13)
-or, with blend = "max", the larger of the two terms over the larger of λ_s and 1 - λ_s.
 """
 
 from __future__ import annotations
@@ -38,17 +37,6 @@ class PatchScores(NamedTuple):
     distortion: Tensor
 
 
-def blend_scores(inconsistency: Tensor, distortion: Tensor, lambda_s: float, blend: str) -> Tensor:
-    """One score from the two, standardised ones."""
-    if blend == "sum":
-        return lambda_s * inconsistency + (1 - lambda_s) * distortion
-    if lambda_s in (0, 1):
-        # No term of the other score, not even 0, which would hide what lies below the mean.
-        return inconsistency if lambda_s else distortion
-    largest = torch.maximum(lambda_s * inconsistency, (1 - lambda_s) * distortion)
-    return largest / max(lambda_s, 1 - lambda_s)
-
-
 def score_patches_reference(
     local: Tensor,
     global_: Tensor,
@@ -58,7 +46,6 @@ def score_patches_reference(
     inconsistency_scale: tuple[float, float],
     distortion_scale: tuple[float, float],
     lambda_s: float,
-    blend: str,
 ) -> PatchScores:
     """Scores of features [B, P, D]; see ``score_patches``."""
     residual = local - global_
@@ -78,5 +65,5 @@ def score_patches_reference(
     score = torch.sigmoid(-(hidden @ w.last + w.last_bias))
 
     (a, b), (c, d) = inconsistency_scale, distortion_scale
-    blended = blend_scores((inconsistency - a) / b, (score - c) / d, lambda_s, blend)
+    blended = lambda_s * (inconsistency - a) / b + (1 - lambda_s) * (score - c) / d
     return PatchScores(blended, inconsistency, score)

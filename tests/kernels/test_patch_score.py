@@ -56,7 +56,7 @@ def problem(b, p, d, mean=None, whitening=None, hidden=6, dtype=torch.float64, s
 
 def loop(
     local, global_, distortion, mean=None, whitening=None,
-    inconsistency_scale=(0.0, 1.0), distortion_scale=(0.0, 1.0), lambda_s=0.8, blend="sum",
+    inconsistency_scale=(0.0, 1.0), distortion_scale=(0.0, 1.0), lambda_s=0.8,
 ):  # fmt: skip
     """One patch after the other, in float64 NumPy."""
     z_l, z_g = (t.double().numpy() for t in (local, global_))
@@ -74,12 +74,7 @@ def loop(
         # 1 - C with C the logistic function of the last sum, written without the cancellation.
         s_dad = 1 / (1 + math.exp(hidden @ w.last + w.last_bias))
         (a, b), (c, d) = inconsistency_scale, distortion_scale
-        terms = lambda_s * (s_iad - a) / b, (1 - lambda_s) * (s_dad - c) / d
-        out[:, i, j] = (
-            sum(terms) if blend == "sum" else max(terms) / max(lambda_s, 1 - lambda_s),
-            s_iad,
-            s_dad,
-        )
+        out[:, i, j] = lambda_s * (s_iad - a) / b + (1 - lambda_s) * (s_dad - c) / d, s_iad, s_dad
     return PatchScores(*torch.from_numpy(out))
 
 
@@ -91,12 +86,10 @@ def assert_close(got, expected, tolerance):
 @pytest.mark.parametrize("mean", [None, "D", "PD"], ids="mean-{}".format)
 @pytest.mark.parametrize("whitening", [None, "DD", "PDD"], ids="whitening-{}".format)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
-@pytest.mark.parametrize("blend", ["sum", "max"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_equals_the_loop(mean, whitening, dtype, backend, blend):
+def test_equals_the_loop(mean, whitening, dtype, backend):
     arguments = problem(3, 7, 5, mean, whitening, dtype=dtype)
     scales = {"inconsistency_scale": (1.5, 0.7), "distortion_scale": (0.2, 0.05), "lambda_s": 0.65}
-    scales["blend"] = blend
     got = score_patches(**arguments, **scales, backend=backend)
     assert all(s.shape == (3, 7) and s.dtype == dtype for s in got)
     assert_close(got, loop(**arguments, **scales), TOLERANCES[dtype])
@@ -120,11 +113,10 @@ def test_defaults_are_equation_13_as_it_stands(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("blend", ["sum", "max"])
 @pytest.mark.parametrize(("share", "field"), [(1, "inconsistency"), (0, "distortion")])
-def test_at_the_ends_of_lambda_s_one_score_is_left(share, field, backend, blend):
+def test_at_the_ends_of_lambda_s_one_score_is_left(share, field, backend):
     arguments = problem(2, 6, 8)
-    got = score_patches(**arguments, lambda_s=share, backend=backend, blend=blend)
+    got = score_patches(**arguments, lambda_s=share, backend=backend)
     assert relative_error(got.blended, getattr(got, field)) <= 1e-12
 
 
@@ -235,7 +227,6 @@ GOOD = problem(2, 3, 4)
         pytest.param({"distortion_scale": (0, -1)}, ValueError, "distortion_scale", id="negative-deviation"),
         pytest.param({"distortion_scale": (0, math.inf)}, ValueError, "distortion_scale", id="infinite"),
         pytest.param({"lambda_s": 1.01}, ValueError, "lambda_s: must lie", id="lambda-above"),
-        pytest.param({"blend": "mean"}, ValueError, "blend: 'mean' is neither", id="blend"),
         pytest.param({"lambda_s": -0.01}, ValueError, "lambda_s: must lie", id="lambda-below"),
         pytest.param({"lambda_s": math.nan}, ValueError, "lambda_s: must lie", id="lambda-nan"),
         pytest.param({"backend": "numba"}, ValueError, "backend: 'numba' is none of", id="backend-unknown"),

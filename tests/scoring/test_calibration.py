@@ -16,9 +16,11 @@ from glance_fast.model import Glance
 from glance_fast.scoring.calibration import (
     RIDGE,
     NormalScores,
+    Regression,
     ResidualMoments,
     calibrate,
     calibration_of,
+    share_of,
 )
 from glance_fast.scoring.maps import HeadMaps, blend_heads, combine
 from glance_fast.scoring.statistics import Calibration, Moments, ScaleStatistics, upper_threshold
@@ -134,9 +136,32 @@ def normal_scores_of(scales, images=6, size=24, seed=0):
             HeadMaps(
                 *(rng.gamma(2, 1 + i, (images, size, size)).astype(np.float32) for _ in range(2)),
             ),
+            0.1 + 0.5 * i,
         )
         for i in range(scales)
     ]
+
+
+def test_share_of_the_inconsistency_score_grows_with_what_the_surrounding_tells():
+    scores = normal_scores_of(2)
+    assert [s.r2 for s in scores] == [0.1, 0.6]
+    settings = {"patch": (32, 64), "stride": (16, 16)}
+    shares = [s.lambda_s for s in calibration_of(scores, Config(**settings)).scales]
+    assert shares == [0.6, 0.9]
+    given = calibration_of(scores, Config(**settings, lambda_s=0.3)).scales
+    assert [s.lambda_s for s in given] == [0.3, 0.3]
+    assert share_of(-3.0) == 0.5 and share_of(0.2) == pytest.approx(0.7) and share_of(1.0) == 0.9
+
+
+def test_regression_in_parts_is_r2_by_its_definition():
+    rng = np.random.default_rng(0)
+    local = 3 + rng.normal(size=(7, 5, 4))
+    global_ = local + 0.5 * rng.normal(size=local.shape)
+    regression = Regression()
+    for part in (slice(0, 3), slice(3, 7)):
+        regression.add(torch.from_numpy(local[part]), torch.from_numpy(global_[part]))
+    error = ((local - global_) ** 2).sum() / ((local - local.mean((0, 1))) ** 2).sum()
+    assert regression.r2 == pytest.approx(1 - error, rel=1e-12) and 0.5 < regression.r2 < 0.9
 
 
 @pytest.mark.parametrize("patch", [32, (32, 64)])
@@ -147,7 +172,7 @@ def test_standardised_maps_and_peaks_of_held_out_images_have_mean_0_and_deviatio
     for scale, s in zip(scores, calibration.scales, strict=True):
         assert s.inconsistency == Moments.of(scale.inconsistency)
         assert s.distortion == Moments.of(scale.distortion)
-        blend = blend_heads(scale.maps, config, s)
+        blend = blend_heads(scale.maps, s)
         for standard in (
             s.map.standardise(blend),
             s.inconsistency_map.standardise(scale.maps.inconsistency),
@@ -166,7 +191,7 @@ def test_paper_blend_is_not_standardised_but_has_thresholds():
     config = Config(patch=32, stride=16, blend="paper")
     (scores,) = normal_scores_of(1)
     calibration = calibration_of([scores], config)
-    assert calibration.scales == (ScaleStatistics(),)
+    assert calibration.scales == (ScaleStatistics(lambda_s=0.8),)
     blend = 0.8 * scores.maps.inconsistency + 0.2 * scores.maps.distortion
     expected = upper_threshold(blend.max((1, 2)), config.quantile)
     assert calibration.threshold == pytest.approx(expected, rel=1e-5)

@@ -19,7 +19,7 @@ from glance_fast.config import Config
 from glance_fast.data.folders import ImageCache, normal_images
 from glance_fast.errors import UserError
 from glance_fast.model import Glance
-from glance_fast.nets.builtin import builtin_local_net
+from glance_fast.nets.builtin import builtin_assistant, builtin_local_net, start_global_net
 from glance_fast.nets.teacher import to_input
 from glance_fast.training import distill
 from glance_fast.training import fit as fit_module
@@ -194,3 +194,36 @@ def test_fine_tuning_keeps_an_eye_for_what_the_category_never_shows(parts, tmp_p
         patch.setattr(fit_module, "stain_images", lambda images, generator: images)
         fit(normal_images(parts), tmp_path / "without", Config(**small), reporter=reporter)
     assert told_apart(tmp_path / "with") > 1.5 * told_apart(tmp_path / "without")
+
+
+def test_global_net_starts_from_the_built_in_weights(parts, tmp_path, small, reporter):
+    small |= {"width": 64, "steps": 1, "finetune_steps": 0, "learning_rate": 1e-7}
+    stems = {}
+    for pretrained in (True, False):
+        run = tmp_path / str(pretrained)
+        fit(normal_images(parts), run, Config(**small, pretrained=pretrained), reporter=reporter)
+        stems[pretrained] = load_file(run / "model.safetensors")["scales.0.global_net.stem.weight"]
+    net = Glance(Config(**small)).scales[0].global_net
+    assert start_global_net(net)
+    start = net.stem.weight.detach().numpy()
+    np.testing.assert_allclose(stems[True], start, atol=1e-5)
+    assert np.abs(stems[False] - start).max() > 0.01
+
+
+def test_r2_of_fine_tuning_counts_what_the_category_varies_by(parts, tmp_path, small, reporter):
+    # A decoder that gives the mean of the clean target explains nothing of it, whatever its units are.
+    with ImageCache(normal_images(parts), (64, 64)) as cache:
+        student, teacher = builtin_local_net(32), builtin_assistant()
+        images = torch.from_numpy(cache.batch(range(12)))
+        student.measure_teacher(teacher, images)
+        student.std *= 3
+        with torch.no_grad():
+            mean = student.target(teacher, to_input(images)).transpose(0, 1).flatten(1).mean(1)
+            student.decoder.weight.zero_()
+            student.decoder.bias.copy_(mean)
+        stage = distill.local_stage(
+            "local", student, teacher, cache, np.arange(6), np.arange(12), steps=1, rate=1e-3, stem_rate=1.0,
+            shift=0, brightness=0.0, symmetry=Symmetry(False, False), seed=0, bf16=False, stains=True,
+        )  # fmt: skip
+        with torch.inference_mode():
+            assert abs(stage.validate()["r2"]) < 0.02
