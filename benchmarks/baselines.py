@@ -1,9 +1,9 @@
 """What a user would otherwise take, on the same test beds: PatchCore and PaDiM on the same ResNet-18.
 
 PatchCore (Roth et al., CVPR 2022): layers 2 and 3, 3x3 means, a greedy coreset of 1 % of the patches,
-distance to the nearest one. PaDiM (Defard et al., 2021): layers 1 to 3, 100 random dimensions, a Gaussian for
-each position. Both maps smoothed by a Gaussian of 4 pixels, the image's score their maximum. All normal
-images are used; nothing has to be held out.
+distance to the nearest one. PaDiM (Defard et al., 2021): layers 1 to 3, 3x3 means too, 100 random dimensions,
+a Gaussian for each position. Both maps smoothed by a Gaussian of 4 pixels, the image's score their maximum.
+All normal images are used; nothing has to be held out.
 
     python -m benchmarks.baselines aligned any-angle texture
 """

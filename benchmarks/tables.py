@@ -27,9 +27,11 @@ def accuracy(rows: list[dict]) -> str:
         groups.items(), key=lambda item: (order[item[0][0]], item[0][1] != "default", item[0][1])
     ):
         seeds = len({row["seed"] for row in found})
-        minutes = mean(row["seconds"] for row in found) / 60
+        minutes = f"{mean(row['seconds'] for row in found) / 60:.0f}"
+        if settings in ("PatchCore", "PaDiM"):
+            minutes = "-"  # they have no training to speak of
         figures = " | ".join(f"{mean(row[m] for row in found):.3f}" for m in METRICS)
-        lines.append(f"| {kind} | {settings} | {score} | {seeds} | {minutes:.0f} | {figures} |")
+        lines.append(f"| {kind} | {settings} | {score} | {seeds} | {minutes} | {figures} |")
     return "\n".join(lines)
 
 

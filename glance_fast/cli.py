@@ -402,8 +402,8 @@ def distill(
 ) -> None:
     """Make the built-in weights anew, from photographs and a ResNet-18.
 
-    The package ships with all of them, so this is needed only for other
-    photographs or another teacher.
+    The package ships with all of them. A Local-Net of your own goes to
+    train --local-net; assistant and global replace the package's files.
 
     [dim]glance-fast distill photos --teacher-weights resnet18.safetensors \\
         --out local-32.safetensors[/dim]

@@ -73,7 +73,8 @@ class Config:
     batch : int
         Images a step of Global-Net.
     pretrained : bool
-        Start Global-Net from the built-in weights, where it is of their shape, and not from random ones.
+        Start Global-Net from the built-in weights, where it is of their shape, and not from random ones. They
+        were learned with the built-in Local-Nets; with another one the head has more to unlearn.
     holes : int or tuple of int
         Patches of one image masked at once in training, one entry a scale; capped by what fits.
     learning_rate : float
