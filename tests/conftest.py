@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -13,6 +15,10 @@ from glance_fast.config import Config
 from glance_fast.data.folders import normal_images
 from glance_fast.training.fit import fit
 from glance_fast.training.progress import Reporter
+
+if not torch.cuda.is_available():
+    # Read when a kernel is defined, so before any is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SMALL = {
     "image_size": 64,

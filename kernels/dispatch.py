@@ -1,0 +1,89 @@
+"""Which implementation runs, and with which configuration a Triton kernel is launched."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "reference", "cpu", "triton")
+# One file a device, written by ``python -m benchmarks.tune`` on it.
+TUNED = Path(__file__).parent / "tuned"
+
+
+def interpreting() -> bool:
+    """Whether Triton's kernels run in its interpreter, on tensors of the CPU."""
+    from triton import knobs
+
+    return knobs.runtime.interpret
+
+
+def choose_backend(backend: str, device: torch.device) -> str:
+    """The implementation that ``backend`` means on a device.
+
+    Parameters
+    ----------
+    backend : {"auto", "reference", "cpu", "triton"}
+        "auto" is "cpu" on a CPU, "triton" on a CUDA device and "reference" elsewhere.
+    device : torch.device
+        Where the tensors are.
+
+    Returns
+    -------
+    {"reference", "cpu", "triton"}
+
+    Raises
+    ------
+    ValueError
+        ``backend`` is unknown, or cannot run on ``device``.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: {backend!r} is none of {', '.join(BACKENDS)}")
+    if backend == "auto":
+        backend = {"cpu": "cpu", "cuda": "triton"}.get(device.type, "reference")
+    if backend == "cpu" and device.type != "cpu":
+        raise ValueError(f"backend: 'cpu' asked for tensors on {device}")
+    if backend == "triton":
+        # No silent way round: who has a GPU and no Triton shall know why nothing is fast.
+        if find_spec("triton") is None:
+            raise ValueError("backend: 'triton' needs the package triton (Linux); use 'reference'")
+        if device.type != "cuda" and not interpreting():
+            raise ValueError(
+                f"backend: 'triton' asked for tensors on {device}; its kernels run on CUDA devices, and "
+                "elsewhere in Triton's interpreter alone (TRITON_INTERPRET=1 before Python starts)"
+            )
+    return backend
+
+
+def configuration(tensor: Tensor, kernel: str, shape: str, otherwise: dict[str, int]) -> dict[str, Any]:
+    """Block sizes and options of a launch.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Any of the launch's; it says which device.
+    kernel, shape : str
+        What the device's table of tuned configurations is searched for.
+    otherwise : dict
+        The heuristic's answer, taken where the table has none.
+
+    Returns
+    -------
+    dict
+        Keyword arguments of the launch.
+    """
+    found = tuned(torch.cuda.get_device_name(tensor.device)) if tensor.is_cuda else {}
+    # Said outright, because its default changes with Triton's version.
+    return {"enable_fp_fusion": True, **found.get(kernel, {}).get(shape, otherwise)}
+
+
+@cache
+def tuned(device: str) -> dict[str, dict[str, dict[str, int]]]:
+    """The table of a device by its name: kernel, then shape, then configuration; empty if there is none."""
+    path = TUNED / f"{device.replace(' ', '-')}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
