@@ -87,3 +87,9 @@ def tuned(device: str) -> dict[str, dict[str, dict[str, int]]]:
     """The table of a device by its name: kernel, then shape, then configuration; empty if there is none."""
     path = TUNED / f"{device.replace(' ', '-')}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """Channels-last where a tensor [N, C, H, W] is that, else contiguous."""
+    last = tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format

@@ -21,7 +21,7 @@ FREQUENCIES = 4
 
 
 class PartialConvNorm(nn.Module):
-    """Partial convolution and BatchNorm; places that see nothing stay exactly 0.
+    """Partial convolution, BatchNorm and ReLU; places that see nothing stay exactly 0.
 
     BatchNorm is affine outside training and the mask's ratio multiplies the convolution alone, so it is
     folded into weight and bias there.
@@ -34,12 +34,16 @@ class PartialConvNorm(nn.Module):
         self.norm = nn.BatchNorm2d(outputs)
         self.stride, self.padding = stride, padding
 
-    def forward(self, x: Tensor, holes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, holes: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """ReLU of the normalised convolution and the residual, [N, O, H', W'], and its holes."""
         if self.training:
             y, holes, seen = partial_conv2d_inner(x, self.weight, None, holes, self.stride, self.padding)
-            return self.norm(y) * (seen > 0).to(y.dtype), holes
+            y = self.norm(y) * (seen > 0).to(y.dtype)
+            return F.relu(y if residual is None else y + residual), holes
         weight, bias = self.folded()
-        y, holes, _ = partial_conv2d_inner(x, weight, bias, holes, self.stride, self.padding)
+        y, holes, _ = partial_conv2d_inner(
+            x, weight, bias, holes, self.stride, self.padding, residual, relu=True
+        )
         return y, holes
 
     def folded(self) -> tuple[Tensor, Tensor]:
@@ -60,8 +64,7 @@ class PartialBlock(nn.Module):
 
     def forward(self, x: Tensor, holes: Tensor) -> tuple[Tensor, Tensor]:
         y, inner = self.conv1(x, holes)
-        y, inner = self.conv2(F.relu(y), inner)
-        return F.relu(x + y), inner
+        return self.conv2(y, inner, residual=x)
 
 
 class Stage(nn.Module):
@@ -74,7 +77,6 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, holes: Tensor) -> tuple[Tensor, Tensor]:
         x, holes = self.down(x, holes)
-        x = F.relu(x)
         for block in self.blocks:
             x, holes = block(x, holes)
         return x, holes
@@ -143,7 +145,6 @@ class GlobalNet(nn.Module):
         """
         size, places = x.shape[-2:], holes
         y, holes = self.stem(x.masked_fill(inside_holes(holes, *size), 0), holes)
-        y = F.relu(y)
         maps = []
         for stage in self.stages:
             y, holes = stage(y, holes)

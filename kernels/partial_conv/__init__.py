@@ -5,18 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glance_fast.geometry import output_size, shrink
-from glance_fast.kernels.partial_conv.cpu import (
-    count_seen,
+from glance_fast.kernels.dispatch import choose_backend
+from glance_fast.kernels.partial_conv.operator import OPERATOR
+from glance_fast.kernels.partial_conv.reference import (
+    clip,
+    fault_of_holes,
+    holes_after,
     inside,
-    partial_conv2d_holes,
-    partial_conv2d_zeroed,
+    partial_conv2d_reference,
 )
-from glance_fast.kernels.partial_conv.reference import partial_conv2d_reference
 
-__all__ = ["inside_holes", "partial_conv2d", "partial_conv2d_inner"]
-
-BACKENDS = ("auto", "reference", "cpu", "triton")
+__all__ = ["choose_route", "inside_holes", "partial_conv2d", "partial_conv2d_inner"]
 
 
 def partial_conv2d(
@@ -34,7 +33,7 @@ def partial_conv2d(
               \quad\text{where } \mathrm{sum}(M) > 0, \qquad y = 0 \text{ elsewhere}
 
     Zero padding counts as masked, so the ratio is above 1 at the border too. Differentiable in ``x``,
-    ``weight`` and ``bias``; what lies under the mask, NaN included, never reaches ``y``.
+    ``weight`` and ``bias``, once; what lies under the mask, NaN included, never reaches ``y``.
 
     Parameters
     ----------
@@ -45,14 +44,14 @@ def partial_conv2d(
     bias : Tensor, optional
         [O], the dtype of ``x``.
     mask : Tensor, optional
-        A binary tensor [N, 1, H, W] (1 is seen), or integer holes [N, 4] or [N, K, 4] as
-        (top, left, bottom, right), half-open: one box or K disjoint boxes an image, empty where
-        bottom <= top or right <= left. Parts outside the image are cut off.
+        A binary tensor [N, 1, H, W] (1 is seen; in compiled code that is not checked), or integer holes
+        [N, 4] or [N, K, 4] as (top, left, bottom, right), half-open: one box or K disjoint boxes an
+        image, empty where bottom <= top or right <= left. Parts outside the image are cut off.
     stride, padding : int
         As for a convolution. With holes ``padding`` is smaller than the kernel.
     backend : {"auto", "reference", "cpu", "triton"}
-        "auto" takes "cpu" for tensors on the CPU and "reference" elsewhere. With a mask [N, 1, H, W]
-        both are the definition itself.
+        "auto" is "cpu" for tensors on a CPU (with a mask [N, 1, H, W] that is the definition itself), on a
+        CUDA device what ``choose_route`` says, and "reference" elsewhere.
 
     Returns
     -------
@@ -66,34 +65,47 @@ def partial_conv2d(
     TypeError
         An argument is no tensor, or has a dtype that does not fit.
     ValueError
-        A shape, a device or ``backend`` does not fit ("triton" has no kernel here); holes of one image
+        A shape, a device or ``backend`` does not fit; the mask requires a gradient; holes of one image
         overlap, or together (not one alone) hide all that an output sees, so that the new mask is no set
         of boxes.
     """
-    _check(x, weight, bias, mask, stride, padding, backend)
-    if mask is None:
-        y, _ = partial_conv2d_reference(
-            x, weight, bias, x.new_ones(len(x), 1, *x.shape[-2:]), stride, padding
-        )
-        return y, None
-    if mask.dim() == 4:
-        return partial_conv2d_reference(x, weight, bias, mask, stride, padding)
+    _check(x, weight, bias, mask, stride, padding)
+    x, weight, bias = _cast(x, weight, bias)
+    route = choose_route(x, weight, mask, stride, padding, backend)
+    if mask is not None and mask.dim() == 4:
+        if not torch.compiler.is_compiling():
+            _check_binary(mask)
+        if route == "reference":
+            return partial_conv2d_reference(x, weight, bias, mask, stride, padding)
+        y, seen, _ = OPERATOR(x, weight, bias, None, mask, stride, padding, False, False, route)
+        return y, (seen > 0).to(mask.dtype)
 
-    size, kernel = tuple(x.shape[-2:]), tuple(weight.shape[-2:])
-    holes = _clip(mask if mask.dim() == 3 else mask[:, None], size)
-    seen = count_seen(holes, size, kernel, stride, padding)
-    after = _shrink(holes, size, kernel, stride, padding)
-    _check_boxes(holes, seen, after)
-    if backend == "reference" or (backend == "auto" and x.device.type != "cpu"):
-        valid = (~inside(holes, *size)).to(x.dtype)
-        y, _ = partial_conv2d_reference(x, weight, bias, valid, stride, padding)
+    if mask is None:
+        holes = torch.zeros(len(x), 0, 4, dtype=torch.int64, device=x.device)
     else:
-        y = partial_conv2d_holes(x, weight, bias, holes, seen, stride, padding)
-    return y, after if mask.dim() == 3 else after[:, 0]
+        holes = mask.long() if mask.dim() == 3 else mask.long()[:, None]
+    if route == "reference":
+        size, kernel = tuple(x.shape[-2:]), tuple(weight.shape[-2:])
+        holes = clip(holes, *size)
+        valid = (~inside(holes, *size)).to(x.dtype)
+        y, valid = partial_conv2d_reference(x, weight, bias, valid, stride, padding)
+        after = holes_after(holes, size, kernel, stride, padding)
+        if holes.shape[1] > 1 and not torch.compiler.is_compiling():
+            _check_holes(holes, valid, after)
+    else:
+        y, _, after = OPERATOR(x, weight, bias, None, holes, stride, padding, False, False, route)
+    return y, None if mask is None else after.view(mask.shape)
 
 
 def partial_conv2d_inner(
-    x: Tensor, weight: Tensor, bias: Tensor | None, holes: Tensor, stride: int, padding: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    holes: Tensor,
+    stride: int,
+    padding: int,
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Partial convolution between the layers of a net, which keep its invariants: nothing is checked.
 
@@ -105,20 +117,65 @@ def partial_conv2d_inner(
         As for ``partial_conv2d``.
     holes : Tensor
         Int64 [N, K, 4], disjoint with space between them, within the image.
+    residual : Tensor, optional
+        [N, O, H', W'], added to the convolution.
+    relu : bool
+        Whether what is negative then becomes 0.
 
     Returns
     -------
     y : Tensor
-        [N, O, H', W'], exactly 0 in its holes.
+        [N, O, H', W']; exactly 0 in its holes, or the residual.
     holes : Tensor
         Int64 [N, K, 4], those of y.
     seen : Tensor
-        Int64 [N, 1, H', W'], sum(M); 0 in the holes of y.
+        int16 [N, 1, H', W'], sum(M); 0 in the holes of y.
     """
-    size, kernel = tuple(x.shape[-2:]), tuple(weight.shape[-2:])
-    seen = count_seen(holes, size, kernel, stride, padding)
-    y = partial_conv2d_zeroed(x, weight, bias, seen, stride, padding)
-    return y, _shrink(holes, size, kernel, stride, padding), seen
+    x, weight, bias = _cast(x, weight, bias)
+    route = choose_route(x, weight, holes, stride, padding)
+    y, seen, after = OPERATOR(x, weight, bias, residual, holes, stride, padding, relu, True, route)
+    return y, after, seen
+
+
+def choose_route(
+    x: Tensor, weight: Tensor, mask: Tensor | None, stride: int, padding: int, backend: str = "auto"
+) -> str:
+    """Who computes a partial convolution of these tensors.
+
+    Parameters
+    ----------
+    x, weight, mask, stride, padding, backend
+        As for ``partial_conv2d``.
+
+    Returns
+    -------
+    {"reference", "cpu", "triton", "cudnn"}
+        "triton" is one kernel that does it all, "cudnn" a library convolution and a kernel for the rest;
+        on a CUDA device "auto" takes what ``python -m benchmarks.tune`` found faster there for the shape.
+
+    Raises
+    ------
+    ValueError
+        ``backend`` is unknown, or cannot run where x is; x has more pixels than a kernel can count.
+    TypeError
+        A Triton kernel was asked for float64.
+    """
+    chosen = choose_backend(backend, x.device)
+    if chosen == "cpu" and mask is not None and mask.dim() == 4:
+        return "reference"
+    if chosen != "triton":
+        return chosen
+    if x.dtype == torch.float64:
+        if backend == "auto":
+            return "reference"
+        raise TypeError("x: float64 is not for the Triton kernels; use backend 'reference'")
+    if len(x) * (x.shape[-2] + 2 * padding) * (x.shape[-1] + 2 * padding) >= 1 << 31:
+        raise ValueError(f"x: {tuple(x.shape)} has 2^31 pixels or more; split the batch")
+    if backend == "triton":
+        return "triton"
+    from glance_fast.kernels.partial_conv import gpu
+
+    return gpu.faster_route(x, weight, stride)
 
 
 def inside_holes(holes: Tensor, height: int, width: int) -> Tensor:
@@ -139,43 +196,26 @@ def inside_holes(holes: Tensor, height: int, width: int) -> Tensor:
     return inside(holes if holes.dim() == 3 else holes[:, None], height, width)
 
 
-def _clip(holes: Tensor, size: tuple[int, int]) -> Tensor:
-    # Sums of sides and sizes do not fit into the narrow types.
-    holes = holes.long().clamp_min(0)
-    holes = torch.minimum(holes, holes.new_tensor([*size, *size]))
-    empty = (holes[..., 2] <= holes[..., 0]) | (holes[..., 3] <= holes[..., 1])
-    return holes.masked_fill(empty[..., None], 0)
+def _cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """All in autocast's type where it is on, as convolutions are."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
-def _shrink(
-    holes: Tensor, size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int
-) -> Tensor:
-    top, bottom = shrink(holes[..., 0], holes[..., 2], size[0], kernel[0], stride, padding)
-    left, right = shrink(holes[..., 1], holes[..., 3], size[1], kernel[1], stride, padding)
-    out = (output_size(size[0], kernel[0], stride, padding), output_size(size[1], kernel[1], stride, padding))
-    return _clip(torch.stack([top, left, bottom, right], dim=-1), out)
+def _check_holes(holes: Tensor, valid: Tensor, after: Tensor) -> None:
+    if fault := fault_of_holes(holes, valid, after):
+        raise ValueError(fault)
 
 
-def _areas(holes: Tensor) -> Tensor:
-    return (holes[..., 2] - holes[..., 0]) * (holes[..., 3] - holes[..., 1])
+def _check_binary(mask: Tensor) -> None:
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("mask: holds values other than 0 and 1")
 
 
-def _check_boxes(holes: Tensor, seen: Tensor, after: Tensor) -> None:
-    if holes.shape[1] < 2:
-        return
-    low = torch.maximum(holes[:, :, None, :2], holes[:, None, :, :2])
-    high = torch.minimum(holes[:, :, None, 2:], holes[:, None, :, 2:])
-    common = (high - low).clamp_min(0).prod(-1)
-    if bool((common.sum((1, 2)) != _areas(holes).sum(1)).any()):
-        raise ValueError("mask: holes of one image overlap; give disjoint boxes, or a mask [N, 1, H, W]")
-    if bool(((seen == 0).sum((1, 2, 3)) != _areas(after).sum(1)).any()):
-        raise ValueError(
-            "mask: two holes together hide all that one output sees; leave space between them, "
-            "or give a mask [N, 1, H, W]"
-        )
-
-
-def _check(x, weight, bias, mask, stride, padding, backend) -> None:
+def _check(x, weight, bias, mask, stride, padding) -> None:
     for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("mask", mask)):
         if tensor is None and name in ("bias", "mask"):
             continue
@@ -183,12 +223,6 @@ def _check(x, weight, bias, mask, stride, padding, backend) -> None:
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
         if tensor.device != x.device:
             raise ValueError(f"{name}: on {tensor.device}, but x is on {x.device}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: {backend!r} is none of {', '.join(BACKENDS)}")
-    if backend == "triton":
-        raise ValueError("backend: partial_conv2d has no Triton kernel; use 'auto'")
-    if backend == "cpu" and x.device.type != "cpu":
-        raise ValueError(f"backend: 'cpu' asked for tensors on {x.device}")
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0)):
         if not isinstance(value, int):
             raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
@@ -215,8 +249,8 @@ def _check(x, weight, bias, mask, stride, padding, backend) -> None:
     if mask.dim() == 4:
         if mask.shape != (len(x), 1, *x.shape[-2:]):
             raise ValueError(f"mask: expected {(len(x), 1, *x.shape[-2:])}, got shape {tuple(mask.shape)}")
-        if not bool(((mask == 0) | (mask == 1)).all()):
-            raise ValueError("mask: holds values other than 0 and 1")
+        if mask.requires_grad and torch.is_grad_enabled():
+            raise ValueError("mask: requires a gradient, and there is none")
         return
     if mask.dim() not in (2, 3) or mask.shape[0] != len(x) or mask.shape[-1] != 4:
         raise ValueError(

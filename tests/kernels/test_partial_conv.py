@@ -9,13 +9,27 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import glance_fast.kernels.partial_conv as module
 from glance_fast.kernels import partial_conv2d
-from glance_fast.kernels.partial_conv import inside_holes, partial_conv2d_inner
+from glance_fast.kernels.partial_conv import choose_route, inside_holes, partial_conv2d_inner
+from glance_fast.kernels.partial_conv.operator import BACKWARD, OPERATOR
 from glance_fast.kernels.partial_conv.reference import partial_conv2d_reference
 
 FEW = settings(max_examples=60, deadline=None)
 TOLERANCES = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-BACKENDS = ("auto", "cpu", "reference")
+BACKENDS = ("cpu", "reference", "triton", "cudnn")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def convolve(x, weight, bias, mask, stride=1, padding=0, backend="auto"):
+    """partial_conv2d where ``backend`` runs; "cudnn" is the library's convolution and Triton for the rest."""
+    place = DEVICE if backend in ("triton", "cudnn") else "cpu"
+    inputs = (None if t is None else t.to(place) for t in (x, weight, bias, mask))
+    with pytest.MonkeyPatch.context() as patch:
+        if backend == "cudnn":
+            patch.setattr(module, "choose_route", lambda *_: "cudnn")
+        y, after = partial_conv2d(*inputs, stride, padding, "auto" if backend == "cudnn" else backend)
+    return y.cpu(), None if after is None else after.cpu()
 
 
 def relative_error(a, b):
@@ -126,18 +140,27 @@ def test_new_mask_has_the_dtype_of_the_mask(dtype):
 
 
 @case
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        *((backend, torch.float32) for backend in BACKENDS),
+        ("cpu", torch.float64),
+        ("reference", torch.float64),
+        ("triton", torch.float16),
+    ],
+    ids=str,
+)
 def test_holes_equal_the_masked_reference_with_gradients(case, dtype, backend):
     inputs, holes, layer = unpack(case, dtype)
     inputs = [t.requires_grad_() for t in inputs]
-    y, after = partial_conv2d(*inputs, holes, *layer, backend=backend)
+    y, after = convolve(*inputs, holes, *layer, backend=backend)
     assert y.dtype == dtype and after.shape == holes.shape
 
     exact = [t.detach().double().requires_grad_() for t in inputs]
-    expected, valid = partial_conv2d_reference(*exact, mask_of(holes, inputs[0].shape[2:]), *layer)
+    mask = mask_of(holes, inputs[0].shape[2:], torch.float64)
+    expected, valid = partial_conv2d_reference(*exact, mask, *layer)
     assert relative_error(y, expected) <= TOLERANCES[dtype]
-    assert torch.equal(mask_of(after, y.shape[2:]), valid)
+    assert torch.equal(mask_of(after, y.shape[2:]).double(), valid)
     # Not "small": later layers rely on exact zeros.
     assert (y[(valid == 0).expand_as(y)] == 0).all()
 
@@ -188,6 +211,128 @@ def test_any_holes_equal_the_loop_or_are_refused(problem):
     assert torch.equal(mask_of(after, y.shape[2:]).double(), valid)
 
 
+@settings(max_examples=25, deadline=None)
+@given(problems())
+def test_any_holes_in_the_triton_kernels(problem):
+    size, kernel, stride, padding, holes, seed = problem
+    x, weight, bias = tensors(1, 3, 2, size, kernel, seed=seed)
+    mask = mask_of(holes, size, torch.float64)
+    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+    expected, valid = partial_conv2d_reference(*exact, mask, stride, padding)
+    # Masks say the same and are never refused.
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    y, after = convolve(*leaves, mask, stride, padding, "triton")
+    assert relative_error(y, expected) <= TOLERANCES[torch.float32] and torch.equal(after, valid)
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed))
+    wanted = torch.autograd.grad(expected, exact, upstream.double())
+    for mine, theirs in zip(torch.autograd.grad(y, leaves, upstream), wanted, strict=True):
+        assert relative_error(mine, theirs) <= TOLERANCES[torch.float32]
+    try:
+        y_boxes, after_boxes = convolve(x, weight, bias, holes, stride, padding, "triton")
+    except ValueError as error:
+        assert "two holes together" in str(error)
+        return
+    assert torch.equal(y_boxes, y)
+    assert torch.equal(mask_of(after_boxes, y.shape[2:], torch.float64), valid)
+
+
+# As operators of torch
+
+
+def operator_arguments(route, form="boxes", dtype=torch.float32):
+    """Inputs of the operator with bias, residual and ReLU, two holes an image."""
+    place = "cpu" if route == "cpu" else DEVICE
+    x, weight, bias = tensors(2, 5, 6, (13, 11), (3, 3), dtype)
+    holes = torch.tensor([[[0, 0, 4, 5], [6, 6, 13, 11]], [[3, 2, 9, 8], [0, 0, 0, 0]]])
+    x = x.to(memory_format=torch.channels_last)
+    residual = tensors(2, 6, 1, (7, 6), (1, 1), dtype, seed=5)[0]
+    mask = holes if form == "boxes" else mask_of(holes, (13, 11))
+    leaves = [t.to(place).requires_grad_() for t in (x, weight, bias, residual)]
+    return (*leaves, mask.to(place), 2, 1, True, False, route)
+
+
+# Masks on the CPU are the definition itself, without the operator.
+@pytest.mark.parametrize(
+    ("route", "form"),
+    [("cpu", "boxes"), *((route, form) for route in ("triton", "cudnn") for form in ("boxes", "mask"))],
+)
+def test_residual_and_relu_with_gradients(route, form):
+    arguments = operator_arguments(route, form)
+    y, seen, _ = OPERATOR(*arguments)
+    exact = [t.detach().double().cpu().requires_grad_() for t in arguments[:4]]
+    mask = arguments[4].cpu().double() if form == "mask" else mask_of(arguments[4].cpu(), (13, 11))
+    expected, valid = partial_conv2d_reference(*exact[:3], mask.double(), 2, 1)
+    expected = (expected + exact[3]).relu()
+    assert relative_error(y.cpu(), expected) <= TOLERANCES[torch.float32]
+    assert torch.equal((seen.cpu() > 0).double(), valid)
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(3))
+    got = torch.autograd.grad(y, arguments[:4], upstream.to(y.device))
+    wanted = torch.autograd.grad(expected, exact, upstream.double())
+    for name, mine, theirs in zip(("x", "weight", "bias", "residual"), got, wanted, strict=True):
+        assert relative_error(mine.cpu(), theirs) <= TOLERANCES[torch.float32], name
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)], ids=str)
+@pytest.mark.parametrize("route", ["cpu", "triton", "cudnn"])
+def test_only_the_gradients_that_are_asked_for(route, wanted):
+    arguments = operator_arguments(route)
+    y, *_ = OPERATOR(*arguments)
+    every = torch.autograd.grad(y.sum(), arguments[:4])
+    leaves = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(arguments[:4])]
+    y, *_ = OPERATOR(*leaves, *arguments[4:])
+    got = torch.autograd.grad(y.sum(), [leaves[i] for i in wanted])
+    for i, gradient in zip(wanted, got, strict=True):
+        assert torch.equal(gradient, every[i])
+
+
+@pytest.mark.parametrize("route", ["cpu", "triton"])
+def test_opcheck(route):
+    arguments = operator_arguments(route)
+    torch.library.opcheck(OPERATOR, arguments)
+    y, seen, _ = OPERATOR(*arguments)
+    x, weight, mask = (arguments[i].detach() for i in (0, 1, 4))
+    torch.library.opcheck(
+        BACKWARD, (torch.ones_like(y), x, weight, mask, seen, 2, 1, False, [True, True, True], route)
+    )
+
+
+@pytest.mark.parametrize("form", ["box", "none", "mask"])
+def test_compile_and_export_pass_through(form):
+    x, weight, bias = tensors(2, 5, 6, (13, 11), (3, 3))
+    holes = torch.tensor([[0, 0, 4, 5], [3, 2, 9, 8]])
+    mask = {"box": holes, "none": None, "mask": mask_of(holes, (13, 11))}[form]
+
+    class Layer(torch.nn.Module):
+        def forward(self, x, weight):
+            return partial_conv2d(x, weight, bias, mask, 2, 1)[0].relu()
+
+    expected = Layer()(x, weight)
+    compiled = torch.compile(Layer(), backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x, weight), expected)
+    weight.requires_grad_()
+    (eager,) = torch.autograd.grad(Layer()(x, weight).square().sum(), weight)
+    (traced,) = torch.autograd.grad(compiled(x, weight).square().sum(), weight)
+    assert relative_error(traced, eager) <= 1e-6
+    exported = torch.export.export(Layer(), (x, weight.detach())).module()
+    assert torch.equal(exported(x, weight.detach()), expected)
+
+
+def test_a_second_derivative_is_refused():
+    arguments = operator_arguments("cpu")
+    y, *_ = OPERATOR(*arguments)
+    (dx,) = torch.autograd.grad(y.sum(), arguments[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match="only once"):
+        dx.sum().backward()
+
+
+def test_the_route_can_be_asked_for():
+    x, weight, _ = tensors(1, 2, 3, (8, 8), (3, 3))
+    mask = torch.ones(1, 1, 8, 8)
+    assert choose_route(x, weight, None, 1, 1) == "cpu"
+    assert choose_route(x, weight, mask, 1, 1) == "reference"
+    assert choose_route(x.to("meta"), weight.to("meta"), None, 1, 1) == "reference"
+
+
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("form", ["boxes", "box", "mask"])
 def test_gradcheck(form, padding):
@@ -205,7 +350,7 @@ def test_gradcheck(form, padding):
 def test_half_precisions_stay_finite_and_close(case, dtype, backend):
     inputs, holes, layer = unpack(case, dtype)
     inputs = [t.requires_grad_() for t in inputs]
-    y, _ = partial_conv2d(*inputs, holes, *layer, backend=backend)
+    y, _ = convolve(*inputs, holes, *layer, backend=backend)
     assert y.dtype == dtype
     y.float().sum().backward()
     assert all(t.grad.isfinite().all() for t in inputs)
@@ -221,8 +366,8 @@ def test_half_precisions_stay_finite_and_close(case, dtype, backend):
 def test_one_box_and_a_list_of_one_box_are_the_same(backend):
     x, weight, bias = tensors(3, 2, 4, (12, 10), (3, 3))
     holes = torch.tensor([[0, 0, 6, 6], [4, 3, 12, 9], [7, 7, 7, 7]])
-    y, after = partial_conv2d(x, weight, bias, holes, 2, 1, backend)
-    y_list, after_list = partial_conv2d(x, weight, bias, holes[:, None], 2, 1, backend)
+    y, after = convolve(x, weight, bias, holes, 2, 1, backend)
+    y_list, after_list = convolve(x, weight, bias, holes[:, None], 2, 1, backend)
     assert after.shape == (3, 4) and after_list.shape == (3, 1, 4)
     assert torch.equal(y, y_list) and torch.equal(after, after_list[:, 0])
 
@@ -249,27 +394,29 @@ def test_narrow_integers_do_not_wrap(dtype):
 @pytest.mark.parametrize("padding", [0, 1, 2], ids="padding{}".format)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_all_seen_is_a_convolution_times_the_border_ratio(mask, padding, backend):
-    x, weight, bias = tensors(2, 3, 4, (10, 13), (3, 3), torch.float64)
+    dtype = torch.float32 if backend in ("triton", "cudnn") else torch.float64
+    tolerance = TOLERANCES[dtype]
+    x, weight, bias = tensors(2, 3, 4, (10, 13), (3, 3), dtype)
     masks = {
         "none": None,
         "ones": torch.ones(2, 1, 10, 13),
         "empty": torch.zeros(2, 4, dtype=torch.long),
         "no-holes": torch.zeros(2, 0, 4, dtype=torch.long),
     }
-    y, after = partial_conv2d(x, weight, bias, masks[mask], 1, padding, backend)
+    y, after = convolve(x, weight, bias, masks[mask], 1, padding, backend)
     assert (after is None) == (mask == "none")
     plain = F.conv2d(x, weight, bias, 1, padding)
     inner = (..., slice(padding, plain.shape[2] - padding), slice(padding, plain.shape[3] - padding))
-    assert relative_error(y[inner], plain[inner]) <= 1e-12
+    assert relative_error(y[inner], plain[inner]) <= tolerance
     # How many of a window's rows or columns lie inside, by hand.
     rows, cols = (
         torch.tensor([sum(0 <= o - padding + u < s for u in range(3)) for o in range(s + 2 * padding - 2)])
         for s in (10, 13)
     )
-    ratio = 9 / (rows[:, None] * cols).double()
+    ratio = 9 / (rows[:, None] * cols).to(dtype)
     assert bool((ratio[0] > 1).all()) == (padding > 0)
     expected = F.conv2d(x, weight, None, 1, padding) * ratio + bias[:, None, None]
-    assert relative_error(y, expected) <= 1e-12
+    assert relative_error(y, expected) <= tolerance
 
 
 # What lies under the mask
@@ -286,7 +433,7 @@ def test_what_is_masked_reaches_neither_output_nor_gradient(value, form, backend
     for filling in (0.0, value):
         x = inputs[0].masked_fill(mask == 0, filling)
         leaves = [t.clone().requires_grad_() for t in (x, *inputs[1:])]
-        y, _ = partial_conv2d(*leaves, holes if form == "holes" else mask, 2, 2, backend)
+        y, _ = convolve(*leaves, holes if form == "holes" else mask, 2, 2, backend)
         results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
     for name, clean, dirty in zip(("y", "x", "weight", "bias"), *results, strict=True):
         assert clean.isfinite().all() and torch.equal(clean, dirty), name
@@ -297,7 +444,7 @@ def test_what_is_masked_reaches_neither_output_nor_gradient(value, form, backend
 def test_a_nan_that_is_seen_is_not_swallowed(backend):
     x, weight, bias = tensors(1, 2, 3, (10, 10), (3, 3))
     x[0, 0, 7, 7] = float("nan")
-    y, _ = partial_conv2d(x, weight, bias, torch.tensor([[0, 0, 7, 7]]), 1, 1, backend)
+    y, _ = convolve(x, weight, bias, torch.tensor([[0, 0, 7, 7]]), 1, 1, backend)
     nan = y.isnan().any(1)[0]
     assert nan[6:9, 6:9].all() and nan.sum() == 9
 
@@ -306,10 +453,10 @@ def test_a_nan_that_is_seen_is_not_swallowed(backend):
 def test_an_earlier_mask_is_forgotten(backend):
     # The reference implementation that the paper cites keeps the last mask of a size.
     x, weight, bias = tensors(1, 2, 3, (10, 10), (3, 3))
-    fresh, _ = partial_conv2d(x, weight, bias, None, 1, 1, backend)
+    fresh, _ = convolve(x, weight, bias, None, 1, 1, backend)
     for mask in (torch.tensor([[1, 1, 9, 9]]), mask_of(torch.tensor([[1, 1, 9, 9]]), (10, 10))):
-        masked, _ = partial_conv2d(x, weight, bias, mask, 1, 1, backend)
-        again, _ = partial_conv2d(x, weight, bias, None, 1, 1, backend)
+        masked, _ = convolve(x, weight, bias, mask, 1, 1, backend)
+        again, _ = convolve(x, weight, bias, None, 1, 1, backend)
         assert torch.equal(fresh, again) and not torch.equal(masked, again)
 
 
@@ -321,7 +468,7 @@ def test_inputs_are_left_alone(form, backend):
     mask = {"none": None, "box": holes, "boxes": holes[:, None], "mask": mask_of(holes, (10, 10))}[form]
     given_ = [t for t in (*inputs, mask) if t is not None]
     before = [t.clone() for t in given_]
-    partial_conv2d(*inputs, mask, 1, 1, backend)
+    convolve(*inputs, mask, 1, 1, backend)
     assert all(torch.equal(a, b) for a, b in zip(given_, before, strict=True))
 
 
@@ -347,7 +494,7 @@ def test_no_images(form, backend):
     mask = {"holes": torch.zeros(0, 2, 4, dtype=torch.long), "mask": torch.ones(0, 1, 10, 9), "none": None}[
         form
     ]
-    y, after = partial_conv2d(x, weight, bias, mask, 2, 1, backend)
+    y, after = convolve(x, weight, bias, mask, 2, 1, backend)
     assert y.shape == (0, 3, 5, 5)
     assert after is None or after.shape == ((0, 2, 4) if form == "holes" else (0, 1, 5, 5))
     y.sum().backward()
@@ -355,14 +502,14 @@ def test_no_images(form, backend):
 
 
 @pytest.mark.parametrize("form", ["holes", "mask", "none"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["cpu", "reference", "cudnn"])
 def test_autocast(form, backend):
     inputs = [t.requires_grad_() for t in tensors(2, 8, 6, (14, 12), (8, 8))]
     holes = torch.tensor([[0, 2, 13, 12], [0, 0, 14, 12]])
     mask = {"holes": holes, "mask": mask_of(holes, (14, 12)), "none": None}[form]
-    expected, after = partial_conv2d(*inputs, mask, 2, 3, backend)
-    with torch.autocast("cpu", torch.bfloat16):
-        y, after_too = partial_conv2d(*inputs, mask, 2, 3, backend)
+    expected, after = convolve(*inputs, mask, 2, 3, backend)
+    with torch.autocast(DEVICE if backend == "cudnn" else "cpu", torch.bfloat16):
+        y, after_too = convolve(*inputs, mask, 2, 3, backend)
     assert y.dtype in (torch.bfloat16, torch.float32)
     assert 0 < relative_error(y, expected) <= TOLERANCES[torch.bfloat16]
     assert after is None or torch.equal(after, after_too)
@@ -381,8 +528,8 @@ def test_autocast_takes_mixed_dtypes():
 def test_without_bias(backend):
     x, weight, bias = tensors(1, 2, 3, (10, 10), (3, 3))
     holes = torch.tensor([[2, 2, 9, 9]])
-    bare, after = partial_conv2d(x, weight, None, holes, 1, 1, backend)
-    y, _ = partial_conv2d(x, weight, bias, holes, 1, 1, backend)
+    bare, after = convolve(x, weight, None, holes, 1, 1, backend)
+    y, _ = convolve(x, weight, bias, holes, 1, 1, backend)
     seen = ~inside_holes(after, *y.shape[2:])
     assert relative_error(y, torch.where(seen, bare + bias[:, None, None], 0)) <= 2e-5
 
@@ -439,7 +586,16 @@ BOX = torch.tensor([[0, 0, 4, 4], [1, 1, 5, 5]])
         ),
         pytest.param({"mask": BOX.to("meta")}, ValueError, "mask: on meta", id="mask-device"),
         pytest.param({"backend": "cuda"}, ValueError, "backend: 'cuda' is none of", id="backend-unknown"),
-        pytest.param({"backend": "triton"}, ValueError, "backend: .*no Triton kernel", id="backend-triton"),
+        pytest.param(
+            {k: v.double() for k, v in GOOD.items()} | {"backend": "triton"},
+            TypeError,
+            "x: float64 is not for the Triton kernels",
+            id="float64-triton",
+            marks=pytest.mark.skipif(DEVICE == "cuda", reason="the tensors lie on the CPU"),
+        ),
+        pytest.param(
+            {"mask": torch.ones(2, 1, 8, 9, requires_grad=True)}, ValueError, "mask: requires", id="mask-grad"
+        ),
         pytest.param({"stride": 1.0}, TypeError, "stride: expected an integer", id="stride-float"),
         pytest.param({"stride": (1, 1)}, TypeError, "stride: expected an integer", id="stride-pair"),
         pytest.param({"stride": 0}, ValueError, "stride: must be at least 1", id="stride-zero"),
@@ -492,7 +648,7 @@ def test_overlapping_holes_are_refused(holes, backend):
     # The first image is without fault: one bad image is enough.
     mask = torch.tensor([[(0, 0, 1, 1), (0, 0, 0, 0)], holes])
     with pytest.raises(ValueError, match="mask: holes of one image overlap"):
-        partial_conv2d(**GOOD, mask=mask, padding=1, backend=backend)
+        convolve(**GOOD, mask=mask, padding=1, backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -503,7 +659,7 @@ def test_overlapping_holes_are_refused(holes, backend):
 )
 def test_holes_that_together_hide_a_window_are_refused(holes, backend):
     with pytest.raises(ValueError, match="mask: two holes together hide"):
-        partial_conv2d(**GOOD, mask=torch.tensor([holes] * 2), backend=backend)
+        convolve(**GOOD, mask=torch.tensor([holes] * 2), backend=backend)
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_hidden_places_are_zero_in_every_map(net):
     y, inner = net.stem(images(3).masked_fill(inside_holes(holes, *SIZE), 0), holes)
     hidden = 0
     for stage in net.stages:
-        y, inner = stage(F.relu(y), inner)
+        y, inner = stage(y, inner)
         inside = inside_holes(inner, *y.shape[2:])
         assert (y[inside.expand_as(y)] == 0).all()
         hidden += int(inside.sum())
@@ -235,14 +235,14 @@ def test_every_parameter_learns_and_no_gradient_reaches_the_hole(net):
 # BatchNorm
 
 
-def unfolded(layer, x, holes):
-    """Convolution, then BatchNorm's running statistics written out."""
+def unfolded(layer, x, holes, residual=0):
+    """Convolution, then BatchNorm's running statistics written out, residual and ReLU."""
     y, after = partial_conv2d(x, layer.weight, None, holes, layer.stride, layer.padding)
     norm = layer.norm
     shape = (1, -1, 1, 1)
     y = (y - norm.running_mean.view(shape)) / torch.sqrt(norm.running_var.view(shape) + norm.eps)
     y = y * norm.weight.view(shape) + norm.bias.view(shape)
-    return torch.where(inside_holes(after, *y.shape[2:]), 0, y), after
+    return (torch.where(inside_holes(after, *y.shape[2:]), 0, y) + residual).relu(), after
 
 
 @torch.no_grad()

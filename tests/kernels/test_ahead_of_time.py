@@ -1,0 +1,63 @@
+"""Every Triton kernel compiled for GPUs that are not here, as the default net launches it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Of a block, bytes; as in the vendors' tables.
+SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What the script finds, in a process of its own: here kernels are defined for the interpreter."""
+    file = tmp_path_factory.mktemp("ahead") / "compiled.json"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.ahead_of_time", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(file.read_text())
+
+
+def test_every_kernel_is_compiled_for_every_target(compiled):
+    kernels = {
+        name
+        for file in (ROOT / "kernels").glob("*/gpu.py")
+        for name in re.findall(r"^def (\w+_kernel)\(", file.read_text(), re.MULTILINE)
+    }
+    assert len(kernels) >= 5
+    for target in SHARED:
+        assert {r["kernel"] for r in compiled if r["target"] == target} == kernels
+
+
+def test_nothing_spills(compiled):
+    assert all(r["registers"] > 0 for r in compiled if r["target"] != "gfx942")
+    assert [r for r in compiled if r["spills"]] == []
+
+
+def test_shared_memory_suffices(compiled):
+    assert [r for r in compiled if r["shared"] > SHARED[r["target"]]] == []
+
+
+def test_matrix_products_of_16_bits_use_warp_groups_on_sm_90(compiled):
+    # What multiplies matrices is seen on sm_80, where every shape has an instruction.
+    products = {
+        (r["case"], r["kernel"], r["dtype"])
+        for r in compiled
+        if r["target"] == "sm_80" and r["instructions"]["matrix"] and r["dtype"] in ("bfloat16", "float16")
+    }
+    assert len(products) >= 5
+    with_groups = {
+        (r["case"], r["kernel"], r["dtype"])
+        for r in compiled
+        if r["target"] == "sm_90" and r["instructions"].get("HGMMA")
+    }
+    assert products - with_groups == set()
