@@ -333,6 +333,17 @@ def test_the_route_can_be_asked_for():
     assert choose_route(x.to("meta"), weight.to("meta"), None, 1, 1) == "reference"
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="takes 5 GB there; here the memory is never touched")
+def test_offsets_beyond_32_bits():
+    size, channels = 12000, 16
+    x = torch.zeros(1, size, size, channels, dtype=torch.float16).permute(0, 3, 1, 2)
+    assert x.numel() > 2**31
+    x[0, :, -2, -2] = torch.arange(channels)
+    weight = torch.ones(1, channels, 2, 2, dtype=torch.float16)
+    y, _ = partial_conv2d(x, weight, None, torch.tensor([[0, 0, 9, 9]]), size - 2, 0, "triton")
+    assert y.flatten().tolist() == [0, 0, 0, sum(range(channels))]
+
+
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("form", ["boxes", "box", "mask"])
 def test_gradcheck(form, padding):
