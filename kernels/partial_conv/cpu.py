@@ -24,7 +24,6 @@ from glance_fast.kernels.dispatch import memory_format
 from glance_fast.kernels.partial_conv.reference import OVERLAP, TOGETHER
 
 FAULTS = ("", OVERLAP, TOGETHER)
-NO_BIAS = np.empty(0, np.float32)
 
 
 @njit(cache=True)
@@ -103,7 +102,8 @@ def place_boxes(holes, size, kernel, stride, padding, check, seen, after):
 def renormalise(y, seen, full, bias):
     """Multiply what ``y`` has beyond its bias by full / seen, in place, where that is not 1.
 
-    Parameters: y [N, H', W', O] (output), seen int16 [N, H', W'], bias [O], or empty for none.
+    Parameters: y [N, H', W', O] (output), seen int16 [N, H', W'], bias [O], or empty for none, of the type
+    that numbers are computed in.
     """
     for n in range(seen.shape[0]):
         for i in range(seen.shape[1]):
@@ -113,7 +113,7 @@ def renormalise(y, seen, full, bias):
                 if seen[n, i, j] == 0:
                     y[n, i, j] = 0
                     continue
-                ratio = np.float64(full) / seen[n, i, j]
+                ratio = bias.dtype.type(full) / bias.dtype.type(seen[n, i, j])
                 place = y[n, i, j]
                 if bias.shape[0]:
                     for c in range(place.shape[0]):
@@ -161,6 +161,12 @@ def rows_of(x: Tensor) -> np.ndarray:
     return as_array(x).transpose(0, 2, 3, 1)
 
 
+def wide_array(bias: Tensor | None, dtype: torch.dtype) -> np.ndarray:
+    """The bias [O], or [0] if there is none, in the type that numbers of ``dtype`` are computed in."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return (torch.empty(0, dtype=wide) if bias is None else bias.detach().to(wide)).numpy()
+
+
 def cleared(x: Tensor, holes: np.ndarray) -> Tensor:
     """x with 0 in the holes: itself if it is 0 there already, else a copy."""
     if not any_in_boxes(rows_of(x), holes):
@@ -199,14 +205,8 @@ def forward(
         raise ValueError(FAULTS[fault])
     if not inner:
         x = cleared(x, boxes)
-    # Where y is short of bits, y - b would lose what the ratio then magnifies: the bias comes later.
-    late_bias = bias is not None and x.element_size() < 4
-    y = F.conv2d(x, weight, None if late_bias else bias, stride, padding)
-    fused = bias is not None and not late_bias
-    renormalise(rows_of(y), seen, full, as_array(bias) if fused else NO_BIAS)
-    if late_bias:
-        y += bias[:, None, None]
-        clear_unseen(rows_of(y), seen)
+    y = F.conv2d(x, weight, bias, stride, padding)
+    renormalise(rows_of(y), seen, full, wide_array(bias, y.dtype))
     if residual is not None:
         y += residual
     return y.relu_() if relu else y, torch.from_numpy(seen)[:, None], torch.from_numpy(after)
@@ -234,7 +234,7 @@ def backward(
     dy = dy.clone()
     clear_unseen(rows_of(dy), seen)
     db = dy.sum((0, 2, 3)) if needs[2] else None
-    renormalise(rows_of(dy), seen, weight[0, 0].numel(), NO_BIAS)
+    renormalise(rows_of(dy), seen, weight[0, 0].numel(), wide_array(None, dy.dtype))
     dx, dw, _ = torch.ops.aten.convolution_backward(
         dy, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*needs[:2], False]
     )
