@@ -117,7 +117,8 @@ def load_runs(
     else:
         m_x &= tl.load(m_ptr + (i_n * H + o_h) * W + w, mask=m_x, other=0) != 0
     p_x = x_ptr + ((i_n * H + o_h) * W + o_w[:, None]).to(tl.int64) * C + o_r[None, :]
-    return tl.load(p_x, mask=m_x & (o_r < KW * C)[None, :], other=0.0)
+    # Through the first cache, which a tile's other taps and neighbours then find their pixels in.
+    return tl.load(p_x, mask=m_x & (o_r < KW * C)[None, :], other=0.0, cache_modifier=".ca")
 
 
 @triton.jit
@@ -269,7 +270,7 @@ def scaled_gradient(
 ):
     """g and dy, both fp32 [M, O], 0 where nothing is seen or a mask is off."""
     b_seen = tl.load(p_s, mask=m_s, other=0)
-    b_dy = tl.load(p_dy, mask=m_dy, other=0.0).to(tl.float32)
+    b_dy = tl.load(p_dy, mask=m_dy, other=0.0, cache_modifier=".ca").to(tl.float32)
     b_dy = tl.where((b_seen > 0)[:, None], b_dy, 0.0)
     return b_dy * (FULL / tl.maximum(b_seen, 1).to(tl.float32))[:, None], b_dy
 
