@@ -7,6 +7,8 @@ one argsort, cumulative sums, points kept where the score changes.
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -88,3 +90,13 @@ def test_pro(benchmark, run, expected):
 def test_pro_and_auroc(benchmark, run, expected):
     assert run(MAPS, MASKS) == pytest.approx(expected, abs=1e-9)
     benchmark.pedantic(run, args=(MAPS, MASKS), rounds=5, warmup_rounds=1)
+
+
+def test_memory_is_bounded(expected):
+    tracemalloc.start()
+    try:
+        assert ours_pro_and_auroc(MAPS, MASKS) == pytest.approx(expected, abs=1e-9)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most <= 3 * MAPS.nbytes

@@ -10,9 +10,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
+from glance_fast.kernels.idw import gpu as idw_gpu
 from glance_fast.kernels.partial_conv import gpu as partial_conv_gpu
+from glance_fast.kernels.patch_score import DistortionWeights
+from glance_fast.kernels.patch_score import gpu as patch_score_gpu
+from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
 
 CASES: dict[str, Callable[[], Any]] = {}
 
@@ -63,62 +68,92 @@ def _partial_conv_masks() -> None:
     partial_conv_gpu.backward(y, x, weight, mask, seen, 1, 1, False, [True] * 3, False)
 
 
-# ---- window_conv: 8 images of 841 windows
+# window_conv: 8 images of 841 windows; sides of the maps and windows as four layers have them.
 
 
-def window_conv(
+def _window_conv(
     dtype: torch.dtype,
     channels: int,
-    kernel: int,
-    stride: int,
-    padding: int,
+    convolution: tuple[int, int, int],
     maps: tuple[int, int],
     windows: tuple[int, int],
     residual: int = 0,
 ) -> None:
-    """Launch a layer; sides of the maps and windows of its input and output, and of the residual's windows."""
-    from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
-
     images, count, outputs = 8, 8 * 841, 64
 
-    def empty(*shape: int) -> torch.Tensor:
+    def reals(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype).to(memory_format=torch.channels_last)
 
-    def integers(*shape: int) -> torch.Tensor:
+    def places(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.int32)
 
-    before, after = windows
-    source = WindowedMap(empty(images, channels, maps[0], maps[0]))
-    if before:
-        source = source._replace(window=empty(count, channels, before, before), origins=integers(count, 2))
-    added = None
-    if residual:
-        added = WindowedMap(
-            empty(images, outputs, maps[1], maps[1]),
-            empty(count, outputs, residual, residual),
-            integers(count, 2),
-        )
+    def windowed(depth: int, side: int, window: int) -> WindowedMap:
+        found = WindowedMap(reals(images, depth, side, side))
+        if window:
+            found = WindowedMap(found.base, reals(count, depth, window, window), places(count, 2))
+        return found
+
+    kernel, stride, padding = convolution
     window_conv2d_inner(
-        source,
-        empty(outputs, channels, kernel, kernel),
+        windowed(channels, maps[0], windows[0]),
+        reals(outputs, channels, kernel, kernel),
         torch.empty(outputs, dtype=dtype),
-        integers(count, 4),
-        integers(count),
-        integers(count, 2),
-        (after, after),
+        places(count, 4),
+        places(count),
+        places(count, 2),
+        (windows[1], windows[1]),
         stride,
         padding,
-        added,
+        windowed(outputs, maps[1], residual) if residual else None,
         relu=True,
         backend="triton",
     )
 
 
-for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
-    for layer, arguments in {
-        "stem": (3, 8, 4, 2, (256, 64), (0, 10)),
-        "down": (64, 3, 2, 1, (64, 32), (10, 6)),
-        "block's first": (64, 3, 1, 1, (16, 16), (6, 8)),
-        "block's second": (64, 3, 1, 1, (16, 16), (8, 10), 6),
-    }.items():
-        case(f"window_conv {layer}, {name}")(partial(window_conv, dtype, *arguments))
+for _layer, _shape, _names in (
+    ("stem", (3, (8, 4, 2), (256, 64), (0, 10)), ("bfloat16", "float32")),
+    ("down", (64, (3, 2, 1), (64, 32), (10, 6)), ("bfloat16",)),
+    ("block's first", (64, (3, 1, 1), (16, 16), (6, 8)), ("bfloat16",)),
+    ("block's second", (64, (3, 1, 1), (16, 16), (8, 10), 6), ("bfloat16", "float16", "float32")),
+):
+    for _name in _names:
+        case(f"window_conv {_layer} {_name}")(partial(_window_conv, getattr(torch, _name), *_shape))
+
+
+# patch_score: 841 patches of 128 features; whitening by position as the calibrated blend stores it.
+
+
+def _patch_score(images: int, whitening: tuple[int, ...] | None, dtype: torch.dtype) -> None:
+    patches, features, units = 841, 128, 128
+    shapes = [(units, features)] * 3 + [(units,), (units, units), (units,), (units,), ()]
+    patch_score_gpu.score_patches_gpu(
+        torch.empty(images, patches, features),
+        torch.empty(images, patches, features),
+        torch.empty(patches, features),
+        None if whitening is None else torch.empty(*whitening, features, features, dtype=dtype),
+        DistortionWeights(*(torch.empty(shape) for shape in shapes)),
+        (0.0, 1.0),
+        (0.0, 1.0),
+        0.8,
+    )
+
+
+for _images in (1, 8, 16, 64):
+    case(f"patch_score {_images} images")(partial(_patch_score, _images, (841,), torch.float16))
+case("patch_score fp32 by position")(partial(_patch_score, 16, (841,), torch.float32))
+case("patch_score one matrix")(partial(_patch_score, 16, (), torch.float32))
+case("patch_score no whitening")(partial(_patch_score, 16, None, torch.float32))
+
+
+# idw: 29 x 29 centres to 256 x 256 pixels.
+
+
+def _idw(images: int, power: float, neighbours: int | None) -> None:
+    centers = np.arange(29) * 8 + 15.5
+    idw_gpu.idw_map(torch.empty(images, 29, 29), centers, centers, 256, 256, power, neighbours)
+
+
+for _images in (1, 16, 64):
+    case(f"idw {_images} images, 16 nearest")(partial(_idw, _images, 2.0, 16))
+    case(f"idw {_images} images, all")(partial(_idw, _images, 2.0, None))
+case("idw 16 images, all, power 2.5")(partial(_idw, 16, 2.5, None))

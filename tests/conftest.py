@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from samples import SMALL, draw_part
 
 from glance_fast.config import Config
 from glance_fast.data.folders import normal_images
@@ -20,33 +21,11 @@ if not torch.cuda.is_available():
     # Read when a kernel is defined, so before any is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-SMALL = {
-    "image_size": 64,
-    "patch": 32,
-    "stride": 16,
-    "width": 8,
-    "finetune_steps": 2,
-    "steps": 6,
-    "batch": 4,
-    "validation": 0.25,
-}
-
 
 @pytest.fixture
 def small() -> dict:
     """Settings of a model that trains in seconds."""
     return dict(SMALL)
-
-
-def draw_part(rng: np.random.Generator, size: int = 64, defect: bool = False) -> np.ndarray:
-    """A striped plate with a disc: something that has structure, and a hole punched in it as a defect."""
-    y, x = np.mgrid[:size, :size]
-    plate = 110 + 40 * np.sin(x / 3) + rng.normal(0, 4, (size, size))
-    plate[(y - size / 2) ** 2 + (x - size / 2) ** 2 < (size / 5) ** 2] = 210
-    if defect:
-        top, left = rng.integers(4, size - 20, 2)
-        plate[top : top + 12, left : left + 12] = 10
-    return np.repeat(plate.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 @pytest.fixture(scope="session")

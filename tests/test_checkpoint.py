@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import draw_part
 from safetensors.torch import load_file, save_file
+from samples import draw_part
 
 from glance_fast import Config, Glance, UserError, load
 from glance_fast import checkpoint as checkpoint_module

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_part
 from PIL import Image
+from samples import draw_part
 
 import glance_fast
 from glance_fast import UserError

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, draw_part
 from PIL import Image
+from samples import SMALL, draw_part
 from scipy.stats import spearmanr
 
 from glance_fast import Config, Glance, ImageError, UserError, load

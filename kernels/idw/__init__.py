@@ -8,13 +8,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from glance_fast.kernels.dispatch import choose_backend
+
 from . import cpu, reference
 
 __all__ = ["idw_map"]
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
-_BACKENDS = ("auto", "cpu", "reference")
 # Squares and their sums stay far from the end of float32, in which ratios of them are taken.
 _FARTHEST = 1e9
 # Above, the map is the nearest centre's score for every practical purpose, and ratios round too far.
@@ -95,8 +96,9 @@ def idw_map(
     neighbours : int, optional
         Use only so many of the nearest centres; of equally near ones those of lower raster index. By
         default all.
-    backend : {"auto", "cpu", "reference"}
-        "auto" is "cpu", and "reference" for tensors that are not on the CPU.
+    backend : {"auto", "reference", "cpu", "triton"}
+        "auto" is "cpu" for arrays and tensors on the CPU; on a CUDA device "triton", but "reference" for
+        float64, which that has not; and "reference" elsewhere.
 
     Returns
     -------
@@ -106,18 +108,20 @@ def idw_map(
     Raises
     ------
     TypeError
-        An argument of the wrong kind.
+        An argument of the wrong kind; "triton" is asked for float64 or for an array.
     ValueError
         Shapes that do not fit, centres that do not ascend, ``power`` or ``neighbours`` out of range,
         scores that require a gradient (there is none), or a backend that cannot run where they are.
 
     Notes
     -----
-    With ``neighbours`` the CPU keeps a table of a geometry's neighbours and weights, 8 bytes a pixel and
-    neighbour in float32; those of the last four geometries stay. Without, nothing is kept.
+    With ``neighbours`` a table of a geometry's neighbours and weights is kept, 8 bytes a pixel and
+    neighbour in float32, on the CPU and on each device that used it; those of the last four geometries
+    stay. Without, a CUDA device keeps a few numbers a row and column.
+
+    On a CUDA device nothing waits for the device, but for the first map of a geometry, and where centres
+    are given as tensors of the device.
     """
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend must be one of {_BACKENDS}, got {backend!r}")
     is_tensor = isinstance(scores, torch.Tensor)
     if not is_tensor and not isinstance(scores, np.ndarray):
         raise TypeError(f"scores must be a NumPy array or a torch tensor, got {type(scores).__name__}")
@@ -125,9 +129,12 @@ def idw_map(
         raise ValueError(f"scores must be [B, gh, gw] with gh, gw >= 1, got shape {tuple(scores.shape)}")
     if is_tensor and scores.requires_grad and torch.is_grad_enabled():
         raise ValueError("scores require a gradient, which idw_map does not compute: detach them first")
-    if is_tensor and scores.device.type != "cpu" and backend == "cpu":
-        raise ValueError(f"backend 'cpu' cannot take scores on {scores.device}")
+    chosen = choose_backend(backend, scores.device if is_tensor else torch.device("cpu"))
     scores = _as_floating(scores)
+    if chosen == "triton" and (not is_tensor or scores.dtype != torch.float32):
+        if backend != "auto":
+            raise TypeError("backend: 'triton' takes tensors, and computes in float32; use 'reference'")
+        chosen = "reference"
     centers_y = _checked_axis(centers_y, scores.shape[1], "centers_y")
     centers_x = _checked_axis(centers_x, scores.shape[2], "centers_x")
     height, width = _checked_count(height, "height"), _checked_count(width, "width")
@@ -139,10 +146,14 @@ def idw_map(
                 f"neighbours is {neighbours}, scores has {scores.shape[1] * scores.shape[2]} centres"
             )
     geometry = (centers_y, centers_x, height, width, power, neighbours)
-    if is_tensor and (scores.device.type != "cpu" or backend == "reference"):
-        with torch.no_grad():
-            return reference.idw_map_torch(scores, *geometry)
-    run = reference.idw_map if backend == "reference" else cpu.idw_map
-    if is_tensor:
-        return torch.from_numpy(run(scores.detach().numpy(), *geometry))
-    return run(scores, *geometry)
+    if not is_tensor:
+        return (reference if chosen == "reference" else cpu).idw_map(scores, *geometry)
+    scores = scores.detach()
+    if chosen == "cpu":
+        return torch.from_numpy(cpu.idw_map(scores.numpy(), *geometry))
+    if chosen == "reference":
+        return reference.idw_map_torch(scores, *geometry)
+    # Not every machine has Triton.
+    from . import gpu
+
+    return gpu.idw_map(scores, *geometry)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
+from glance_fast.kernels.dispatch import choose_backend
 from glance_fast.kernels.patch_score.cpu import score_patches_cpu
 from glance_fast.kernels.patch_score.reference import DistortionWeights, PatchScores, score_patches_reference
 
 __all__ = ["DistortionWeights", "PatchScores", "score_patches"]
 
-BACKENDS = ("auto", "reference", "cpu", "triton")
+# Features and hidden units that the Triton kernel's registers hold.
+MOST = 256
 
 
 def score_patches(
@@ -48,35 +51,26 @@ def score_patches(
     lambda_s : float
         Share of the inconsistency score, in [0, 1].
     backend : {"auto", "reference", "cpu", "triton"}
-        "auto" takes "cpu" for tensors on the CPU and "reference" elsewhere.
+        "auto" is "cpu" on a CPU, "triton" on a CUDA device and "reference" elsewhere. It is "reference" too
+        for what the other two cannot do: gradients; on a CUDA device float64, or more than 256 features
+        or hidden units.
 
     Returns
     -------
     PatchScores
-        ``blended``, ``inconsistency`` and ``distortion``, each [B, P].
+        ``blended``, ``inconsistency`` and ``distortion``, each [B, P]. A NaN in a patch's features is in
+        that patch's scores, and in no other's.
 
     Raises
     ------
     ValueError
-        A shape, a scale, ``lambda_s`` or ``backend`` does not fit ("triton" has no kernel here).
+        A shape, a device, a scale, ``lambda_s`` or ``backend`` does not fit; "cpu" or "triton" is asked
+        for gradients, "triton" for a size beyond its own.
     TypeError
-        Features are not floating point, or of two dtypes.
+        A tensor is none, or not floating point; features are not float32 or float64, or of two dtypes;
+        the perceptron's dtype is another; "triton" is asked for float64.
     """
-    if local.dim() != 3 or local.shape != global_.shape:
-        raise ValueError(
-            f"local, global_: expected one [B, P, D], got {tuple(local.shape)} and {tuple(global_.shape)}"
-        )
-    if not local.is_floating_point() or local.dtype != global_.dtype:
-        raise TypeError(f"local, global_: expected one floating dtype, got {local.dtype} and {global_.dtype}")
-    patches, features = local.shape[1:]
-    if distortion.local.shape[-1] != features:
-        raise ValueError(f"distortion: made for {distortion.local.shape[-1]} features, got {features}")
-    for name, tensor, shapes in (
-        ("mean", mean, ((features,), (patches, features))),
-        ("whitening", whitening, ((features, features), (patches, features, features))),
-    ):
-        if tensor is not None and tuple(tensor.shape) not in shapes:
-            raise ValueError(f"{name}: expected shape {shapes[0]} or {shapes[1]}, got {tuple(tensor.shape)}")
+    _check_tensors(local, global_, distortion, mean, whitening)
     for name, (middle, width) in (
         ("inconsistency_scale", inconsistency_scale),
         ("distortion_scale", distortion_scale),
@@ -85,17 +79,91 @@ def score_patches(
             raise ValueError(f"{name}: expected (finite mean, positive deviation), got {(middle, width)}")
     if not 0 <= lambda_s <= 1:
         raise ValueError(f"lambda_s: must lie in [0, 1], got {lambda_s}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: {backend!r} is none of {', '.join(BACKENDS)}")
-    if backend == "triton":
-        raise ValueError("backend: score_patches has no Triton kernel; use 'auto'")
-    if backend == "cpu" and local.device.type != "cpu":
-        raise ValueError(f"backend: 'cpu' asked for tensors on {local.device}")
-    run = (
-        score_patches_cpu
-        if backend != "reference" and local.device.type == "cpu"
-        else score_patches_reference
-    )
-    return run(
+    chosen = choose_backend(backend, local.device)
+    tensors = [t for t in (local, global_, mean, whitening, *distortion) if t is not None]
+    refusal = _refusal(chosen, tensors, len(distortion.first_bias))
+    if refusal is not None:
+        if backend != "auto":
+            raise refusal
+        chosen = "reference"
+    return RUN[chosen](
         local, global_, mean, whitening, distortion, inconsistency_scale, distortion_scale, float(lambda_s)
     )
+
+
+def _score_patches_gpu(*arguments) -> PatchScores:
+    # Not every machine has Triton.
+    from glance_fast.kernels.patch_score.gpu import score_patches_gpu
+
+    return score_patches_gpu(*arguments)
+
+
+RUN = {"reference": score_patches_reference, "cpu": score_patches_cpu, "triton": _score_patches_gpu}
+
+
+def _refusal(chosen: str, tensors: list[Tensor], units: int) -> Exception | None:
+    """Why a backend cannot do what is asked, if so."""
+    if chosen == "reference":
+        return None
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return ValueError(
+            f"backend: {chosen!r} computes no gradients; detach the tensors, or use 'reference'"
+        )
+    if chosen == "cpu":
+        return None
+    dtype, features = tensors[0].dtype, tensors[0].shape[2]
+    if dtype != torch.float32:
+        return TypeError(f"local, global_: 'triton' takes float32, got {dtype}; use 'reference'")
+    if max(features, units) > MOST:
+        return ValueError(
+            f"backend: 'triton' takes up to {MOST} features and hidden units, got {features} and {units}"
+        )
+    return None
+
+
+def _check_tensors(
+    local: Tensor,
+    global_: Tensor,
+    distortion: DistortionWeights,
+    mean: Tensor | None,
+    whitening: Tensor | None,
+) -> None:
+    if not isinstance(distortion, DistortionWeights):
+        raise TypeError(f"distortion: expected DistortionWeights, got {type(distortion).__name__}")
+    weights = {f"distortion.{name}": t for name, t in zip(distortion._fields, distortion, strict=True)}
+    tensors = {"local": local, "global_": global_, "mean": mean, "whitening": whitening, **weights}
+    for name, tensor in tensors.items():
+        if tensor is None and name in ("mean", "whitening"):
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.device != local.device:
+            raise ValueError(f"{name}: on {tensor.device}, but local is on {local.device}")
+    if local.dim() != 3 or local.shape != global_.shape:
+        raise ValueError(
+            f"local, global_: expected one [B, P, D], got {tuple(local.shape)} and {tuple(global_.shape)}"
+        )
+    if local.dtype not in (torch.float32, torch.float64) or local.dtype != global_.dtype:
+        raise TypeError(
+            f"local, global_: expected one of float32 and float64, got {local.dtype} and {global_.dtype}"
+        )
+    patches, features = local.shape[1:]
+    if distortion.local.shape[-1] != features:
+        raise ValueError(f"distortion: made for {distortion.local.shape[-1]} features, got {features}")
+    units = len(distortion.local)
+    expected = (*[(units, features)] * 3, (units,), (units, units), (units,), (units,), ())
+    for (name, tensor), shape in zip(weights.items(), expected, strict=True):
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+        if tensor.dtype != local.dtype:
+            raise TypeError(f"{name}: {tensor.dtype}, but local is {local.dtype}")
+    for name, tensor, shapes in (
+        ("mean", mean, ((features,), (patches, features))),
+        ("whitening", whitening, ((features, features), (patches, features, features))),
+    ):
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) not in shapes:
+            raise ValueError(f"{name}: expected shape {shapes[0]} or {shapes[1]}, got {tuple(tensor.shape)}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name}: expected floating point, got {tensor.dtype}")

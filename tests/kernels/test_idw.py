@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from glance_fast.kernels.idw import cpu, idw_map, reference
 
 FEW = settings(max_examples=40, deadline=None)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# NumPy says in Triton's interpreter what a GPU does without a word.
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:triton")
 
 
 def naive_pixel(scores, centers_y, centers_x, y, x, power, neighbours):
@@ -52,6 +55,37 @@ def test_equals_reference(grid, dtype):
     expected = idw_map(scores.astype(dtype).astype(np.float64), *geometry, backend="reference")
     tolerance = 1e-12 if dtype == np.float64 else 2e-6 * max(1.0, geometry[4] / 5)
     np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * 4)
+
+
+def triton_map(scores, *geometry):
+    """The map of float32 scores by Triton's kernels, as an array."""
+    scores = torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32)).to(DEVICE)
+    maps = idw_map(scores, *geometry, backend="triton")
+    assert maps.device == scores.device and maps.dtype == torch.float32
+    return maps.cpu().numpy()
+
+
+@FEW
+@given(grids())
+def test_triton_equals_reference(grid):
+    scores, *geometry = grid
+    expected = idw_map(scores.astype(np.float32).astype(np.float64), *geometry, backend="reference")
+    got = triton_map(scores, *geometry)
+    tolerance = 2e-6 * max(1.0, geometry[4] / 5)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * 4)
+
+
+@pytest.mark.parametrize("neighbours", [None, 1, 7])
+@pytest.mark.parametrize(
+    ("images", "rows", "columns", "height", "width"),
+    # Around the sizes of blocks: images 16 and 32, columns 32, pixels 64 a row and 256 in all.
+    [(1, 3, 4, 2, 65), (17, 2, 33, 3, 64), (35, 3, 5, 4, 65), (16, 5, 32, 5, 63)],
+)
+def test_triton_at_the_ends_of_its_blocks(images, rows, columns, height, width, neighbours):
+    scores = np.random.default_rng(7).standard_normal((images, rows, columns)).astype(np.float32)
+    geometry = np.arange(rows) * 2 + 0.5, np.arange(columns) * 3 - 1.0, height, width, 2.0, neighbours
+    expected = idw_map(scores.astype(np.float64), *geometry, backend="reference")
+    np.testing.assert_allclose(triton_map(scores, *geometry), expected, rtol=0, atol=1e-5)
 
 
 @FEW
@@ -99,19 +133,20 @@ def test_of_two_as_near_the_lower_index_wins_on_either_side():
 def test_exact_at_centres(power, neighbours):
     rows, columns = np.array([1.0, 4.0, 9.0]), np.array([0.0, 2.0, 3.0, 11.0])
     scores = np.random.default_rng(0).standard_normal((3, 3, 4)).astype(np.float32)
-    maps = idw_map(scores, rows, columns, 10, 12, power, neighbours)
-    assert np.array_equal(maps[:, rows.astype(int)][:, :, columns.astype(int)], scores)
+    for run in (idw_map, triton_map):
+        maps = run(scores, rows, columns, 10, 12, power, neighbours)
+        assert np.array_equal(maps[:, rows.astype(int)][:, :, columns.astype(int)], scores)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("neighbours", [None, 3])
 @pytest.mark.parametrize("power", [0, 2, 20, 19, 100, 99.5])
 @pytest.mark.parametrize("offset", [1e-7, 0.5, 1e5])
-def test_extremes_stay_finite_and_within_the_scores(power, neighbours, offset, dtype):
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_extremes_stay_finite_and_within_the_scores(power, neighbours, offset, dtype, backend):
     scores = np.random.default_rng(1).standard_normal((2, 3, 3)).astype(dtype)
-    maps = idw_map(
-        scores, offset + np.array([0.0, 40, 900]), offset + np.arange(3), 31, 17, power, neighbours
-    )
+    run = idw_map if backend == "cpu" else triton_map
+    maps = run(scores, offset + np.array([0.0, 40, 900]), offset + np.arange(3), 31, 17, power, neighbours)
     assert np.isfinite(maps).all()
     assert (maps.max(axis=(1, 2)) <= scores.max(axis=(1, 2)) + 1e-5).all()
     assert (maps.min(axis=(1, 2)) >= scores.min(axis=(1, 2)) - 1e-5).all()
@@ -150,15 +185,27 @@ def test_smallest_cases(neighbours):
     assert idw_map(np.zeros((0, 2, 3)), [1, 2], [1, 2, 3], 4, 5, 2, neighbours).shape == (0, 4, 5)
 
 
-@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+# What Triton's kernels say of float64, which they have not, is tested below.
 @pytest.mark.parametrize(
-    ("given_dtype", "result"),
-    [(torch.float64, torch.float64), (torch.bfloat16, torch.float32), (torch.int32, torch.float32)],
+    ("backend", "given_dtype", "result"),
+    [
+        (backend, given_dtype, result)
+        for backend in ("auto", "cpu", "reference", "triton")
+        for given_dtype, result in (
+            (torch.float64, torch.float64),
+            (torch.bfloat16, torch.float32),
+            (torch.int32, torch.float32),
+        )
+        if (backend, given_dtype) != ("triton", torch.float64)
+    ],
+    ids=str,
 )
-def test_tensors_come_back_as_tensors(given_dtype, result, backend):
+def test_tensors_come_back_as_tensors(backend, given_dtype, result):
     scores = torch.arange(12).reshape(2, 2, 3).to(given_dtype)
+    scores = scores.to(DEVICE if backend == "triton" else "cpu")
     maps = idw_map(scores, torch.tensor([0.5, 4.5]), torch.tensor([0.5, 3.5, 9]), 6, 8, backend=backend)
-    assert isinstance(maps, torch.Tensor) and maps.dtype == result
+    assert isinstance(maps, torch.Tensor) and maps.dtype == result and maps.device == scores.device
+    maps, scores = maps.cpu(), scores.cpu()
     expected = idw_map(scores.double().numpy(), [0.5, 4.5], [0.5, 3.5, 9], 6, 8, backend="reference")
     np.testing.assert_allclose(maps.numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -184,6 +231,22 @@ def test_tables_are_kept_by_geometry_and_bounded():
     for width in range(1, 9):
         idw_map(scores, [0, 2, 4], [0, 2, 4], 6, width, 2, 3)
     assert cpu._table.cache_info().currsize == cpu.TABLES_KEPT
+
+
+def test_nan_stays_with_the_pixels_that_use_it():
+    scores = np.random.default_rng(8).standard_normal((2, 1, 6)).astype(np.float32)
+    scores[1, 0, 4] = np.nan
+    for run in (idw_map, triton_map):
+        maps = run(scores, [0.5], np.arange(6) * 4.0 + 0.5, 2, 22, 2.0, 2)
+        assert np.array_equal(np.isnan(maps[1, 0]), np.arange(22) > 12.5) and np.isfinite(maps[0]).all()
+
+
+def test_pixels_in_several_steps(monkeypatch):
+    scores = np.random.default_rng(9).standard_normal((3, 4, 5)).astype(np.float32)
+    grid = np.arange(4) * 3 + 1.5, np.arange(5) * 3 + 1.5, 14, 17, 2.0, 6
+    expected = idw_map(scores, *grid)
+    monkeypatch.setattr(cpu, "NUMBERS_A_STEP", 1)
+    assert np.array_equal(idw_map(scores, *grid), expected)
 
 
 def test_small_functions_without_the_jit():
@@ -244,7 +307,10 @@ GOOD = {"scores": S, "centers_y": [0, 1], "centers_x": [0, 1], "height": 4, "wid
         ({"neighbours": 0}, ValueError, "neighbours"),
         ({"neighbours": 5}, ValueError, "neighbours"),
         ({"neighbours": True}, TypeError, "neighbours"),
-        ({"backend": "triton"}, ValueError, "backend"),
+        ({"backend": "numba"}, ValueError, "backend"),
+        ({"backend": "triton"}, (TypeError, ValueError), "backend"),
+        ({"backend": "triton", "scores": torch.zeros(1, 2, 2).double()}, (TypeError, ValueError), "backend"),
+        ({"backend": "cpu", "scores": torch.zeros(1, 2, 2, device="meta")}, ValueError, "backend"),
     ],
 )
 def test_says_what_is_wrong(change, error, word):

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import draw_part
 from PIL import Image
+from samples import draw_part
 
 from glance_fast import UserError, load
 from glance_fast.data.images import read_image

@@ -11,9 +11,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import draw_part
 from PIL import Image
 from safetensors.numpy import load_file
+from samples import draw_part
 
 from glance_fast.config import Config
 from glance_fast.data.folders import ImageCache, normal_images

@@ -1,0 +1,27 @@
+"""Small settings and pictures of parts that several tests use."""
+
+from __future__ import annotations
+
+import numpy as np
+
+SMALL = {
+    "image_size": 64,
+    "patch": 32,
+    "stride": 16,
+    "width": 8,
+    "finetune_steps": 2,
+    "steps": 6,
+    "batch": 4,
+    "validation": 0.25,
+}
+
+
+def draw_part(rng: np.random.Generator, size: int = 64, defect: bool = False) -> np.ndarray:
+    """A striped plate with a disc: something that has structure, and a hole punched in it as a defect."""
+    y, x = np.mgrid[:size, :size]
+    plate = 110 + 40 * np.sin(x / 3) + rng.normal(0, 4, (size, size))
+    plate[(y - size / 2) ** 2 + (x - size / 2) ** 2 < (size / 5) ** 2] = 210
+    if defect:
+        top, left = rng.integers(4, size - 20, 2)
+        plate[top : top + 12, left : left + 12] = 10
+    return np.repeat(plate.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
