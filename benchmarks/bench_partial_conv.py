@@ -102,6 +102,6 @@ def test_partial_conv(benchmark, what, size, dtype, version):
         layer.check(version)
     kind = str(dtype).removeprefix("torch.")
     benchmark.group = f"partial_conv2d {what}, {BATCH} maps of {size}x{size}, {CHANNELS} channels, {kind}"
-    benchmark.extra_info["role"] = ROLES.get(version, "")
+    benchmark.extra_info.update(version=version, role=ROLES.get(version, ""))
     rounds = 40 if size > 16 else 200
     benchmark.pedantic(layer.run(version), rounds=rounds, warmup_rounds=5)

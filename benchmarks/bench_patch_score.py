@@ -69,6 +69,7 @@ def test_score_patches(benchmark, form, images, version):
     if version == "compiled" and shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler here")
     benchmark.group = f"score_patches, {form}, {images} x {PATCHES} patches"
+    benchmark.extra_info.update(version=version, role="baseline" if version == "eager" else "")
     run = RUNS[version]
     sets = [make_inputs(images, form, seed) for seed in range(SETS)]
     with torch.inference_mode():

@@ -47,6 +47,27 @@ def shrink(start, stop, size: int, kernel: int, stride: int = 1, padding: int = 
     return first, last * ~reaches_end + output_size(size, kernel, stride, padding) * reaches_end
 
 
+def reach(start, stop, size: int, kernel: int, stride: int = 1, padding: int = 0):
+    """Interval of outputs that see something of ``[start, stop)``, along one axis.
+
+    Parameters
+    ----------
+    start, stop : integer array
+        Places of the input along this axis, half-open, within ``[0, size]``.
+    size, kernel, stride, padding : int
+        As for ``shrink``.
+
+    Returns
+    -------
+    start, stop : integer array
+        Outputs whose window meets the interval; 0, 0 where that is empty.
+    """
+    first = np.maximum(-(-(start + padding - kernel + 1) // stride), 0)
+    last = np.minimum((stop - 1 + padding) // stride + 1, output_size(size, kernel, stride, padding))
+    some = (stop > start) & (last > first)
+    return first * some, last * some
+
+
 class Hole(NamedTuple):
     """A box of masked pixels, half-open."""
 

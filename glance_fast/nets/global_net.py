@@ -6,12 +6,14 @@ Every convolution is a partial one under the patch's hole, so the net never sees
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glance_fast.kernels.partial_conv import inside_holes, partial_conv2d_inner
+from glance_fast.kernels.window_conv import WindowedMap
 
 STEM_KERNEL, STEM_STRIDE, STEM_PADDING = 8, 4, 2
 # Cell i of the map at stride s has its centre at pixel s * i + ORIGIN.
@@ -50,6 +52,14 @@ class PartialConvNorm(nn.Module):
         """Weight and bias with BatchNorm's running statistics folded in."""
         gain = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
         return self.weight * gain[:, None, None, None], self.norm.bias - self.norm.running_mean * gain
+
+
+class Layer(NamedTuple):
+    """A convolution in its place in a net."""
+
+    module: PartialConvNorm
+    residual: bool = False  # the input of the layer before is added
+    read: bool = False  # the head reads the output
 
 
 class PartialBlock(nn.Module):
@@ -127,6 +137,16 @@ class GlobalNet(nn.Module):
             nn.Linear(256, features),
         )
 
+    def layers(self) -> list[Layer]:
+        """All convolutions in order, each an input of the next."""
+        layers = [Layer(self.stem)]
+        for stage in self.stages:
+            layers.append(Layer(stage.down))
+            for block in stage.blocks:
+                layers += [Layer(block.conv1), Layer(block.conv2, residual=True)]
+            layers[-1] = layers[-1]._replace(read=True)
+        return layers
+
     def forward(self, x: Tensor, holes: Tensor) -> Tensor:
         """Global features z_g.
 
@@ -149,51 +169,116 @@ class GlobalNet(nn.Module):
         for stage in self.stages:
             y, holes = stage(y, holes)
             maps.append(y)
-        gathered = self.read(maps, holes, places, size)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.head(gathered.flatten(0, 1)).unflatten(0, places.shape[:2])
+        pooled = mean_seen(y, holes)[:, None]
+        return self.predict(self.read([Reading(m) for m in maps], pooled, places, size))
 
-    def read(self, maps: list[Tensor], holes: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
-        """What the head sees of the maps at strides 8, 16, 32: float32 [N, K, inputs]."""
-        last = maps[-1]
-        valid = ~inside_holes(holes, *last.shape[-2:])
-        # Invalid places are 0, so that the sum needs no mask.
-        pooled = last.float().sum((2, 3)) / valid.sum((1, 2, 3))[:, None].clamp_min(1)
-        pooled = pooled[:, None].expand(-1, places.shape[1], -1)
+    def read(self, maps: list[Reading], pooled: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
+        """What the head is given.
+
+        Parameters
+        ----------
+        maps : list of Reading
+            At strides 8, 16, 32, of N images each.
+        pooled : Tensor
+            Float32 [N, 1, C], the last map's mean over what is seen.
+        places : Tensor
+            The patches, int64 [N, K, 4].
+        size : (int, int)
+            Of the image.
+
+        Returns
+        -------
+        Tensor
+            Float32 [N, K, inputs].
+        """
+        pooled = pooled.expand(-1, places.shape[1], -1)
         if self.readout == "pool":
             return pooled
-        places = places.float()
+        return torch.cat([pooled, *self.around(maps, places.float(), size)], dim=-1)
+
+    def predict(self, read: Tensor) -> Tensor:
+        """z_g, float32 [N, K, D], of what was read."""
+        with torch.autocast(read.device.type, enabled=False):
+            return self.head(read.flatten(0, 1)).unflatten(0, read.shape[:2])
+
+    def around(self, maps: list[Reading], places: Tensor, size: tuple[int, int]) -> list[Tensor]:
+        """The maps at each patch and around it, and its position: float32 [N, K, ...] each."""
         center = torch.stack([places[..., 1] + places[..., 3], places[..., 0] + places[..., 2]], -1) / 2 - 0.5
         offsets = torch.arange(RING, device=center.device) - (RING - 1) / 2
         ring = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij")[::-1], -1).reshape(-1, 2)
-        around = center[:, :, None]
-        parts = [
-            pooled,
-            sample(last, around, 32),
+        at = center[:, :, None]
+        return [
+            sample(maps[2], at, 32),
             # The near ring lies just outside the hole, the far one a cell of its map further.
-            sample(maps[0], around + ring * (self.patch / 2 + 8), 8),
-            sample(maps[1], around + ring * max(16.0, self.patch / 2), 16),
+            sample(maps[0], at + ring * (self.patch / 2 + 8), 8),
+            sample(maps[1], at + ring * max(16.0, self.patch / 2), 16),
             fourier(center / center.new_tensor([size[1], size[0]])),
         ]
-        return torch.cat(parts, dim=-1)
 
 
-def sample(features: Tensor, points: Tensor, stride: int) -> Tensor:
-    """Bilinear reading of [N, C, h, w] at pixels ``points`` [N, K, R, 2] (x, y): [N, K, R * C]."""
-    limits = points.new_tensor([features.shape[-1] - 1, features.shape[-2] - 1])
+def mean_seen(maps: Tensor, holes: Tensor) -> Tensor:
+    """Mean of maps [N, C, h, w] over what lies in no hole [N, K, 4]: float32 [N, C]."""
+    valid = ~inside_holes(holes, *maps.shape[-2:])
+    # Invalid places are 0, so that the sum needs no mask.
+    return maps.float().sum((2, 3)) / valid.sum((1, 2, 3))[:, None].clamp_min(1)
+
+
+class Reading:
+    """Maps whose pixels can be looked up.
+
+    Parameters
+    ----------
+    maps : Tensor
+        [N, C, h, w].
+    """
+
+    def __init__(self, maps: Tensor) -> None:
+        self.rows = maps.permute(0, 2, 3, 1)
+        self.size = tuple(maps.shape[-2:])
+
+    def at(self, y: Tensor, x: Tensor) -> Tensor:
+        """Pixels at y and x, int64 [N, K, R]: float32 [N, K, R, C]."""
+        image = torch.arange(len(self.rows), device=y.device)[:, None, None]
+        return self.rows[image, y, x].float()
+
+
+class WindowedReading(Reading):
+    """Maps that are windows over a shared base.
+
+    Parameters
+    ----------
+    source : WindowedMap
+        With windows.
+    images : Tensor
+        Int64 [N], the base of each.
+    """
+
+    def __init__(self, source: WindowedMap, images: Tensor) -> None:
+        super().__init__(source.window)
+        self.base, self.images = source.base.permute(0, 2, 3, 1), images[:, None, None]
+        self.top, self.left = source.origins.long()[:, :, None, None].unbind(1)
+        self.window, self.size = self.size, tuple(source.base.shape[-2:])
+
+    def at(self, y: Tensor, x: Tensor) -> Tensor:
+        """Pixels at y and x, int64 [N, K, R]: float32 [N, K, R, C]."""
+        if self.window == self.size:
+            return super().at(y, x)
+        row, column = y - self.top, x - self.left
+        inside = (row >= 0) & (row < self.window[0]) & (column >= 0) & (column < self.window[1])
+        held = super().at(row.clamp(0, self.window[0] - 1), column.clamp(0, self.window[1] - 1))
+        return torch.where(inside[..., None], held, self.base[self.images, y, x].float())
+
+
+def sample(maps: Reading, points: Tensor, stride: int) -> Tensor:
+    """Bilinear reading at pixels ``points`` [N, K, R, 2] (x, y): [N, K, R * C]."""
+    limits = points.new_tensor([maps.size[1] - 1, maps.size[0] - 1])
     cells = torch.minimum(((points - ORIGIN) / stride).clamp_min(0), limits)
     low = torch.minimum(cells.floor(), (limits - 1).clamp_min(0))
     share = (cells - low)[..., None]
     x0, y0 = low.long().unbind(-1)
     x1, y1 = torch.minimum(x0 + 1, limits[0].long()), torch.minimum(y0 + 1, limits[1].long())
-    rows = features.permute(0, 2, 3, 1)
-    image = torch.arange(len(features), device=features.device)[:, None, None]
-
-    def at(y: Tensor, x: Tensor) -> Tensor:
-        return rows[image, y, x].float()
-
-    top = torch.lerp(at(y0, x0), at(y0, x1), share[..., 0, :])
-    bottom = torch.lerp(at(y1, x0), at(y1, x1), share[..., 0, :])
+    top = torch.lerp(maps.at(y0, x0), maps.at(y0, x1), share[..., 0, :])
+    bottom = torch.lerp(maps.at(y1, x0), maps.at(y1, x1), share[..., 0, :])
     return torch.lerp(top, bottom, share[..., 1, :]).flatten(2)
 
 

@@ -1,0 +1,162 @@
+"""Tuning without a GPU: what is tried, what the compiler drops, and who wins."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import tune
+from benchmarks.timing import Deadline
+
+ROOT = Path(__file__).parents[2]
+START = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
+LAYER = "partial_conv2d 64>64 3x3/1 16x16  bfloat16"
+
+
+def compile_only(*arguments: str) -> subprocess.CompletedProcess:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
+
+
+class TestCandidates:
+    def test_start_comes_first_then_the_nearest(self):
+        found = tune.candidates(START)
+        changes = [tune.differences(START, c) for c in found]
+        assert found[0] == START and changes == sorted(changes) and changes[1] == 1
+        assert len({tuple(c.items()) for c in found}) == len(found) > 50
+
+    def test_blocks_stay_powers_of_two_that_tensor_cores_take(self):
+        for candidate in tune.candidates({**START, "BLOCK_N": 16}):
+            for name, value in candidate.items():
+                if name.startswith("BLOCK"):
+                    assert value & (value - 1) == 0 and 16 <= value <= 256
+            assert candidate["BLOCK_M"] * candidate["BLOCK_N"] <= tune.MOST_TILE
+
+    def test_small_settings_are_left_alone(self):
+        assert {c["BLOCK_P"] for c in tune.candidates({"BLOCK_P": 8, "num_warps": 4})} == {8}
+
+
+class TestChooser:
+    def test_answers_stand_in_and_leave_again(self):
+        import torch
+
+        from glance_fast.kernels import dispatch
+        from glance_fast.kernels.partial_conv import gpu
+
+        with tune.choosing() as chooser:
+            x = torch.zeros(1)
+            assert gpu.configuration(x, "k", "s", START) == {"enable_fp_fusion": True, **START}
+            chooser.forced["k"] = {"BLOCK_M": 64}
+            assert gpu.configuration(x, "k", "s", START) == {"enable_fp_fusion": True, "BLOCK_M": 64}
+            assert chooser.asked == {("k", "s"): START}
+        assert gpu.configuration is dispatch.configuration
+
+    def test_every_launcher_asks(self):
+        """A launcher that chose for itself could not be tuned."""
+        from glance_fast.kernels import dispatch
+
+        with tune.choosing():
+            for path in Path(dispatch.__file__).parent.glob("*/gpu.py"):
+                module = sys.modules[f"glance_fast.kernels.{path.parent.name}.gpu"]
+                assert isinstance(module.configuration, tune.Chooser), path
+
+
+class FakePlace:
+    """Takes the time that a table says of the configuration in force."""
+
+    def __init__(self, chooser, times, wrong=()):
+        self.chooser, self.times, self.wrong = chooser, times, wrong
+
+    def seconds(self):
+        found = self.times[self.chooser.forced["k"]["BLOCK_M"]]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def right(self):
+        return self.chooser.forced["k"]["BLOCK_M"] not in self.wrong
+
+
+def winner(times, wrong=(), seconds=60.0):
+    chooser = tune.Chooser()
+    tried = [{"BLOCK_M": m} for m in times]
+    place = FakePlace(chooser, times, wrong)
+    best = tune.fastest(chooser, "k", tried[0], tried, [place, place], Deadline(seconds))
+    assert "k" not in chooser.forced
+    return best
+
+
+class TestFastest:
+    def test_the_fastest_wins(self):
+        assert winner({16: 1.0, 32: 0.8, 64: 0.5}) == {"BLOCK_M": 64}
+
+    def test_noise_is_no_reason(self):
+        assert winner({16: 1.0, 32: 0.99}) is None
+
+    def test_what_is_wrong_never_wins(self, capsys):
+        assert winner({16: 1.0, 32: 0.8, 64: 0.5}, wrong=(64,)) == {"BLOCK_M": 32}
+        assert "{'BLOCK_M': 64} is WRONG" in capsys.readouterr().out
+
+    def test_what_fails_is_passed_over(self):
+        assert winner({16: 1.0, 32: RuntimeError("out of resources"), 64: 0.5}) == {"BLOCK_M": 64}
+
+    def test_out_of_time_nothing_more_is_tried(self):
+        assert winner({16: 1.0, 32: 0.5}, seconds=0) is None
+
+
+class TestWrite:
+    def test_entries_are_added_to_those_of_before(self, tmp_path):
+        path = tmp_path / "tuned" / "A-GPU.json"
+        tune.write(path, {"k": {"a": START}})
+        tune.write(path, {"k": {"b": START}, tune.ROUTE: {"a": {"triton": 1}}})
+        assert json.loads(path.read_text(encoding="utf-8")) == {
+            "k": {"a": START, "b": START}, tune.ROUTE: {"a": {"triton": 1}}
+        }  # fmt: skip
+        assert [p.name for p in path.parent.iterdir()] == ["A-GPU.json"]
+
+    def test_dispatch_reads_what_is_written(self, tmp_path, monkeypatch):
+        from glance_fast.kernels import dispatch
+
+        monkeypatch.setattr(dispatch, "TUNED", tmp_path)
+        tune.write(tmp_path / "A-GPU.json", {"k": {"a": START}})
+        dispatch.tuned.cache_clear()
+        assert dispatch.tuned("A GPU") == {"k": {"a": START}}
+        dispatch.tuned.cache_clear()
+
+
+class TestCompiler:
+    def test_without_a_gpu_it_stops(self):
+        done = compile_only("-m", "benchmarks.tune")
+        assert done.returncode == 1 and "no CUDA device" in done.stderr
+
+    def test_dry_lists_what_would_be_timed(self):
+        done = compile_only(
+            "-m", "benchmarks.tune", "--dry", "--case", LAYER, "--limit", "2", "--workers", "1"
+        )
+        lines = done.stdout.splitlines()
+        assert done.returncode == 0 and len(lines) == 6, done.stderr[-2000:]
+        assert "partial_conv_fwd_kernel, 2 of 2 are worth timing" in lines[0]
+        assert lines[1].startswith("  time  BLOCK_M ") and "registers" in lines[1]
+        assert "renormalise_fwd_kernel" in lines[3]
+        assert not list((ROOT / "kernels").glob("tuned/cpu*"))
+
+    def test_what_spills_or_does_not_fit_is_dropped(self):
+        tried = [
+            START,
+            {**START, "BLOCK_M": 256, "BLOCK_N": 128, "BLOCK_K": 256, "num_warps": 8},
+            {**START, "BLOCK_M": 256, "BLOCK_N": 256},
+        ]
+        code = (
+            "import json\nfrom benchmarks.tune import judge\n"
+            f"v = judge({LAYER!r}, 'ours, one kernel', 'partial_conv_fwd_kernel', {tried!r}, 'sm_90')\n"
+            "print(json.dumps([(x.fits, x.why) for x in v]))"
+        )
+        done = compile_only("-c", code)
+        assert done.returncode == 0, done.stderr[-2000:]
+        (fits, _), (large, why), (spilling, spills) = json.loads(done.stdout.splitlines()[-1])
+        assert fits and not large and not spilling
+        assert "too much shared memory" in why or "spills" in why
+        assert "spills" in spills
