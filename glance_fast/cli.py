@@ -105,8 +105,8 @@ EngineOption = Annotated[
     Engine,
     typer.Option(
         metavar="NAME",
-        help="auto, dense, patchwise: the paper's numbers. grouped: many patches a pass, much faster, "
-        "nearly the same numbers.",
+        help="auto, dense: the paper's numbers. patchwise: the same by the paper's procedure, slowly. "
+        "grouped: nearly the same, a little sooner.",
     ),
 ]
 PrecisionOption = Annotated[
@@ -344,7 +344,7 @@ def evaluate(
     defect), curves.png, report.html, scores.csv, and the maps in the layout
     that MVTec's own evaluation reads.
 
-    [dim]glance-fast evaluate run mvtec/transistor --out report --engine grouped[/dim]
+    [dim]glance-fast evaluate run mvtec/transistor --out report[/dim]
     """
     from glance_fast.checkpoint import load
     from glance_fast.evaluation import evaluate as evaluation

@@ -21,14 +21,13 @@ from glance_fast.nets.global_net import GlobalNet
 from glance_fast.nets.heads import DistortionHead
 from glance_fast.nets.local_net import LocalNet
 from glance_fast.nets.teacher import to_input
-from glance_fast.scoring import grouped, patchwise
+from glance_fast.scoring import dense, grouped, patchwise
 from glance_fast.scoring.maps import HeadMaps, combine, interpolate
 from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
-# "dense" computes the definition's numbers, and so far by the definition's procedure.
 ENGINES: dict[str, Callable[[GlobalNet, Tensor, PatchGrid], Tensor]] = {
-    "auto": patchwise.global_features,
-    "dense": patchwise.global_features,
+    "auto": dense.global_features,
+    "dense": dense.global_features,
     "patchwise": patchwise.global_features,
     "grouped": grouped.global_features,
 }
@@ -143,9 +142,9 @@ class Glance(nn.Module):
         images : sequence of paths, uint8 arrays [H, W, 3] or [H, W], or PIL images
             Resized to the model's image size.
         engine : {"auto", "dense", "patchwise", "grouped"}
-            How Global-Net runs. "auto", "dense" and "patchwise" give the paper's numbers, a pass a
-            patch; "grouped" masks many far-apart patches in one pass, many times faster, with scores
-            that agree closely.
+            How Global-Net runs. "dense" ("auto") gives the paper's numbers from one pass and what each
+            patch changes in it; "patchwise" the same by a pass a patch, the paper's procedure; "grouped"
+            masks many far-apart patches in one pass, with scores that agree closely.
         precision : {"auto", "fp32", "bf16"}
             Of the two networks; "auto" is what the model was loaded with, and fp32 if that was "auto".
 

@@ -1,0 +1,134 @@
+"""Global features of all patches, exactly the definition's, from one pass and what each patch changes in it.
+
+The unmasked image goes through the net once (the base). For every patch only the window of each layer that
+it can change is computed, layer by layer, over that base.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glance_fast.geometry import PatchGrid
+from glance_fast.kernels.partial_conv import partial_conv2d_inner
+from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
+from glance_fast.nets.global_net import GlobalNet, WindowedReading
+from glance_fast.scoring.plan import Plan, plan
+
+# Bytes that the windows of a chunk of patches take at most: a CPU's caches hold what one layer hands to the
+# next; a GPU wants many.
+BUDGET = {"cpu": 16 << 20, "cuda": 2 << 30}
+
+
+def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, budget: int | None = None) -> Tensor:
+    """z_g of every patch, equal to the patch-by-patch engine's but for rounding.
+
+    Parameters
+    ----------
+    net : GlobalNet
+        In evaluation mode.
+    x : Tensor
+        Normalised images [B, 3, H, W].
+    grid : PatchGrid
+        The patches.
+    budget : int, optional
+        Bytes that the windows computed at a time may take.
+
+    Returns
+    -------
+    Tensor
+        Float32 [B, P, D].
+    """
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        x = x.to(torch.get_autocast_dtype(kind))
+    x = x.contiguous(memory_format=torch.channels_last)
+    layers, planned = net.layers(), plan(net, grid, x.device)
+    weights = [[t.to(x.dtype) for t in layer.module.folded()] for layer in layers]
+    weights = [(w.contiguous(memory_format=torch.channels_last), b) for w, b in weights]
+    places, count = torch.from_numpy(grid.holes).to(x.device), len(grid)
+    step = max(1, (budget or BUDGET[kind]) // (planned.pixels() * widest(weights) * x.itemsize))
+    with torch.autocast(kind, enabled=False):
+        base = unmasked(net, x, weights)
+        sums = summed(base[-1])
+        images = torch.arange(len(x), device=x.device).repeat_interleave(count)
+        patches = torch.arange(count, device=x.device).repeat(len(x))
+        parts = [x.new_zeros(0, 1, net.features, dtype=torch.float32)]
+        for i, p in zip(images.split(step), patches.split(step), strict=True):
+            windows, read = masked(net, base, weights, planned, i, p)
+            pooled = total(sums, windows, i) / planned.seen[p, None].clamp_min(1)
+            parts.append(net.predict(net.read(read, pooled[:, None], places[p, None], x.shape[-2:])))
+    return torch.cat(parts).view(len(x), count, net.features)
+
+
+def widest(weights: list[tuple[Tensor, Tensor]]) -> int:
+    """Most channels of a layer's output."""
+    return max(len(bias) for _, bias in weights)
+
+
+def unmasked(net: GlobalNet, x: Tensor, weights: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """The input of every layer and the last one's output for images without a hole."""
+    nothing = torch.zeros(len(x), 0, 4, dtype=torch.int64, device=x.device)
+    base = [x]
+    for (module, residual, _), (weight, bias) in zip(net.layers(), weights, strict=True):
+        added = base[-2] if residual else None
+        y, _, _ = partial_conv2d_inner(
+            base[-1], weight, bias, nothing, module.stride, module.padding, added, relu=True
+        )
+        base.append(y)
+    return base
+
+
+def masked(
+    net: GlobalNet,
+    base: list[Tensor],
+    weights: list[tuple[Tensor, Tensor]],
+    planned: Plan,
+    images: Tensor,
+    patches: Tensor,
+) -> tuple[WindowedMap, list[WindowedReading]]:
+    """The last layer's output, and what the head reads, of patches int64 [N] of images int64 [N]."""
+    before = source = WindowedMap(base[0])
+    read = []
+    for layer, (weight, bias), step, unchanged in zip(
+        net.layers(), weights, planned.layers, base[1:], strict=True
+    ):
+        origins = step.origins[patches]
+        window = window_conv2d_inner(
+            source,
+            weight,
+            bias,
+            step.holes[patches],
+            images,
+            origins,
+            step.size,
+            layer.module.stride,
+            layer.module.padding,
+            before if layer.residual else None,
+            relu=True,
+        )
+        before, source = source, WindowedMap(unchanged, window, origins)
+        if layer.read:
+            read.append(WindowedReading(source, images))
+    return source, read
+
+
+def summed(maps: Tensor) -> Tensor:
+    """Sums over all rectangles from the corner: float64 [B, h + 1, w + 1, C]."""
+    return F.pad(maps.double().cumsum(2).cumsum(3), (1, 0, 1, 0)).permute(0, 2, 3, 1)
+
+
+def total(sums: Tensor, source: WindowedMap, images: Tensor) -> Tensor:
+    """Sum over the maps of windows over a base: float32 [N, C]."""
+    own = source.window.float().sum((2, 3))
+    height, width = source.window.shape[2:]
+    if source.window.shape[2:] == source.base.shape[2:]:
+        return own
+    top, left = source.origins.unbind(1)
+    bottom, right = top + height, left + width
+    covered = (
+        sums[images, bottom, right] - sums[images, top, right]
+        - sums[images, bottom, left] + sums[images, top, left]
+    )  # fmt: skip
+    return (sums[images, -1, -1] - covered).float() + own

@@ -1,0 +1,143 @@
+"""The dense engine against the paper's procedure, and its plan against what really changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glance_fast.geometry import PatchGrid, fitting_size
+from glance_fast.nets.global_net import GlobalNet
+from glance_fast.scoring import dense, patchwise
+from glance_fast.scoring.plan import plan
+
+NETS = {
+    "default": ((8, 8, 8, 8), (1, 2, 2), "hole"),
+    "paper": ((4, 6, 8, 12), (1, 1, 1), "pool"),
+    "no-blocks": ((4, 4, 4, 4), (0, 0, 0), "hole"),
+    "ragged": ((3, 5, 7, 6), (2, 0, 1), "hole"),
+}
+CPU = torch.device("cpu")
+
+
+def net_of(name: str, patch: int, seed: int = 0) -> GlobalNet:
+    """A net whose BatchNorms are not the identity."""
+    torch.manual_seed(seed)
+    widths, blocks, readout = NETS[name]
+    net = GlobalNet(patch, widths, blocks, readout, features=16).eval()
+    for module in net.modules():
+        if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.BatchNorm1d)):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.2)
+    return net.to(memory_format=torch.channels_last)
+
+
+def images(count: int, grid: PatchGrid, seed: int = 1) -> torch.Tensor:
+    """Noise over slow waves, so that far places are alike and near ones not."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 3, grid.height, grid.width, generator=generator)
+    return x + torch.linspace(0, 6, grid.width).sin() + torch.linspace(0, 5, grid.height).cos()[:, None]
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape and a.isfinite().all()
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    ("height", "width", "patch", "stride", "batch"),
+    [
+        (128, 128, 32, 32, 2),
+        (96, 160, 32, 16, 1),
+        (160, 96, 64, 32, 3),
+        (64, 64, 64, 64, 1),
+        (72, 104, 32, 8, 1),
+    ],
+)
+def test_equals_the_papers_procedure(name, height, width, patch, stride, batch):
+    grid = PatchGrid(height, width, patch, stride)
+    net, x = net_of(name, patch), images(batch, grid)
+    expected = patchwise.global_features(net, x, grid)
+    assert difference(dense.global_features(net, x, grid), expected) <= 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("budget", [1, 1 << 16, 1 << 30])
+def test_the_budget_changes_nothing(budget):
+    grid = PatchGrid(96, 128, 32, 16)
+    net, x = net_of("default", 32), images(2, grid)
+    expected = patchwise.global_features(net, x, grid)
+    assert difference(dense.global_features(net, x, grid, budget), expected) <= 1e-5
+
+
+@torch.no_grad()
+def test_no_images():
+    grid = PatchGrid(64, 64, 32, 16)
+    assert dense.global_features(net_of("paper", 32), images(0, grid), grid).shape == (0, len(grid), 16)
+
+
+@torch.no_grad()
+def test_an_image_is_not_touched_by_its_neighbours_in_the_batch():
+    grid = PatchGrid(96, 96, 32, 16)
+    net, x = net_of("default", 32), images(3, grid)
+    alone = dense.global_features(net, x[1:2], grid)
+    assert difference(dense.global_features(net, x, grid)[1:2], alone) <= 1e-6
+
+
+@torch.no_grad()
+def test_bfloat16_is_close():
+    grid = PatchGrid(96, 96, 32, 16)
+    net, x = net_of("default", 32), images(1, grid)
+    exact = dense.global_features(net, x, grid)
+    with torch.autocast("cpu", torch.bfloat16):
+        z = dense.global_features(net, x, grid)
+    assert z.dtype == torch.float32 and 0 < difference(z, exact) <= 0.05
+
+
+@torch.no_grad()
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(sorted(NETS)),
+    st.integers(64, 150),
+    st.integers(64, 150),
+    st.sampled_from([(32, 8), (32, 32), (64, 16), (64, 64)]),
+    st.integers(0, 10**6),
+)
+def test_outside_its_window_a_patch_changes_nothing(name, height, width, scale, seed):
+    patch, stride = scale
+    grid = PatchGrid(fitting_size(height, [scale]), fitting_size(width, [scale]), patch, stride)
+    net, x = net_of(name, patch), images(1, grid, seed)
+    planned = plan(net, grid, CPU)
+    index = seed % len(grid)
+    whole = {}
+    for masked, holes in ((False, np.zeros((1, 4), np.int64)), (True, grid.holes[index : index + 1])):
+        kept = []
+        handles = [
+            layer.module.register_forward_hook(lambda module, given, out, kept=kept: kept.append(out[0]))
+            for layer in net.layers()
+        ]
+        net(x, torch.from_numpy(holes)[None])
+        for handle in handles:
+            handle.remove()
+        whole[masked] = kept
+    assert len(planned.layers) == len(whole[True])
+    for layer, base, changed in zip(planned.layers, whole[False], whole[True], strict=True):
+        (top, left), (height, width) = layer.origins[index].tolist(), layer.size
+        assert tuple(base.shape[2:]) == layer.out
+        assert 0 <= top <= layer.out[0] - height and 0 <= left <= layer.out[1] - width
+        inside = torch.zeros(layer.out, dtype=torch.bool)
+        inside[top : top + height, left : left + width] = True
+        assert torch.equal(base[..., ~inside], changed[..., ~inside])
+
+
+def test_a_plan_is_made_once():
+    grid = PatchGrid(96, 96, 32, 16)
+    first = plan(net_of("default", 32), grid, CPU)
+    assert plan(net_of("default", 32, seed=5), grid, CPU) is first
+    assert plan(net_of("paper", 32), grid, CPU) is not first
