@@ -14,7 +14,7 @@ from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.partial_conv import partial_conv2d_inner
 from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
 from glance_fast.nets.global_net import GlobalNet, WindowedReading
-from glance_fast.scoring.plan import Plan, plan
+from glance_fast.scoring.plan import Chunk, geometry_of, most_pixels, plan
 
 # Bytes that the windows of a chunk of patches take at most: a CPU's caches hold what one layer hands to the
 # next; a GPU wants many.
@@ -44,22 +44,25 @@ def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, budget: int | No
     if torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))
     x = x.contiguous(memory_format=torch.channels_last)
-    layers, planned = net.layers(), plan(net, grid, x.device)
-    weights = [[t.to(x.dtype) for t in layer.module.folded()] for layer in layers]
+    weights = [[t.to(x.dtype) for t in layer.module.folded()] for layer in net.layers()]
     weights = [(w.contiguous(memory_format=torch.channels_last), b) for w, b in weights]
-    places, count = torch.from_numpy(grid.holes).to(x.device), len(grid)
-    step = max(1, (budget or BUDGET[kind]) // (planned.pixels() * widest(weights) * x.itemsize))
+    layers, places = geometry_of(net), torch.from_numpy(grid.holes).to(x.device)
+    out = x.new_empty(len(x), len(grid), net.features, dtype=torch.float32)
+    if not len(x):
+        return out
+    a_patch = most_pixels(layers, grid) * widest(weights) * x.itemsize * len(x)
     with torch.autocast(kind, enabled=False):
         base = unmasked(net, x, weights)
         sums = summed(base[-1])
-        images = torch.arange(len(x), device=x.device).repeat_interleave(count)
-        patches = torch.arange(count, device=x.device).repeat(len(x))
-        parts = [x.new_zeros(0, 1, net.features, dtype=torch.float32)]
-        for i, p in zip(images.split(step), patches.split(step), strict=True):
-            windows, read = masked(net, base, weights, planned, i, p)
-            pooled = total(sums, windows, i) / planned.seen[p, None].clamp_min(1)
-            parts.append(net.predict(net.read(read, pooled[:, None], places[p, None], x.shape[-2:])))
-    return torch.cat(parts).view(len(x), count, net.features)
+        for chunk in plan(layers, grid, x.device, max(1, (budget or BUDGET[kind]) // a_patch)):
+            count = len(chunk.patches)
+            images = torch.arange(len(x), device=x.device).repeat_interleave(count)
+            last, read = masked(net, base, weights, chunk, images)
+            pooled = total(sums, last, images) / chunk.seen.repeat(len(x))[:, None].clamp_min(1)
+            where = places[chunk.patches].repeat(len(x), 1)[:, None]
+            found = net.predict(net.read(read, pooled[:, None], where, x.shape[-2:]))
+            out[:, chunk.patches] = found.view(len(x), count, -1)
+    return out
 
 
 def widest(weights: list[tuple[Tensor, Tensor]]) -> int:
@@ -84,25 +87,28 @@ def masked(
     net: GlobalNet,
     base: list[Tensor],
     weights: list[tuple[Tensor, Tensor]],
-    planned: Plan,
+    chunk: Chunk,
     images: Tensor,
-    patches: Tensor,
 ) -> tuple[WindowedMap, list[WindowedReading]]:
-    """The last layer's output, and what the head reads, of patches int64 [N] of images int64 [N]."""
+    """The last layer's output, and what the head reads, of a chunk's patches in images int64 [B * n].
+
+    All patches of one image come first, then those of the next.
+    """
     before = source = WindowedMap(base[0])
+    times = len(images) // len(chunk.patches)
     read = []
-    for layer, (weight, bias), step, unchanged in zip(
-        net.layers(), weights, planned.layers, base[1:], strict=True
+    for layer, (weight, bias), planned, unchanged in zip(
+        net.layers(), weights, chunk.layers, base[1:], strict=True
     ):
-        origins = step.origins[patches]
+        origins = planned.origins.repeat(times, 1)
         window = window_conv2d_inner(
             source,
             weight,
             bias,
-            step.holes[patches],
+            planned.holes.repeat(times, 1),
             images,
             origins,
-            step.size,
+            planned.size,
             layer.module.stride,
             layer.module.padding,
             before if layer.residual else None,

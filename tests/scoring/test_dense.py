@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from glance_fast.geometry import PatchGrid, fitting_size
 from glance_fast.nets.global_net import GlobalNet
 from glance_fast.scoring import dense, patchwise
-from glance_fast.scoring.plan import plan
+from glance_fast.scoring.plan import changes, geometry_of, plan
 
 NETS = {
     "default": ((8, 8, 8, 8), (1, 2, 2), "hole"),
@@ -113,8 +113,10 @@ def test_outside_its_window_a_patch_changes_nothing(name, height, width, scale, 
     patch, stride = scale
     grid = PatchGrid(fitting_size(height, [scale]), fitting_size(width, [scale]), patch, stride)
     net, x = net_of(name, patch), images(1, grid, seed)
-    planned = plan(net, grid, CPU)
     index = seed % len(grid)
+    step = 1 + seed % 7
+    (chunk,) = (c for c in plan(geometry_of(net), grid, CPU, step) if index in c.patches)
+    place = chunk.patches.tolist().index(index)
     whole = {}
     for masked, holes in ((False, np.zeros((1, 4), np.int64)), (True, grid.holes[index : index + 1])):
         kept = []
@@ -126,18 +128,34 @@ def test_outside_its_window_a_patch_changes_nothing(name, height, width, scale, 
         for handle in handles:
             handle.remove()
         whole[masked] = kept
-    assert len(planned.layers) == len(whole[True])
-    for layer, base, changed in zip(planned.layers, whole[False], whole[True], strict=True):
-        (top, left), (height, width) = layer.origins[index].tolist(), layer.size
-        assert tuple(base.shape[2:]) == layer.out
-        assert 0 <= top <= layer.out[0] - height and 0 <= left <= layer.out[1] - width
-        inside = torch.zeros(layer.out, dtype=torch.bool)
+    for layer, base, changed in zip(chunk.layers, whole[False], whole[True], strict=True):
+        (top, left), (height, width), out = layer.origins[place].tolist(), layer.size, base.shape[2:]
+        assert 0 <= top <= out[0] - height and 0 <= left <= out[1] - width
+        inside = torch.zeros(out, dtype=torch.bool)
         inside[top : top + height, left : left + width] = True
         assert torch.equal(base[..., ~inside], changed[..., ~inside])
 
 
+@pytest.mark.parametrize("step", [1, 5, 1000])
+def test_every_patch_stands_in_one_chunk(step):
+    grid = PatchGrid(96, 128, 32, 16)
+    chunks = plan(geometry_of(net_of("default", 32)), grid, CPU, step)
+    assert sorted(torch.cat([c.patches for c in chunks]).tolist()) == list(range(len(grid)))
+    assert all(len(c.patches) <= step for c in chunks)
+
+
+def test_windows_of_rows_at_the_border_are_smaller():
+    grid = PatchGrid(256, 256, 32, 8)
+    layers = geometry_of(net_of("default", 32))
+    first, *_, last = plan(layers, grid, CPU, 2 * grid.cols)
+    assert set((first.patches // grid.cols).tolist()) == {0, grid.rows - 1}
+    assert all(a.size[0] <= b.size[0] for a, b in zip(first.layers, last.layers, strict=True))
+    assert any(a.size[0] < b.size[0] for a, b in zip(first.layers, last.layers, strict=True))
+    assert changes(layers, grid)[-1].out == (8, 8)
+
+
 def test_a_plan_is_made_once():
     grid = PatchGrid(96, 96, 32, 16)
-    first = plan(net_of("default", 32), grid, CPU)
-    assert plan(net_of("default", 32, seed=5), grid, CPU) is first
-    assert plan(net_of("paper", 32), grid, CPU) is not first
+    first = plan(geometry_of(net_of("default", 32)), grid, CPU, 9)
+    assert plan(geometry_of(net_of("default", 32, seed=5)), grid, CPU, 9) is first
+    assert plan(geometry_of(net_of("paper", 32)), grid, CPU, 9) is not first
