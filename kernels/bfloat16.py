@@ -43,12 +43,12 @@ def float_to_bits(value):
 
 def widen(value):
     """A number to compute with: float32 of bfloat16's bits, any other as it is. Only within Numba."""
-    raise NotImplementedError("widen is compiled by Numba")
+    raise RuntimeError("widen runs within compiled functions alone")
 
 
 def narrow(value, like):
     """The inverse of ``widen``: ``value`` as an array element of the type of ``like``. Only within Numba."""
-    raise NotImplementedError("narrow is compiled by Numba")
+    raise RuntimeError("narrow runs within compiled functions alone")
 
 
 @overload(widen)

@@ -140,7 +140,7 @@ class PartialConv2dBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise NotImplementedError("partial_conv2d can be differentiated only once")
+        raise RuntimeError("partial_conv2d can be differentiated only once")
 
 
 def _fake_forward(x, weight, bias, residual, mask, stride, padding, relu, inner, route):

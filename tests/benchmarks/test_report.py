@@ -143,7 +143,6 @@ class TestSuite:
         assert names and all(f"{name}::" in found for name in names)
 
     def test_a_run_can_be_reported(self, tmp_path):
-        pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark (the extra bench)")
         for name in ("conftest.py", "pytest.ini"):
             text = (ROOT / "benchmarks" / name).read_text(encoding="utf-8")
             (tmp_path / name).write_text(text.replace("pythonpath = ..", f"pythonpath = {ROOT}"), "utf-8")
