@@ -53,7 +53,7 @@ SKIPPED = "SKIPPED: out of time"
 IMAGES_SECONDS = 4.0
 MARKS = {
     SEQUENCE: ("|", "black"), WHOLE: ("|", "black"), COMPILED: ("D", "#c9622d"), PLAIN: ("x", "#7a7f85"),
-    "ours": ("o", "#2a6fbb"), "ours, one kernel": ("o", "#2a6fbb"),
+    "ours": ("s", "#4a9e6b"), "ours, one kernel": ("o", "#2a6fbb"),
     "ours, library and epilogue": ("s", "#63a0d4"),
 }  # fmt: skip
 
