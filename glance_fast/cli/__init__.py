@@ -1,0 +1,70 @@
+"""The command line: a module a command, put together here."""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+from PIL import Image
+
+from glance_fast.cli.console import out_console
+from glance_fast.cli.demo import demo
+from glance_fast.cli.distill import distill
+from glance_fast.cli.evaluate import evaluate
+from glance_fast.cli.group import Commands
+from glance_fast.cli.score_dir import score_dir
+from glance_fast.cli.train import train
+
+app = typer.Typer(
+    name="glance-fast",
+    cls=Commands,
+    help="""Learn what good parts look like from photographs of them, then show
+where others differ.
+
+[dim]glance-fast train photos/good --out run
+glance-fast score-dir run photos/new --out scores --overlays[/dim]""",
+    epilog="Exit codes: 0 done; 1 failed, and the last line says why; 2 wrong arguments; "
+    "3 some images could not be scored; 130 stopped by Ctrl-C.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from glance_fast import __version__
+
+        out_console.print(f"glance-fast {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    # No docstring: it would take the place of the help above.
+    pass
+
+
+for command in (train, score_dir, evaluate, distill, demo):
+    app.command(command.__name__.replace("_", "-"))(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    # Files over the limit are refused by name; Pillow's own warning would say it twice.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    for stream in (sys.stdout, sys.stderr):
+        # A path may hold what the terminal's encoding lacks.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="glance-fast")

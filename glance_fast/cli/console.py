@@ -1,0 +1,33 @@
+"""What the command line says, and where."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+# Results go to stdout, progress and errors to stderr.
+out_console, console = Console(), Console(stderr=True)
+
+
+def print_metrics(results: dict[str, dict]) -> None:
+    table = Table("", "PRO", "pixel AUROC", "image AUROC")
+    for name, metrics in results.items():
+        for label, row in ((name, metrics), *((f"  {d}", m) for d, m in metrics.get("defects", {}).items())):
+            values = (row.get(key) for key in ("pro", "pixel_auroc", "image_auroc"))
+            # A folder's name may look like markup.
+            table.add_row(escape(label), *("-" if v is None else f"{v:.3f}" for v in values))
+    out_console.print(table)
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def say(line: str) -> None:
+    # Not print: a path may look like markup or like an emoji.
+    console.out(line, highlight=False)
+
+
+def tell(line: str) -> None:
+    out_console.out(line, highlight=False)

@@ -1,0 +1,91 @@
+"""``glance-fast distill``."""
+
+from __future__ import annotations
+
+import shutil
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glance_fast.cli.console import console, tell
+from glance_fast.cli.options import (
+    Overwrite,
+    Resume,
+)
+from glance_fast.cli.output import one_of
+from glance_fast.errors import UserError
+
+
+class StudentKind(StrEnum):
+    """What ``distill`` makes."""
+
+    local32 = "local-32"
+    local64 = "local-64"
+    assistant = "assistant"
+    global_ = "global"
+
+
+def distill(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of photographs of anything.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write (.safetensors).")],
+    teacher_weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="ResNet-18 as .safetensors: torchvision's state dictionary, or with BatchNorm folded. "
+            "Needed for all but global.",
+        ),
+    ] = None,
+    student: Annotated[
+        StudentKind,
+        typer.Option(
+            metavar="NAME",
+            help="local-32, local-64: a Local-Net for that patch size; assistant: what fine-tunes them; "
+            "global: where Global-Net starts from.",
+        ),
+    ] = StudentKind.local32,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of everything random.")] = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make the built-in weights anew, from photographs and a ResNet-18.
+
+    The package ships with all of them. A Local-Net of your own goes to
+    train --local-net; assistant and global replace the package's files.
+
+    [dim]glance-fast distill photos --teacher-weights resnet18.safetensors \\
+        --out local-32.safetensors[/dim]
+    """
+    from glance_fast.data.folders import list_images
+    from glance_fast.nets.teacher import load_teacher
+    from glance_fast.training.distill import distill as run
+    from glance_fast.training.progress import Reporter
+
+    one_of(resume, overwrite)
+    work = out.with_name(out.name + ".checkpoint") if out.name else out
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; --out names a file, such as {out / 'local-32.safetensors'}")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists already; --overwrite replaces it")
+    if work.exists() and not (resume or overwrite):
+        raise UserError(
+            f"{work}: an unfinished one is there; --resume goes on with it, --overwrite begins anew"
+        )
+    if resume and not work.exists():
+        raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
+    if teacher_weights is None and student is not StudentKind.global_:
+        raise UserError(
+            f"--student {student.value} needs --teacher-weights FILE, a ResNet-18 as .safetensors"
+        )
+    if teacher_weights is not None and student is StudentKind.global_:
+        raise UserError("--student global learns from the built-in Local-Nets; leave --teacher-weights away")
+    teacher = load_teacher(teacher_weights) if teacher_weights else None
+    paths = list_images(images)
+    if overwrite and work.exists():
+        shutil.rmtree(work)
+    with Reporter(console) as reporter:
+        figures = run(paths, out, work, teacher, student.value, steps=steps, seed=seed, reporter=reporter)
+    tell(f"{out}: {figures}")

@@ -1,0 +1,54 @@
+"""How a command ends: in one line and an exit code, whatever a user or the machine caused."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from glance_fast.cli.console import say
+from glance_fast.errors import UserError, elsewhere
+
+FAILED, SOME_IMAGES_FAILED, STOPPED = 1, 3, 130
+# Commands that go on where they were stopped.
+RESUMABLE = ("train", "score-dir", "distill")
+
+
+class Commands(TyperGroup):
+    """The commands; whatever a user or the machine can cause ends in one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            line = f"{error}{after_full_disk(error.__cause__, ctx.invoked_subcommand)}"
+        except KeyboardInterrupt:
+            goes_on = ctx.invoked_subcommand in RESUMABLE
+            say("glance-fast: stopped" + ("; the same command with --resume goes on" if goes_on else ""))
+            raise typer.Exit(STOPPED) from None
+        except MemoryError:
+            line = "out of memory; use a smaller image_size, batch or cache_mib"
+        except BrokenPipeError:
+            raise  # the reader of our output has gone: Typer ends quietly
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            advice = elsewhere(error) + after_full_disk(error, ctx.invoked_subcommand)
+            line = f"{where}{error.strerror or error}{advice}"
+        except RuntimeError as error:
+            # PyTorch's own errors for it are no MemoryError, on the CPU not even a class of their own.
+            if not any(text in str(error) for text in ("out of memory", "can't allocate memory")):
+                raise
+            line = "out of memory; use a smaller image_size, batch or cache_mib"
+        say(f"glance-fast: {line}")
+        raise typer.Exit(FAILED)
+
+
+def after_full_disk(cause: BaseException | None, command: str | None) -> str:
+    """What to do after an error, if a full disk caused it."""
+    if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    option = "--resume goes on" if command in RESUMABLE else "--overwrite begins anew"
+    return f"; make room there, then the same command with {option}"

@@ -1,0 +1,44 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Engine(StrEnum):
+    """How Global-Net runs."""
+
+    auto = "auto"
+    dense = "dense"
+    patchwise = "patchwise"
+    grouped = "grouped"
+
+
+class Precision(StrEnum):
+    """Number format of the networks."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to write: a new one.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of glance-fast train.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")]
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        metavar="NAME",
+        help="auto, dense: the paper's numbers. patchwise: the same by the paper's procedure, slowly. "
+        "grouped: nearly the same, a little sooner.",
+    ),
+]
+PrecisionOption = Annotated[
+    Precision, typer.Option(metavar="NAME", help="auto, fp32, or bf16 (faster where the machine has it).")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted one stopped.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier one wrote there.")]

@@ -1,0 +1,68 @@
+"""The folder that a command writes: checked, made, and left as it was where nothing came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from glance_fast.errors import UserError
+
+
+def one_of(resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+
+
+def apart(out: Path, *inputs: Path) -> None:
+    """Refuse an output folder that holds an input: --overwrite could delete it."""
+    for path in inputs:
+        if path.resolve() == out.resolve():
+            raise UserError(f"--out {out}: is the folder that is read; choose another")
+        if path.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"--out {out}: holds {path}, which is read; choose another")
+
+
+@contextlib.contextmanager
+def output(out: Path, ours: tuple[str, ...], overwrite: bool, resume: bool = False) -> Iterator[None]:
+    """Work in an output folder, and leave none behind where nothing came of it.
+
+    It is new, empty, or, with --overwrite, freed of what we wrote there before; with --resume it stays as it
+    is, but for what a killed process left half written.
+    """
+    from glance_fast.data.files import remove_stale
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; --out names a folder")
+    if not resume and out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise UserError(
+                f"{out}: is not empty; --overwrite replaces what is in it, or choose another --out"
+            )
+        strangers = sorted(p.name for p in out.iterdir() if p.name not in ours and not p.name.startswith("."))
+        if strangers:
+            raise UserError(
+                f"{out}: holds {strangers[0]!r}, which this command did not write; "
+                "move it away or choose another --out"
+            )
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise UserError(f"{out}: cannot be written to; change its permissions or choose another --out")
+        for path in (out / name for name in ours) if overwrite else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        remove_stale(out, ours)
+        yield
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):  # it is not empty: something came of it
+                folder.rmdir()

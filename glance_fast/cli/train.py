@@ -1,0 +1,143 @@
+"""``glance-fast train``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glance_fast.cli.console import console, count, tell
+from glance_fast.cli.options import (
+    Device,
+    Overwrite,
+    Resume,
+)
+from glance_fast.cli.output import apart, one_of, output
+from glance_fast.errors import UserError
+
+
+def train(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="Folder of photographs of good parts, or an MVTec category (train/good)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder to write.")],
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML file of settings; RUN/config.toml is one.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="One setting, e.g. image_size=384 or 'patch=\\[32,64]'; repeatable.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of everything random.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Training steps of Global-Net, for each patch size."),
+    ] = None,
+    local_net: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Local-Net from glance-fast distill, in place of the built-in one; repeatable.",
+        ),
+    ] = None,
+    teacher_weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="ResNet-18 (.safetensors) to fine-tune Local-Net by, in place of the built-in assistant.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Learn what good parts look like.
+
+    Writes a run folder: model.safetensors, config.toml, calibration.json,
+    log.csv. Images that cannot be read are named and left out; at least 8
+    are needed, a few hundred are better.
+
+    Ctrl-C leaves a checkpoint; the same command with --resume goes on to
+    the very result that an uninterrupted training has.
+
+    [dim]glance-fast train photos/good --out run
+    glance-fast train photos/good --out run --set image_size=384 --steps 5000[/dim]
+    """
+    from glance_fast.config import Config, checked_names, load_config, parse_setting
+    from glance_fast.data.files import write_text
+    from glance_fast.data.folders import normal_images
+    from glance_fast.hardware import pick_device
+    from glance_fast.nets.student import Student
+    from glance_fast.nets.teacher import load_teacher
+    from glance_fast.training.fit import LEAST_IMAGES, fit
+    from glance_fast.training.progress import Reporter
+
+    one_of(resume, overwrite)
+    apart(out, data)
+    # Until the model is written, config.toml is what tells of a training.
+    finished = (out / "model.safetensors").exists()
+    begun = (out / "config.toml").is_file() and not finished
+    if resume and finished:
+        raise UserError(f"{out}: this training is finished; --overwrite trains anew")
+    if resume and not begun:
+        raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
+    if begun and not (resume or overwrite):
+        raise UserError(
+            f"{out}: an unfinished training is there; --resume goes on with it, --overwrite begins anew"
+        )
+    before = load_config(out / "config.toml") if resume else {}
+    given = load_config(config) if config else {}
+    given |= checked_names(dict(parse_setting(text) for text in settings or []), "--set")
+    given |= {k: v for k, v in (("seed", seed), ("steps", steps)) if v is not None}
+    resolved = Config(**(before | given))
+    if resume and resolved != Config(**before):
+        raise UserError(
+            f"{out}: --resume goes on with the settings in config.toml; --overwrite begins with others"
+        )
+    # All that can be known to be wrong is found before an old run is replaced.
+    chosen = pick_device(device)
+    teacher = load_teacher(teacher_weights) if teacher_weights else None
+    for path in local_net or ():
+        patch = Student.load(path).local.patch
+        if patch not in resolved.patches:
+            used = " and ".join(map(str, resolved.patches))
+            raise UserError(f"{path}: made for patches of {patch} pixels; this model uses {used}")
+    paths = normal_images(data)
+    if len(paths) < LEAST_IMAGES:
+        raise UserError(f"{data}: {count(len(paths), 'image')}; at least {LEAST_IMAGES} are needed to train")
+    ours = ("model.safetensors", "config.toml", "calibration.json", "log.csv", "checkpoint")
+    wanted = given.get("image_size", resolved.image_size)
+    started = time.monotonic()
+    with output(out, ours, overwrite, resume), Reporter(console) as reporter:
+        if not resume:
+            write_text(out / "config.toml", resolved.to_toml())
+        if wanted not in (resolved.image_size, list(resolved.image_size), resolved.image_size[0]):
+            reporter.say(
+                f"image_size {wanted} rounded to {resolved.image_size[0]}x{resolved.image_size[1]}, "
+                "which patches and strides cover whole"
+            )
+        try:
+            fit(
+                paths,
+                out,
+                resolved,
+                reporter=reporter,
+                device=chosen,
+                local_nets=local_net or (),
+                teacher=teacher,
+            )
+        except UserError:
+            if not (out / "checkpoint").is_dir():
+                # Nothing was begun: the same command, with better images, needs no --overwrite.
+                (out / "config.toml").unlink(missing_ok=True)
+            raise
+    tell(f"{out}: trained in {time.monotonic() - started:.0f} s")
