@@ -110,7 +110,8 @@ def measure(
     model: Glance, held_out: list[NormalScores], test: list[HeadMaps], truth: dict
 ) -> dict[str, float]:
     """PRO, pixel AUROC and image AUROC of a model with these scores on held-out and on test images."""
-    maps, scores = combine(test, model.config, calibration_of(held_out, model.config))
+    combined = combine(test, model.config, calibration_of(held_out, model.config))
+    maps, scores = (t.numpy() for t in combined)
     pro, pixel = metrics.pro_and_auroc(maps, truth["masks"])
     return {"pro": pro, "pixel_auroc": pixel, "image_auroc": metrics.image_auroc(scores, truth["labels"])}
 

@@ -185,7 +185,12 @@ def normal_scores(model: Glance, features: Iterable[list[tuple[Tensor, Tensor]]]
             regression.add(local.cpu(), global_.cpu())
         chunks.append(
             [
-                NormalScores(s.inconsistency.cpu().numpy(), s.distortion.cpu().numpy(), maps, math.nan)
+                NormalScores(
+                    s.inconsistency.cpu().numpy(),
+                    s.distortion.cpu().numpy(),
+                    HeadMaps(*(m.cpu() for m in maps)),
+                    math.nan,
+                )
                 for s, maps in zip(scores, model.head_maps(scores), strict=True)
             ]
         )
@@ -193,7 +198,7 @@ def normal_scores(model: Glance, features: Iterable[list[tuple[Tensor, Tensor]]]
         NormalScores(
             np.concatenate([part.inconsistency for part in scale]),
             np.concatenate([part.distortion for part in scale]),
-            HeadMaps(*(np.concatenate(m) for m in zip(*(part.maps for part in scale), strict=True))),
+            HeadMaps(*(torch.cat(m) for m in zip(*(part.maps for part in scale), strict=True))),
             regression.r2,
         )
         for scale, regression in zip(zip(*chunks, strict=True), regressions, strict=True)
@@ -221,8 +226,8 @@ def calibration_of(scores: list[NormalScores], config: Config) -> Calibration:
             distortion=Moments.of(scale.distortion),
             inconsistency_map=Moments.of(scale.maps.inconsistency),
             distortion_map=Moments.of(scale.maps.distortion),
-            inconsistency_peak=Moments.of(scale.maps.inconsistency.max((1, 2))),
-            distortion_peak=Moments.of(scale.maps.distortion.max((1, 2))),
+            inconsistency_peak=Moments.of(scale.maps.inconsistency.amax((1, 2))),
+            distortion_peak=Moments.of(scale.maps.distortion.amax((1, 2))),
             lambda_s=config.lambda_s if config.lambda_s is not None else share_of(scale.r2),
         )
         blend = blend_heads(scale.maps, heads)
@@ -231,7 +236,7 @@ def calibration_of(scores: list[NormalScores], config: Config) -> Calibration:
     blended, image = combine([scale.maps for scale in scores], config, calibration)
     return dataclasses.replace(
         calibration,
-        threshold=upper_threshold(image, config.quantile),
-        pixel_threshold=upper_threshold(blended.max((1, 2)), config.quantile),
+        threshold=upper_threshold(image.numpy(), config.quantile),
+        pixel_threshold=upper_threshold(blended.amax((1, 2)).numpy(), config.quantile),
         scores=tuple(map(float, image)),
     )

@@ -1,54 +1,76 @@
-"""From patch scores to the map of an image and to its one score."""
+"""From patch scores to the map of an image and to its one score, on the device where the scores are."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+import torch
+from torch import Tensor
 
 from glance_fast.config import Config
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.idw import idw_map
 from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
+# Standard deviations after which the Gaussian is cut off.
+TRUNCATE = 3.0
+
 
 class HeadMaps(NamedTuple):
     """Maps of the two scores of one scale, each float32 [B, H, W]."""
 
-    inconsistency: np.ndarray
-    distortion: np.ndarray
+    inconsistency: Tensor
+    distortion: Tensor
 
 
-def interpolate(patch_scores: np.ndarray, grid: PatchGrid, config: Config) -> np.ndarray:
+def interpolate(patch_scores: Tensor, grid: PatchGrid, config: Config) -> Tensor:
     """Patch scores [B, P] to a map [B, H, W] by inverse-distance weighting, then a Gaussian.
 
     Both steps are linear, so maps of the two scores can be blended after them.
     """
-    scores = np.ascontiguousarray(patch_scores, dtype=np.float32).reshape(-1, grid.rows, grid.cols)
-    neighbours = min(config.idw_neighbours, len(grid)) or None
     maps = idw_map(
-        scores,
+        patch_scores.float().reshape(-1, grid.rows, grid.cols),
         grid.centers_y,
         grid.centers_x,
         grid.height,
         grid.width,
         power=config.idw_power,
-        neighbours=neighbours,
+        neighbours=min(config.idw_neighbours, len(grid)) or None,
     )
     if config.smoothing:
-        maps = gaussian_filter(maps, (0, config.smoothing, config.smoothing), mode="nearest", truncate=3.0)
+        rows = gaussian(grid.height, config.smoothing, maps.device)
+        columns = gaussian(grid.width, config.smoothing, maps.device)
+        maps = rows @ maps @ columns.T
     return maps
 
 
-def blend_heads(maps: HeadMaps, statistics: ScaleStatistics) -> np.ndarray:
+@lru_cache(maxsize=8)
+def gaussian(size: int, deviation: float, device: torch.device) -> Tensor:
+    """Float32 [size, size]: what smooths an axis, which beyond its ends goes on as it ends.
+
+    As a matrix: two products a map are sooner done than a filter, on a CPU and on a GPU.
+    """
+    radius = int(TRUNCATE * deviation + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / deviation) ** 2)
+    weights /= weights.sum()
+    matrix = np.zeros((size, size))
+    pixel = np.arange(size)
+    for offset, weight in zip(offsets, weights, strict=True):
+        np.add.at(matrix, (pixel, np.clip(pixel + offset, 0, size - 1)), weight)
+    return torch.from_numpy(matrix).float().to(device)
+
+
+def blend_heads(maps: HeadMaps, statistics: ScaleStatistics) -> Tensor:
     """Eq. 13 on maps, each standardised by its moments (which are 0 and 1 for the paper's blend)."""
-    share = np.float32(statistics.lambda_s)
+    share = statistics.lambda_s
     inconsistency = statistics.inconsistency_map.standardise(maps.inconsistency)
     return share * inconsistency + (1 - share) * statistics.distortion_map.standardise(maps.distortion)
 
 
-def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
+def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> tuple[Tensor, Tensor]:
     """All scales together.
 
     Parameters
@@ -58,22 +80,23 @@ def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> t
 
     Returns
     -------
-    maps : ndarray, float32 [B, H, W]
-        Calibrated: the largest over the scales of the standardised blends. Paper: their mean.
-    scores : ndarray, float32 [B]
-        Calibrated: the sum over scales and heads of each map's standardised maximum. Paper: the map's
-        maximum.
+    maps : Tensor
+        Float32 [B, H, W]. Calibrated: the largest over the scales of the standardised blends. Paper: their
+        mean.
+    scores : Tensor
+        Float32 [B]. Calibrated: the sum over scales and heads of each map's standardised maximum. Paper:
+        the map's maximum.
     """
     blends = [blend_heads(m, s) for m, s in zip(maps, calibration.scales, strict=True)]
     if config.blend == "paper":
-        total = np.mean(blends, axis=0, dtype=np.float32)
-        return total, total.max((1, 2))
+        total = torch.stack(blends).mean(0)
+        return total, total.amax((1, 2))
     standardised = [s.map.standardise(b) for b, s in zip(blends, calibration.scales, strict=True)]
-    image = np.zeros(len(blends[0]), np.float32)
+    image = blends[0].new_zeros(len(blends[0]))
     for m, s in zip(maps, calibration.scales, strict=True):
         # Peaks are summed evenly: any head alone may be the one that sees the defect.
         if s.lambda_s > 0:
-            image += s.inconsistency_peak.standardise(m.inconsistency.max((1, 2)))
+            image += s.inconsistency_peak.standardise(m.inconsistency.amax((1, 2)))
         if s.lambda_s < 1:
-            image += s.distortion_peak.standardise(m.distortion.max((1, 2)))
-    return np.max(standardised, axis=0).astype(np.float32), image
+            image += s.distortion_peak.standardise(m.distortion.amax((1, 2)))
+    return torch.stack(standardised).amax(0), image

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import norm
+from torch import Tensor
 
 from glance_fast.errors import UserError
 
@@ -25,13 +26,13 @@ class Moments:
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise ValueError(f"moments must be finite and the deviation positive, got {self}")
 
-    def standardise(self, values: np.ndarray) -> np.ndarray:
+    def standardise(self, values: Tensor) -> Tensor:
         """Values in deviations from the mean."""
-        return (values - np.float32(self.mean)) / np.float32(self.std)
+        return (values - self.mean) / self.std
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Moments:
-        """Moments of all entries of an array."""
+    def of(cls, values: np.ndarray | Tensor) -> Moments:
+        """Moments of all entries of an array, or of a tensor on the CPU."""
         values = np.asarray(values, dtype=np.float64)
         return cls(float(values.mean()), max(float(values.std()), 1e-6))
 
