@@ -28,7 +28,9 @@ def save_model(model: Glance, run: Path) -> None:
     write_tensors(run / MODEL, model.state_dict(), {"format": FORMAT})
 
 
-def load(run: str | Path, device: str = "auto", precision: str = "auto") -> Glance:
+def load(
+    run: str | Path, device: str = "auto", precision: str = "auto", memory_mib: int | None = None
+) -> Glance:
     """Read a trained model.
 
     Parameters
@@ -39,6 +41,8 @@ def load(run: str | Path, device: str = "auto", precision: str = "auto") -> Glan
         "auto" (CUDA where there is one), "cpu" or "cuda".
     precision : {"auto", "fp32", "bf16"}
         In which it scores unless told otherwise; "auto" is fp32.
+    memory_mib : int, optional
+        That scoring may take beside the model; 2048 on a CPU and 8192 on a GPU if not given.
 
     Returns
     -------
@@ -53,6 +57,8 @@ def load(run: str | Path, device: str = "auto", precision: str = "auto") -> Glan
     run = Path(run)
     if precision not in PRECISIONS:
         raise UserError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")
+    if memory_mib is not None and memory_mib < 1:
+        raise UserError(f"memory_mib: at least 1 is needed, got {memory_mib}")
     chosen = pick_device(device)
     if not run.is_dir():
         what = "is a file" if run.exists() else "no such folder"
@@ -87,7 +93,7 @@ def load(run: str | Path, device: str = "auto", precision: str = "auto") -> Glan
             raise UserError(f"{run / MODEL}: damaged ({name} has another type or is not finite); train again")
     model.load_state_dict(tensors)
     model.calibration = calibration
-    model.precision = precision
+    model.precision, model.memory_mib = precision, memory_mib
     return model.to(chosen).eval()
 
 

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from glance_fast.config import Config
 from glance_fast.data.images import as_rgb, read_image, resize
 from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid
+from glance_fast.hardware import has_bf16
 from glance_fast.kernels.patch_score import PatchScores, score_patches
 from glance_fast.nets.global_net import GlobalNet
 from glance_fast.nets.heads import DistortionHead
@@ -23,17 +25,18 @@ from glance_fast.nets.local_net import LocalNet
 from glance_fast.nets.teacher import to_input
 from glance_fast.scoring import dense, grouped, patchwise
 from glance_fast.scoring.maps import HeadMaps, combine, interpolate
+from glance_fast.scoring.memory import DEFAULT, MIB, MOST_IMAGES, split
 from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
-ENGINES: dict[str, Callable[[GlobalNet, Tensor, PatchGrid], Tensor]] = {
+ENGINES: dict[str, Callable[[GlobalNet, Tensor, PatchGrid, int], Tensor]] = {
     "auto": dense.global_features,
     "dense": dense.global_features,
     "patchwise": patchwise.global_features,
     "grouped": grouped.global_features,
 }
 PRECISIONS = ("auto", "fp32", "bf16")
-# Images in flight at a time: bounds memory, and more would not be faster.
-CHUNK = 8
+# Images that are handed on together; how many of them are computed at a time is for the memory to say.
+CHUNK = MOST_IMAGES
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,13 @@ class Scale(nn.Module):
         self.register_buffer("residual_mean", mean)
         self.register_buffer("whitening", whitening)
 
-    def features(self, x: Tensor, engine: str) -> tuple[Tensor, Tensor]:
+    def features(self, x: Tensor, engine: str, limit: int) -> tuple[Tensor, Tensor]:
         """z_l and z_g of all patches of images [B, 3, H, W], each float32 [B, P, D]."""
-        local = self.local(x, self.grid.stride).float().flatten(2).mT
-        return local, ENGINES[engine](self.global_net, x, self.grid)
+        with record_function("Local-Net"):
+            local = self.local(x, self.grid.stride).float().flatten(2).mT
+        return local, ENGINES[engine](self.global_net, x, self.grid, limit)
 
+    @record_function("scores")
     def patch_scores(self, local: Tensor, global_: Tensor, s: ScaleStatistics) -> PatchScores:
         """Eq. 11 to 13 on features [B, P, D]."""
         return score_patches(
@@ -108,6 +113,13 @@ class Glance(nn.Module):
         Settings.
     seed : int
         Of the initial weights.
+
+    Attributes
+    ----------
+    precision : {"auto", "fp32", "bf16"}
+        In which it scores unless told otherwise; "auto" is fp32.
+    memory_mib : int or None
+        That scoring may take beside the model; None: 2048 on a CPU, 8192 on a GPU.
     """
 
     def __init__(self, config: Config, seed: int = 0) -> None:
@@ -120,7 +132,7 @@ class Glance(nn.Module):
         self.calibration = Calibration(
             tuple(ScaleStatistics(lambda_s=share) for _ in self.scales), quantile=config.quantile
         )
-        self.precision = "auto"
+        self.precision, self.memory_mib = "auto", None
         self.to(memory_format=torch.channels_last)
         self.eval()
 
@@ -146,7 +158,8 @@ class Glance(nn.Module):
             patch changes in it; "patchwise" the same by a pass a patch, the paper's procedure; "grouped"
             masks many far-apart patches in one pass, with scores that agree closely.
         precision : {"auto", "fp32", "bf16"}
-            Of the two networks; "auto" is what the model was loaded with, and fp32 if that was "auto".
+            Of the two networks; "auto" is what the model was loaded with, and fp32 if that was "auto". A
+            machine without bfloat16 instructions, where it would be slower, computes in fp32 all the same.
 
         Returns
         -------
@@ -157,7 +170,8 @@ class Glance(nn.Module):
         ImageError
             A path cannot be read as an image.
         UserError
-            ``engine`` or ``precision`` is unknown, or ``images`` holds something else.
+            ``engine`` or ``precision`` is unknown, ``images`` holds something else, or ``memory_mib`` is too
+            little for an image.
         """
         one = isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] == (3,))
         if one or isinstance(images, (str, Path, Image.Image)):
@@ -175,16 +189,18 @@ class Glance(nn.Module):
             )
         return ScoreResult(maps, scores, patches if isinstance(self.config.patch, tuple) else patches[0])
 
+    @torch.inference_mode()
     def _score_chunks(self, images: Sequence[Any], engine: str, precision: str) -> Iterator[ScoreResult]:
         for start in range(0, len(images), CHUNK):
             batch = np.stack([self.prepare(image) for image in images[start : start + CHUNK]])
             patch_scores = self.patch_scores(batch, engine, precision)
             maps, scores = combine(self.head_maps(patch_scores), self.config, self.calibration)
+            # The device is waited for here, and nowhere before.
             blended = (
                 p.blended.cpu().numpy().reshape(-1, s.grid.rows, s.grid.cols)
                 for p, s in zip(patch_scores, self.scales, strict=True)
             )
-            yield ScoreResult(maps, scores, tuple(blended))
+            yield ScoreResult(maps.cpu().numpy(), scores.cpu().numpy(), tuple(blended))
 
     def prepare(self, image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
         """An image as uint8 [H, W, 3] of the model's size."""
@@ -201,10 +217,21 @@ class Glance(nn.Module):
             raise UserError(f"engine: {engine!r} is none of {', '.join(ENGINES)}")
         if precision not in PRECISIONS:
             raise UserError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")
+        bf16 = self.chosen_precision(precision) == "bf16"
+        limit = (self.memory_mib or DEFAULT[self.device.type]) * MIB
+        images, left = split(self.scales, self.config, 2 if bf16 else 4, limit)
         x = to_input(torch.from_numpy(batch).to(self.device))
-        precision = self.precision if precision == "auto" else precision
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return [scale.features(x, engine) for scale in self.scales]
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            parts = [[s.features(part, engine, left) for s in self.scales] for part in x.split(images)]
+        return [
+            tuple(torch.cat(f) if len(f) > 1 else f[0] for f in zip(*scale, strict=True))
+            for scale in zip(*parts, strict=True)
+        ]
+
+    def chosen_precision(self, wanted: str = "auto") -> str:
+        """The precision that ``wanted`` comes to on this machine: "fp32" or "bf16"."""
+        wanted = self.precision if wanted == "auto" else wanted
+        return "bf16" if wanted == "bf16" and has_bf16(self.device) else "fp32"
 
     @torch.inference_mode()
     def patch_scores(
@@ -218,12 +245,13 @@ class Glance(nn.Module):
             )
         ]
 
+    @record_function("maps")
     def head_maps(self, patch_scores: list[PatchScores]) -> list[HeadMaps]:
         """Maps of the two scores, one pair a scale."""
         return [
             HeadMaps(
-                interpolate(p.inconsistency.cpu().numpy(), s.grid, self.config),
-                interpolate(p.distortion.cpu().numpy(), s.grid, self.config),
+                interpolate(p.inconsistency, s.grid, self.config),
+                interpolate(p.distortion, s.grid, self.config),
             )
             for p, s in zip(patch_scores, self.scales, strict=True)
         ]

@@ -212,7 +212,7 @@ class GlobalNet(nn.Module):
             # The near ring lies just outside the hole, the far one a cell of its map further.
             sample(maps[0], at + ring * (self.patch / 2 + 8), 8),
             sample(maps[1], at + ring * max(16.0, self.patch / 2), 16),
-            fourier(center / center.new_tensor([size[1], size[0]])),
+            fourier(torch.stack([center[..., 0] / size[1], center[..., 1] / size[0]], -1)),
         ]
 
 
@@ -274,15 +274,21 @@ class WindowedReading(Reading):
 
 def sample(maps: Reading, points: Tensor, stride: int) -> Tensor:
     """Bilinear reading at pixels ``points`` [N, K, R, 2] (x, y): [N, K, R * C]."""
-    limits = points.new_tensor([maps.size[1] - 1, maps.size[0] - 1])
-    cells = torch.minimum(((points - ORIGIN) / stride).clamp_min(0), limits)
-    low = torch.minimum(cells.floor(), (limits - 1).clamp_min(0))
-    share = (cells - low)[..., None]
-    x0, y0 = low.long().unbind(-1)
-    x1, y1 = torch.minimum(x0 + 1, limits[0].long()), torch.minimum(y0 + 1, limits[1].long())
-    top = torch.lerp(maps.at(y0, x0), maps.at(y0, x1), share[..., 0, :])
-    bottom = torch.lerp(maps.at(y1, x0), maps.at(y1, x1), share[..., 0, :])
-    return torch.lerp(top, bottom, share[..., 1, :]).flatten(2)
+    cells = ((points - ORIGIN) / stride).clamp_min(0)
+    (x0, x1, right), (y0, y1, down) = (
+        neighbours(cell, size) for cell, size in zip(cells.unbind(-1), maps.size[::-1], strict=True)
+    )
+    top = torch.lerp(maps.at(y0, x0), maps.at(y0, x1), right)
+    bottom = torch.lerp(maps.at(y1, x0), maps.at(y1, x1), right)
+    return torch.lerp(top, bottom, down).flatten(2)
+
+
+def neighbours(cells: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The places before and after ``cells`` on an axis, and how far between them they lie, [..., 1]."""
+    cells = cells.clamp_max(size - 1)
+    low = cells.floor().clamp_max(max(size - 2, 0))
+    first = low.long()
+    return first, (first + 1).clamp_max(size - 1), (cells - low)[..., None]
 
 
 def fourier(position: Tensor) -> Tensor:

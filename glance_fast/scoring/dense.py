@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.profiler import record_function
 
+from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.partial_conv import partial_conv2d_inner
 from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
-from glance_fast.nets.global_net import GlobalNet, WindowedReading
-from glance_fast.scoring.plan import Chunk, geometry_of, most_pixels, plan
+from glance_fast.nets.global_net import GlobalNet, PartialBlock, PartialConvNorm, Stage, WindowedReading
+from glance_fast.scoring.memory import window_bytes
+from glance_fast.scoring.plan import Chunk, geometry_of, plan
 
-# Bytes that the windows of a chunk of patches take at most: a CPU's caches hold what one layer hands to the
-# next; a GPU wants many.
-BUDGET = {"cpu": 16 << 20, "cuda": 2 << 30}
+# Bytes of windows at a time beyond which nothing gains: a CPU's caches hold what one layer hands to the next;
+# a GPU wants many.
+USEFUL = {"cpu": 16 << 20, "cuda": 2 << 30}
+# What only holds layers; all else in a net must be a layer whose reach the plan knows.
+CONTAINERS = (GlobalNet, Stage, PartialBlock, nn.ModuleList)
 
 
-def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, budget: int | None = None) -> Tensor:
+def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, limit: int | None = None) -> Tensor:
     """z_g of every patch, equal to the patch-by-patch engine's but for rounding.
 
     Parameters
@@ -32,42 +37,63 @@ def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, budget: int | No
         Normalised images [B, 3, H, W].
     grid : PatchGrid
         The patches.
-    budget : int, optional
-        Bytes that the windows computed at a time may take.
+    limit : int, optional
+        Bytes that the windows computed at a time may take; one patch's are always computed together.
 
     Returns
     -------
     Tensor
         Float32 [B, P, D].
+
+    Raises
+    ------
+    UserError
+        A layer's output depends on the whole image, so that a patch changes all of it.
     """
+    check_local(net)
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))
     x = x.contiguous(memory_format=torch.channels_last)
     weights = [[t.to(x.dtype) for t in layer.module.folded()] for layer in net.layers()]
     weights = [(w.contiguous(memory_format=torch.channels_last), b) for w, b in weights]
-    layers, places = geometry_of(net), torch.from_numpy(grid.holes).to(x.device)
     out = x.new_empty(len(x), len(grid), net.features, dtype=torch.float32)
     if not len(x):
         return out
-    a_patch = most_pixels(layers, grid) * widest(weights) * x.itemsize * len(x)
+    useful = USEFUL[kind] if limit is None else min(limit, USEFUL[kind])
+    step = max(1, useful // (window_bytes(net, grid, x.itemsize) * len(x)))
     with torch.autocast(kind, enabled=False):
-        base = unmasked(net, x, weights)
-        sums = summed(base[-1])
-        for chunk in plan(layers, grid, x.device, max(1, (budget or BUDGET[kind]) // a_patch)):
+        with record_function("base"):
+            base = unmasked(net, x, weights)
+            sums = summed(base[-1])
+        for chunk in plan(geometry_of(net), grid, x.device, step):
             count = len(chunk.patches)
             images = torch.arange(len(x), device=x.device).repeat_interleave(count)
-            last, read = masked(net, base, weights, chunk, images)
-            pooled = total(sums, last, images) / chunk.seen.repeat(len(x))[:, None].clamp_min(1)
-            where = places[chunk.patches].repeat(len(x), 1)[:, None]
-            found = net.predict(net.read(read, pooled[:, None], where, x.shape[-2:]))
-            out[:, chunk.patches] = found.view(len(x), count, -1)
+            with record_function("windows"):
+                last, read = masked(net, base, weights, chunk, images)
+            with record_function("readout and head"):
+                pooled = total(sums, last, images) / chunk.seen.repeat(len(x))[:, None].clamp_min(1)
+                places = chunk.places.repeat(len(x), 1)[:, None]
+                found = net.predict(net.read(read, pooled[:, None], places, x.shape[-2:]))
+                out[:, chunk.patches] = found.view(len(x), count, -1)
     return out
 
 
-def widest(weights: list[tuple[Tensor, Tensor]]) -> int:
-    """Most channels of a layer's output."""
-    return max(len(bias) for _, bias in weights)
+def check_local(net: GlobalNet) -> None:
+    """Refuse a net in which a place of a map can depend on far ones other than by its convolutions."""
+    known: set[nn.Module] = set(net.head.modules())
+    for layer in net.layers():
+        norm = getattr(layer.module, "norm", None)
+        if type(layer.module) is PartialConvNorm and type(norm) is nn.BatchNorm2d:
+            known |= {layer.module, norm}
+    for name, module in net.named_modules():
+        if module not in known and type(module) not in CONTAINERS:
+            raise UserError(
+                f"engine dense: {name or 'the net'} ({type(module).__name__}) may let a patch change the "
+                "whole map, and the engine computes only what lies around it; use engine patchwise"
+            )
+    if net.training:
+        raise UserError("engine dense: BatchNorm in training depends on the whole image; call eval() first")
 
 
 def unmasked(net: GlobalNet, x: Tensor, weights: list[tuple[Tensor, Tensor]]) -> list[Tensor]:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from glance_fast.geometry import PatchGrid
 from glance_fast.nets.global_net import GlobalNet
+from glance_fast.scoring.patchwise import passes_at_a_time
 
-BATCH = 8
 
-
-def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, spacing: int | None = None) -> Tensor:
+def global_features(
+    net: GlobalNet, x: Tensor, grid: PatchGrid, limit: int | None = None, spacing: int | None = None
+) -> Tensor:
     """z_g of every patch, a lattice of them a pass.
 
     Parameters
@@ -26,6 +27,8 @@ def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, spacing: int | N
         Normalised images [B, 3, H, W].
     grid : PatchGrid
         The patches.
+    limit : int, optional
+        Bytes that the passes computed at a time may take; one always is.
     spacing : int, optional
         Least distance between the same sides of two patches of a pass, pixels; twice the patch if not
         given.
@@ -52,6 +55,7 @@ def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, spacing: int | N
             torch.arange(len(x), device=x.device), torch.arange(len(groups), device=x.device), indexing="ij"
         )
     )
-    for i, g in zip(image.split(BATCH), group.split(BATCH), strict=True):
+    passes = passes_at_a_time(net, x, grid, limit)
+    for i, g in zip(image.split(passes), group.split(passes), strict=True):
         out[i[:, None], index[g]] = net(x[i], padded[g])
     return out[:, :-1]

@@ -48,6 +48,8 @@ class Chunk:
     ----------
     patches : Tensor
         Int64 [n], raster indices.
+    places : Tensor
+        Int64 [n, 4], the patches in the image.
     layers : tuple of LayerPlan
         One for each of ``GlobalNet.layers()``.
     seen : Tensor
@@ -55,6 +57,7 @@ class Chunk:
     """
 
     patches: Tensor
+    places: Tensor
     layers: tuple[LayerPlan, ...]
     seen: Tensor
 
@@ -141,8 +144,9 @@ def plan(layers: Geometry, grid: PatchGrid, device: torch.device, step: int) -> 
             planned.append(LayerPlan(*tensors, tuple(size.tolist())))
         holes = last.holes[patches]
         hidden = (holes[:, 2] - holes[:, 0]) * (holes[:, 3] - holes[:, 1])
-        seen = torch.from_numpy(last.out[0] * last.out[1] - hidden).to(device)
-        chunks.append(Chunk(torch.from_numpy(patches).to(device), tuple(planned), seen))
+        arrays = patches, grid.holes[patches], last.out[0] * last.out[1] - hidden
+        index, places, seen = (torch.from_numpy(a).to(device) for a in arrays)
+        chunks.append(Chunk(index, places, tuple(planned), seen))
     return tuple(chunks)
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glance_fast import UserError
 from glance_fast.geometry import PatchGrid, fitting_size
 from glance_fast.nets.global_net import GlobalNet
 from glance_fast.scoring import dense, patchwise
@@ -74,6 +75,27 @@ def test_the_budget_changes_nothing(budget):
     net, x = net_of("default", 32), images(2, grid)
     expected = patchwise.global_features(net, x, grid)
     assert difference(dense.global_features(net, x, grid, budget), expected) <= 1e-5
+
+
+def pooled(net: GlobalNet) -> None:
+    """A channel weighted by a mean over the whole map."""
+    net.stages[1].down.norm = torch.nn.GroupNorm(2, 8)
+
+
+def extended(net: GlobalNet) -> None:
+    net.stages[0].attention = torch.nn.Conv2d(8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [(pooled, r"stages\.1\.down.*"), (extended, r"stages\.0\.attention \(Conv2d\)"), (GlobalNet.train, "")],
+    ids=["a norm over the map", "a layer of another kind", "BatchNorm in training"],
+)
+def test_a_net_that_looks_further_than_its_convolutions_is_refused(change, name):
+    net, grid = net_of("default", 32), PatchGrid(64, 64, 32, 32)
+    change(net)
+    with pytest.raises(UserError, match=f"engine dense: {name}.*"):
+        dense.global_features(net, images(1, grid), grid)
 
 
 @torch.no_grad()

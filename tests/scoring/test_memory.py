@@ -1,0 +1,74 @@
+"""The limit on memory: what fits under it gives the same scores, what cannot is refused by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from glance_fast import UserError
+from glance_fast.config import Config
+from glance_fast.model import Glance
+from glance_fast.scoring.memory import MIB, MOST_IMAGES, pass_bytes, split, window_bytes
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Glance(Config(image_size=(96, 128), patch=32, stride=16, width=8, pretrained=False))
+
+
+def test_a_pass_is_counted_layer_by_layer(model):
+    scale = model.scales[0]
+    maps = (
+        24 * 32
+        + 12 * 16 * 3
+        + 6 * 8 * (1 + 2 * model.config.blocks[1])
+        + 3 * 4 * (1 + 2 * model.config.blocks[2])
+    )
+    assert pass_bytes(scale.global_net, scale.grid, 4) == 4 * (3 * 96 * 128 + 8 * maps)
+    assert pass_bytes(scale.global_net, scale.grid, 2) == 2 * (3 * 96 * 128 + 8 * maps)
+
+
+def least(model):
+    """The least limit, bytes, under which an image can be scored."""
+    low, high = 0, 1 << 40
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            split(model.scales, model.config, 4, middle)
+            high = middle
+        except UserError:
+            low = middle
+    return high
+
+
+def test_what_is_left_suffices_for_a_patch_and_grows_with_the_limit(model):
+    smallest = least(model)
+    images, windows = split(model.scales, model.config, 4, smallest)
+    patch = window_bytes(model.scales[0].global_net, model.scales[0].grid, 4)
+    assert images == 1 and windows == patch
+    for factor in (1.1, 2, 10, 1000):
+        more, left = split(model.scales, model.config, 4, int(smallest * factor))
+        assert images <= more <= MOST_IMAGES and left >= patch
+    assert more == MOST_IMAGES and left > 100 * windows
+
+
+@pytest.mark.parametrize("engine", ["dense", "grouped", "patchwise"])
+def test_the_limit_changes_no_score(model, engine):
+    images = list(np.random.default_rng(0).integers(0, 256, (3, 96, 128, 3), np.uint8))
+    free = model.score(images, engine)
+    model.memory_mib = -(-least(model) // MIB)
+    try:
+        bound = model.score(images, engine)
+    finally:
+        model.memory_mib = None
+    np.testing.assert_allclose(bound.maps, free.maps, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(bound.patch_scores, free.patch_scores, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_that_cannot_fit_is_refused_with_the_setting(model):
+    model.memory_mib = 1
+    try:
+        with pytest.raises(UserError, match=r"image_size 96x128: .* MiB .* 1 are allowed; .*--memory-mib"):
+            model.score([np.zeros((96, 128, 3), np.uint8)])
+    finally:
+        model.memory_mib = None
