@@ -265,8 +265,8 @@ class WindowedReading(Reading):
             return super().at(y, x)
         row, column = y - self.top, x - self.left
         inside = (row >= 0) & (row < self.window[0]) & (column >= 0) & (column < self.window[1])
-        # On a GPU the question would wait for the device, and the answer costs less than that.
-        if not y.is_cuda and bool(inside.all()):
+        # Elsewhere the question would wait for the device, and the answer costs less than that.
+        if y.device.type == "cpu" and bool(inside.all()):
             return super().at(row, column)
         held = super().at(row.clamp(0, self.window[0] - 1), column.clamp(0, self.window[1] - 1))
         return torch.where(inside[..., None], held, self.base[self.images, y, x].float())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,15 @@ ASSISTANT_INNER = 128
 
 def to_input(images: Tensor) -> Tensor:
     """uint8 [B, H, W, 3] to normalised float32 [B, 3, H, W], channels-last in memory."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device)
-    std = torch.tensor(IMAGENET_STD, device=images.device)
+    mean, std = _moments(images.device)
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+@cache
+@torch.inference_mode(False)
+def _moments(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept, because a copy to a GPU waits for all that was asked of it before."""
+    return torch.tensor(IMAGENET_MEAN, device=device), torch.tensor(IMAGENET_STD, device=device)
 
 
 class BasicBlock(nn.Module):
