@@ -269,9 +269,9 @@ def run_images(scene: Scene, deadline: Deadline, table: Table) -> None:
 
 def engines(device: torch.device) -> list[tuple[str, str]]:
     """Engines that differ, each with its precisions."""
-    distinct = {function: name for name, function in ENGINES.items() if name != "auto"}
+    distinct = sorted({*ENGINES} - {"auto"}, reverse=True)
     precisions = ("bf16", "fp32") if device.type == "cuda" else ("fp32",)
-    return [(name, precision) for name in sorted(distinct.values(), reverse=True) for precision in precisions]
+    return [(name, precision) for name in distinct for precision in precisions]
 
 
 def images_seconds(

@@ -84,7 +84,7 @@ def prepare(name: str, work: Path) -> Path:
 
 def feature_chunks(model: Glance, images: np.ndarray) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
     """Features of prepared images, a chunk at a time."""
-    return [model.features(images[i : i + CHUNK], "grouped") for i in range(0, len(images), CHUNK)]
+    return [model.features(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
 
 
 def local_chunks(model: Glance, images: np.ndarray) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:

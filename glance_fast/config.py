@@ -64,6 +64,9 @@ class Config:
         Patch centres that a pixel's value comes from; 0 for all of them.
     smoothing : float
         Standard deviation of a Gaussian on the map, pixels; 0 for none.
+    group_spacing : float
+        Distance between the patches that the grouped engine masks in one pass, in patches. Less is sooner
+        done, and further from the definition's scores; ``glance-fast bench`` says how far.
     quantile : float
         Share of normal images that the threshold behind ``anomalous`` lets pass.
     finetune_steps : int
@@ -109,6 +112,7 @@ class Config:
     idw_power: float = 2.0
     idw_neighbours: int = 16
     smoothing: float = 4.0
+    group_spacing: float = 2.0
     quantile: float = 0.99
     finetune_steps: int = 400
     steps: int = 1600
@@ -183,6 +187,7 @@ class Config:
             ("idw_power", 0, 32),
             ("idw_neighbours", 0, 1 << 20),
             ("smoothing", 0, 1e3),
+            ("group_spacing", 1, 1e3),
             ("quantile", 0.5, 0.99999),
             ("finetune_steps", 0, 1 << 24),
             ("steps", 1, 1 << 24),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from torch.profiler import record_function
 from glance_fast.config import Config
 from glance_fast.data.images import as_rgb, read_image, resize
 from glance_fast.errors import UserError
-from glance_fast.geometry import PatchGrid
 from glance_fast.hardware import has_bf16
 from glance_fast.kernels.patch_score import PatchScores, score_patches
 from glance_fast.nets.global_net import GlobalNet
@@ -28,12 +27,7 @@ from glance_fast.scoring.maps import HeadMaps, combine, interpolate
 from glance_fast.scoring.memory import DEFAULT, MIB, MOST_IMAGES, split
 from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
-ENGINES: dict[str, Callable[[GlobalNet, Tensor, PatchGrid, int], Tensor]] = {
-    "auto": dense.global_features,
-    "dense": dense.global_features,
-    "patchwise": patchwise.global_features,
-    "grouped": grouped.global_features,
-}
+ENGINES = ("auto", "dense", "patchwise", "grouped")
 PRECISIONS = ("auto", "fp32", "bf16")
 # Images that are handed on together; how many of them are computed at a time is for the memory to say.
 CHUNK = MOST_IMAGES
@@ -71,6 +65,7 @@ class Scale(nn.Module):
     def __init__(self, config: Config, index: int) -> None:
         super().__init__()
         self.grid = config.grids[index]
+        self.spacing = round(config.group_spacing * self.grid.patch)
         self.local = LocalNet(config.patches[index])
         features = self.local.features
         self.global_net = GlobalNet(
@@ -87,7 +82,10 @@ class Scale(nn.Module):
         """z_l and z_g of all patches of images [B, 3, H, W], each float32 [B, P, D]."""
         with record_function("Local-Net"):
             local = self.local(x, self.grid.stride).float().flatten(2).mT
-        return local, ENGINES[engine](self.global_net, x, self.grid, limit)
+        scene = self.global_net, x, self.grid, limit
+        if engine == "grouped":
+            return local, grouped.global_features(*scene, self.spacing)
+        return local, (patchwise if engine == "patchwise" else dense).global_features(*scene)
 
     @record_function("scores")
     def patch_scores(self, local: Tensor, global_: Tensor, s: ScaleStatistics) -> PatchScores:
@@ -156,7 +154,7 @@ class Glance(nn.Module):
         engine : {"auto", "dense", "patchwise", "grouped"}
             How Global-Net runs. "dense" ("auto") gives the paper's numbers from one pass and what each
             patch changes in it; "patchwise" the same by a pass a patch, the paper's procedure; "grouped"
-            masks many far-apart patches in one pass, with scores that agree closely.
+            masks many far-apart patches in one pass, with scores that agree closely (``group_spacing``).
         precision : {"auto", "fp32", "bf16"}
             Of the two networks; "auto" is what the model was loaded with, and fp32 if that was "auto". A
             machine without bfloat16 instructions, where it would be slower, computes in fp32 all the same.

@@ -118,6 +118,7 @@ def test_refused(values, words):
         ("idw_power", -1, 33),
         ("idw_neighbours", -1, (1 << 20) + 1),
         ("smoothing", -1, 1001),
+        ("group_spacing", 0.5, 1001),
         ("quantile", 0.49, 1.0),
         ("finetune_steps", -1, (1 << 24) + 1),
         ("steps", 0, (1 << 24) + 1),

@@ -11,7 +11,6 @@ from scipy.stats import spearmanr
 
 from glance_fast import Config, Glance, ImageError, UserError, load
 from glance_fast.nets.teacher import to_input
-from glance_fast.scoring import grouped, patchwise
 from glance_fast.scoring.statistics import Calibration, Moments, ScaleStatistics
 
 
@@ -170,22 +169,6 @@ def test_grouped_engine_ranks_patches_as_the_definition_does(model):
     assert spearmanr(exact, fast).statistic > 0.9
 
 
-def test_grouped_engine_gives_each_patch_the_feature_of_its_own_hole():
-    # A net at random: features of different holes differ.
-    model = Glance(Config(**{**SMALL, "image_size": 128}), seed=2)
-    scale = model.scales[0]
-    x = to_input(torch.from_numpy(np.stack(images_of(2, size=128))))
-    groups = scale.grid.lattices(64)
-    with torch.inference_mode():
-        found = grouped.global_features(scale.global_net, x, scale.grid)
-        assert len({len(group) for group in groups}) > 1, "groups of different sizes"
-        for group in groups:
-            holes = torch.from_numpy(scale.grid.holes[group]).expand(len(x), -1, -1)
-            torch.testing.assert_close(found[:, group], scale.global_net(x, holes), rtol=1e-4, atol=1e-5)
-        other = found[:, groups[0]].flip(1)
-        assert not torch.allclose(found[:, groups[0]], other, rtol=1e-2, atol=1e-3)
-
-
 def test_every_patch_is_hidden_from_its_own_global_feature(model):
     scale = model.scales[0]
     images = torch.from_numpy(np.stack([model.prepare(image) for image in images_of(1)]))
@@ -193,11 +176,8 @@ def test_every_patch_is_hidden_from_its_own_global_feature(model):
     changed = images.clone()
     changed[:, top:bottom, left:right] = 255 - changed[:, top:bottom, left:right]
     with torch.inference_mode():
-        for engine in (patchwise, grouped):
-            one, other = (
-                engine.global_features(scale.global_net, to_input(x), scale.grid)[0]
-                for x in (images, changed)
-            )
+        for engine in ("dense", "grouped", "patchwise"):
+            one, other = (scale.features(to_input(x), engine, 1 << 30)[1][0] for x in (images, changed))
             torch.testing.assert_close(one[4], other[4])
             assert not torch.allclose(one[3], other[3])
 

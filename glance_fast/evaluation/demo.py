@@ -53,9 +53,7 @@ def run_demo(out: Path, reporter: Reporter, config: Config = CONFIG, **counts: i
         data = out / "data" / texture
         model = fit(normal_images(data), out / "runs" / texture, config, reporter=reporter)
         with reporter.task("evaluating", None) as advance:
-            results[texture] = evaluate(
-                model, data, out / "results" / texture, engine="grouped", progress=advance
-            )
+            results[texture] = evaluate(model, data, out / "results" / texture, progress=advance)
     results["overall"] = {name: float(np.mean([results[t][name] for t in TEXTURES])) for name in METRICS}
     write_text(out / "metrics.json", json.dumps(results, indent=2) + "\n")
     rows = [IndexRow(t, out / "results" / t / "report.html", results[t]) for t in TEXTURES]

@@ -21,8 +21,6 @@ from glance_fast.scoring.statistics import Calibration, Moments, ScaleStatistics
 
 # Enough for a covariance of 128 numbers per grid position; more images would cost time alone.
 MOST_IMAGES = 300
-# The grouped engine's scores agree with the definition's closely enough for statistics.
-ENGINE = "grouped"
 # Added to eigenvalues of the global covariance, as a share of their mean.
 RIDGE = 1e-3
 # The distortion head keeps a tenth of the blend: small defects are its own. This and the rule of `share_of`
@@ -152,7 +150,7 @@ def calibrate(
     def features(indices: np.ndarray, done: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
         for start in range(0, len(indices), CHUNK):
             part = indices[start : start + CHUNK]
-            yield model.features(cache.batch(part), ENGINE, precision)
+            yield model.features(cache.batch(part), precision=precision)
             if progress:
                 progress(done + start + len(part), total)
 

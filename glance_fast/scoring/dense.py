@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
 
-from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid
-from glance_fast.kernels.partial_conv import partial_conv2d_inner
 from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
-from glance_fast.nets.global_net import GlobalNet, PartialBlock, PartialConvNorm, Stage, WindowedReading
+from glance_fast.nets.global_net import GlobalNet, WindowedReading
 from glance_fast.scoring.memory import window_bytes
+from glance_fast.scoring.passes import Weights, as_computed, check, folded, outputs
 from glance_fast.scoring.plan import Chunk, geometry_of, plan
 
 # Bytes of windows at a time beyond which nothing gains: a CPU's caches hold what one layer hands to the next;
 # a GPU wants many.
 USEFUL = {"cpu": 16 << 20, "cuda": 2 << 30}
-# What only holds layers; all else in a net must be a layer whose reach the plan knows.
-CONTAINERS = (GlobalNet, Stage, PartialBlock, nn.ModuleList)
 
 
 def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, limit: int | None = None) -> Tensor:
@@ -50,13 +47,10 @@ def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, limit: int | Non
     UserError
         A layer's output depends on the whole image, so that a patch changes all of it.
     """
-    check_local(net)
+    check(net)
     kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        x = x.to(torch.get_autocast_dtype(kind))
-    x = x.contiguous(memory_format=torch.channels_last)
-    weights = [[t.to(x.dtype) for t in layer.module.folded()] for layer in net.layers()]
-    weights = [(w.contiguous(memory_format=torch.channels_last), b) for w, b in weights]
+    x = as_computed(x)
+    weights = folded(net, x.dtype)
     out = x.new_empty(len(x), len(grid), net.features, dtype=torch.float32)
     if not len(x):
         return out
@@ -64,7 +58,7 @@ def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, limit: int | Non
     step = max(1, useful // (window_bytes(net, grid, x.itemsize) * len(x)))
     with torch.autocast(kind, enabled=False):
         with record_function("base"):
-            base = unmasked(net, x, weights)
+            base, _ = outputs(net, x, torch.zeros(len(x), 0, 4, dtype=torch.int64, device=x.device), weights)
             sums = summed(base[-1])
         for chunk in plan(geometry_of(net), grid, x.device, step):
             count = len(chunk.patches)
@@ -79,40 +73,10 @@ def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, limit: int | Non
     return out
 
 
-def check_local(net: GlobalNet) -> None:
-    """Refuse a net in which a place of a map can depend on far ones other than by its convolutions."""
-    known: set[nn.Module] = set(net.head.modules())
-    for layer in net.layers():
-        norm = getattr(layer.module, "norm", None)
-        if type(layer.module) is PartialConvNorm and type(norm) is nn.BatchNorm2d:
-            known |= {layer.module, norm}
-    for name, module in net.named_modules():
-        if module not in known and type(module) not in CONTAINERS:
-            raise UserError(
-                f"engine dense: {name or 'the net'} ({type(module).__name__}) may let a patch change the "
-                "whole map, and the engine computes only what lies around it; use engine patchwise"
-            )
-    if net.training:
-        raise UserError("engine dense: BatchNorm in training depends on the whole image; call eval() first")
-
-
-def unmasked(net: GlobalNet, x: Tensor, weights: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """The input of every layer and the last one's output for images without a hole."""
-    nothing = torch.zeros(len(x), 0, 4, dtype=torch.int64, device=x.device)
-    base = [x]
-    for (module, residual, _), (weight, bias) in zip(net.layers(), weights, strict=True):
-        added = base[-2] if residual else None
-        y, _, _ = partial_conv2d_inner(
-            base[-1], weight, bias, nothing, module.stride, module.padding, added, relu=True
-        )
-        base.append(y)
-    return base
-
-
 def masked(
     net: GlobalNet,
     base: list[Tensor],
-    weights: list[tuple[Tensor, Tensor]],
+    weights: Weights,
     chunk: Chunk,
     images: Tensor,
 ) -> tuple[WindowedMap, list[WindowedReading]]:

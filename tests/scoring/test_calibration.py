@@ -209,7 +209,7 @@ def test_held_out_maps_of_a_model_are_standardised(cache, small):
     train = np.setdiff1d(np.arange(len(cache)), held_out)
     calibrate(model, cache, train, held_out)
     precision = "bf16" if has_bf16(model.device) else "fp32"
-    result = model.score(cache.batch(held_out), "grouped", precision)
+    result = model.score(cache.batch(held_out), precision=precision)
     assert abs(result.maps.mean()) < 1e-3 and abs(result.maps.std() - 1) < 1e-3
     np.testing.assert_allclose(result.scores, model.calibration.scores, rtol=1e-4, atol=1e-4)
     assert (result.scores <= model.calibration.threshold).all()
@@ -221,7 +221,7 @@ def test_only_the_normal_images_given_enter_and_each_once(cache, small, blend, m
     model = Glance(Config(**small, blend=blend))
     seen, features = [], model.features
     monkeypatch.setattr(
-        model, "features", lambda batch, *more: (seen.extend(batch), features(batch, *more))[1]
+        model, "features", lambda batch, **more: (seen.extend(batch), features(batch, **more))[1]
     )
     train, held_out = np.array([0, 2, 3, 5, 6, 7, 9, 11]), np.array([1, 4, 8])
     done = []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from glance_fast import UserError
 from glance_fast.geometry import PatchGrid, fitting_size
 from glance_fast.nets.global_net import GlobalNet
-from glance_fast.scoring import dense, patchwise
+from glance_fast.scoring import dense, grouped, patchwise
 from glance_fast.scoring.plan import changes, geometry_of, plan
 
 NETS = {
@@ -94,8 +94,9 @@ def extended(net: GlobalNet) -> None:
 def test_a_net_that_looks_further_than_its_convolutions_is_refused(change, name):
     net, grid = net_of("default", 32), PatchGrid(64, 64, 32, 32)
     change(net)
-    with pytest.raises(UserError, match=f"engine dense: {name}.*"):
-        dense.global_features(net, images(1, grid), grid)
+    for engine, more in ((dense, ()), (grouped, (64,))):
+        with pytest.raises(UserError, match=f"engines dense and grouped: {name}.*"):
+            engine.global_features(net, images(1, grid), grid, None, *more)
 
 
 @torch.no_grad()
