@@ -21,7 +21,7 @@ LOCAL_LAYOUTS: dict[int, tuple[int, tuple[tuple[int, int, int], ...]]] = {
 }
 NETS = {
     # Channels at strides 4, 8, 16, 32; residual blocks at strides 8, 16, 32; readout.
-    "default": ((1, 1, 1, 1), (1, 2, 2), "hole"),
+    "default": ((1, 1, 1, 1), (1, 1, 1), "hole"),
     # As public re-implementations of the paper have it: widths that double, global average pooling.
     "paper": ((0.25, 0.5, 1, 2), (1, 1, 1), "pool"),
 }

@@ -20,7 +20,7 @@ def test_defaults():
     config = Config()
     assert config.image_size == (256, 256)
     assert [(g.patch, g.stride, len(g)) for g in config.grids] == [(32, 8, 841), (64, 16, 169)]
-    assert config.blocks == (1, 2, 2) and config.readout == "hole" and config.lambda_s is None
+    assert config.blocks == (1, 1, 1) and config.readout == "hole" and config.lambda_s is None
     assert config.widths == (64, 64, 64, 64)
 
 

@@ -115,7 +115,7 @@ class GlobalNet(nn.Module):
         self,
         patch: int,
         widths: tuple[int, int, int, int] = (64, 64, 64, 64),
-        blocks: tuple[int, int, int] = (1, 2, 2),
+        blocks: tuple[int, int, int] = (1, 1, 1),
         readout: str = "hole",
         features: int = 128,
     ) -> None:
