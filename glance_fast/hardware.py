@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import torch
 
 from glance_fast.errors import UserError
@@ -26,6 +27,62 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this PyTorch ({torch.__version__}) finds no CUDA device")
     return device
+
+
+def device_of_process(name: str, local_rank: int, processes: int) -> str:
+    """One CUDA device for each process of a machine, where ``name`` leaves open which.
+
+    Parameters
+    ----------
+    name : str
+        As for `pick_device`.
+    local_rank, processes : int
+        The number of this process on this machine, from 0, and how many there are.
+
+    Returns
+    -------
+    str
+        Such as ``"cuda:1"``, which becomes the current device; ``name`` where that is the CPU.
+
+    Raises
+    ------
+    UserError
+        The device is unknown or not to be had, or the machine has fewer than processes.
+    """
+    device = pick_device(name)
+    if device.type != "cuda":
+        return name
+    if device.index is None:
+        devices = torch.cuda.device_count()
+        if processes > devices:
+            raise UserError(
+                f"--device {name}: {processes} processes, but this machine's CUDA devices number {devices}; "
+                f"give torchrun --nproc-per-node {devices}, or --device cpu"
+            )
+        device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return str(device)
+
+
+def use_threads(count: int | None) -> int:
+    """Have PyTorch and Numba compute with one number of threads.
+
+    Parameters
+    ----------
+    count : int, optional
+        At least 1; what PyTorch has (``OMP_NUM_THREADS``, or the processor's cores) if not given.
+
+    Returns
+    -------
+    int
+        The number.
+    """
+    if count is not None:
+        torch.set_num_threads(count)
+    count = torch.get_num_threads()
+    # Numba takes no more than it found processors when it was imported.
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    return count
 
 
 def has_bf16(device: torch.device) -> bool:

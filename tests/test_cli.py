@@ -1,25 +1,29 @@
 """The command line as a person meets it: one clear line, an exit code that tells, nothing lost."""
 
 import errno
+import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from samples import draw_part
 
 import glance_fast
 from glance_fast import UserError
 from glance_fast.cli import main
-from glance_fast.scoring.directory import Summary
+from glance_fast.scoring.table import Summary
 
-COMMANDS = ("train", "score-dir", "evaluate", "distill", "demo")
+COMMANDS = ("train", "score-dir", "evaluate", "bench", "distill", "demo")
 
 
 @pytest.fixture
@@ -384,6 +388,253 @@ def test_a_folder_that_may_not_be_written(cli, run_folder, photos, tmp_path, mon
     assert not (tmp_path / "out").exists()
 
 
+# ---------------------------------------------------------------- score-dir in shards
+
+
+def test_shards_become_one_table(cli, run_folder, photos, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert score_dir(cli, run_folder, photos, whole, "--overlays")[0] == 0
+    code, said, err = score_dir(cli, run_folder, photos, out, "--shard", "2/3", "--overlays")
+    assert code == 0 and re.fullmatch(
+        rf"shard 2/3: 1 image scored, \d anomalous: {out}/scores-2-of-3.csv\n", said
+    )
+    assert err.startswith("scoring shard 2/3: ")
+    # Nothing to do is no error.
+    code, said, _ = score_dir(cli, run_folder, photos, out, "--shard", "3/3")
+    assert code == 0 and said == f"shard 3/3: 0 images scored, 0 anomalous: {out}/scores-3-of-3.csv\n"
+    line = one_line(score_dir(cli, run_folder, photos, out, "--shard", "2/3"))
+    assert line.startswith(f"{out}: is not empty: shard 2/3 was begun there; --resume goes on with it")
+    (photos / "bad.png").write_text("no image")
+    code, said, err = score_dir(cli, run_folder, photos, out, "--shard", "1/3")
+    assert code == 1 and said == "" and "photographs came or went between the shards; --resume" in err
+    (photos / "bad.png").unlink()
+    code, said, _ = score_dir(cli, run_folder, photos, out, "--shard", "1/3", "--resume", "--overlays")
+    assert code == 0 and re.fullmatch(rf"2 images scored, \d anomalous: {out}/scores.csv\n", said)
+    check_same(out, whole)
+    before = tree(out)
+    code, said, err = score_dir(cli, run_folder, photos, out, "--shard", "1/3", "--resume")
+    assert (code, said) == (0, f"shard 1/3 is done, and joined: {out}/scores.csv\n") and tree(out) == before
+    assert err == "for what is new or failed, give --resume without --shard\n"
+
+
+def check_same(out, whole):
+    """The same files, names in the same order, and scores but for digits that follow what a batch holds."""
+    files = [{p.relative_to(folder) for p in folder.rglob("*")} for folder in (out, whole)]
+    assert files[0] == files[1]
+    ours, theirs = (
+        [line.split(",") for line in (folder / "scores.csv").read_text().splitlines()[1:]]
+        for folder in (out, whole)
+    )
+    assert [row[0] for row in ours] == [row[0] for row in theirs]
+    scores = np.array([[float(row[1]) for row in rows] for rows in (ours, theirs)])
+    # Rounding is that of the largest scores: small ones are differences of large numbers.
+    np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-6 * np.abs(scores).max())
+
+
+def test_a_shard_and_the_whole_tell_of_images_that_failed(cli, run_folder, photos, tmp_path):
+    out = tmp_path / "out"
+    (photos / "bad.png").write_text("no image")
+    assert score_dir(cli, run_folder, photos, out, "--shard", "2/3")[0] == 0
+    code, said, err = score_dir(cli, run_folder, photos, out, "--shard", "3/3")
+    assert code == 3 and said.startswith("shard 3/3: 0 images scored")
+    assert f"1 image could not be scored; column error of {out}/scores-3-of-3.csv says why\n" in err
+    code, said, err = score_dir(cli, run_folder, photos, out, "--shard", "1/3")
+    assert code == 3 and said.startswith("2 images scored")
+    assert f"1 image could not be scored; column error of {out}/scores.csv says why\n" in err
+
+
+def test_one_shard_of_one_is_the_plain_command(cli, run_folder, photos, tmp_path):
+    out = tmp_path / "out"
+    for more in ((), ("--resume",), ("--overwrite",)):
+        code, said, err = score_dir(cli, run_folder, photos, out, "--shard", "1/1", *more)
+        assert code == 0 and said.endswith(f" anomalous: {out}/scores.csv\n") and "shard" not in err
+    assert "is not empty; --overwrite" in one_line(score_dir(cli, run_folder, photos, out, "--shard", "1/1"))
+
+
+def test_shards_that_are_refused(cli, run_folder, photos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert score_dir(cli, run_folder, photos, out, "--shard", "1/2")[0] == 0
+    before = tree(out)
+    monkeypatch.setattr("glance_fast.scoring.directory.score_directory", never)
+    for shard in ("0/4", "5/4", "a/b", "3"):
+        line = one_line(score_dir(cli, run_folder, photos, out, "--shard", shard))
+        assert line == f"--shard {shard}: expected K/N with K from 1 to N, such as 2/4"
+    for more, message in (
+        (["--shard", "2/2", "--overwrite"], "--overwrite would delete what other shards did; choose another"),
+        (["--shard", "1/2", "--overwrite", "--resume"], "--overwrite would delete what other shards did"),
+        (["--shard", "2/3"], f"{out}: holds shard 1/2; give --shard K/2 there, or choose another --out"),
+        (["--shard", "2/2", "--resume"], f"{out}: nothing of shard 2/2 to resume there; leave --resume away"),
+        ([], f"{out}: is not empty; --overwrite replaces what is in it"),
+    ):
+        assert one_line(score_dir(cli, run_folder, photos, out, *more)).startswith(message)
+    (tmp_path / "file").touch()
+    line = one_line(score_dir(cli, run_folder, photos, tmp_path / "file", "--shard", "1/2"))
+    assert line == f"{tmp_path}/file: is a file; --out names a folder"
+    assert tree(out) == before
+
+
+def test_without_shard_the_work_of_shards_is_gone_on_with_or_replaced(cli, run_folder, photos, tmp_path):
+    out = tmp_path / "out"
+    for more in ("--resume", "--overwrite"):
+        shutil.rmtree(out, ignore_errors=True)
+        assert score_dir(cli, run_folder, photos, out, "--shard", "1/2")[0] == 0
+        kept = (out / "maps/0.png.tiff").stat().st_mtime_ns
+        code, said, _ = score_dir(cli, run_folder, photos, out, more)
+        assert code == 0 and said.startswith("2 images scored")
+        assert {p.name for p in out.iterdir()} == {"scores.csv", "run.json", "maps"}
+        assert ((out / "maps/0.png.tiff").stat().st_mtime_ns == kept) == (more == "--resume")
+
+
+def test_a_shard_leaves_what_others_are_writing(cli, run_folder, photos, tmp_path):
+    out = tmp_path / "out"
+    (out / "maps").mkdir(parents=True)
+    (out / "run-2-of-2.json").write_text("{}")
+    # A shard that is damaged is told of before anything is written.
+    line = one_line(score_dir(cli, run_folder, photos, out, "--shard", "1/2"))
+    assert line.startswith(f"{out}/run-2-of-2.json: damaged")
+    (out / "run-2-of-2.json").unlink()
+    (out / "scores-2-of-2.csv").touch()
+    writing = out / "maps/.tmp-0123456789abcdef.tiff"
+    writing.touch()
+    assert score_dir(cli, run_folder, photos, out, "--shard", "1/2")[0] == 0 and writing.exists()
+
+
+# What torchrun starts in place of the command: an accident in the second process, at its second image.
+ACCIDENT = """
+import os, signal, sys
+from glance_fast import UserError
+from glance_fast.cli import main
+from glance_fast.scoring import directory
+kind, calls, score_chunk = sys.argv.pop(), [], directory._score_chunk
+def accident(*arguments):
+    calls.append(1)
+    if len(calls) == 2 and os.environ["RANK"] == "1":
+        if kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise UserError("disk/file: is odd")
+    return score_chunk(*arguments)
+directory.CHUNK, directory._score_chunk = 1, accident
+main()
+"""
+
+
+@pytest.fixture
+def torchrun(run_folder):
+    """Run score-dir as several processes; gives the exit code, stdout and stderr of torchrun."""
+
+    def run(images, out, *more, processes=2, start=("-m", "glance_fast.cli")):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", processes, *start, "score-dir", run_folder, images, "--out", out]
+        done = subprocess.run(
+            [*map(str, command), "--engine", "grouped", "--device", "cpu", *map(str, more)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def ours(text):
+    """What the command itself said, of all that torchrun says when one of its processes fails."""
+    return [line for line in text.splitlines() if line.startswith("glance-fast: ")]
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_share_the_work(cli, torchrun, run_folder, parts, tmp_path):
+    images = shutil.copytree(parts / "test", tmp_path / "test")
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert score_dir(cli, run_folder, images, whole)[0] == 0
+    code, said, err = torchrun(images, out)
+    assert code == 0 and re.fullmatch(rf"6 images scored, \d anomalous: {out}/scores.csv\n", said), err
+    assert len(re.findall("^scoring shard 1/2: .* s$", err, re.MULTILINE)) == 1 and "2/2" not in err
+    check_same(out, whole)
+    run = json.loads((out / "run.json").read_text())
+    assert (run["scored"], run["errors"], run["shards"], run["device"]) == (6, 0, 2, "cpu")
+    # One command has all of it: it may replace what is there, and speaks with one voice.
+    code, said, err = torchrun(images, out)
+    assert code == 1 and said == ""
+    assert ours(err) == [
+        f"glance-fast: {out}: is not empty; --overwrite replaces what is in it, or choose another --out"
+    ]
+    (images / "good/bad.png").write_text("no image")
+    command = ("--no-python", Path(sys.executable).with_name("glance-fast"))
+    code, said, err = torchrun(images, out, "--overwrite", start=command)
+    # torchrun has one code for all failures, and names that of the process.
+    assert code == 1 and re.search(r"exitcode +: 3 ", err) and said.startswith("6 images scored")
+    assert f"1 image could not be scored; column error of {out}/scores.csv says why" in err
+    rows = [line for line in (out / "scores.csv").read_text().splitlines() if "bad.png" in line]
+    assert len(rows) == 1 and rows[0].startswith('good/bad.png,,,"is not an image')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["error", "killed"])
+def test_torchrun_ends_with_any_of_its_processes_and_goes_on_with_any_number(
+    cli, torchrun, run_folder, parts, tmp_path, kind
+):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    code, said, err = torchrun(
+        parts / "test", out, kind, start=("--no-python", sys.executable, "-c", ACCIDENT)
+    )
+    assert code == 1 and said == ""
+    assert ours(err) == ["glance-fast: disk/file: is odd"] * (kind == "error")
+    kept = {p: p.stat().st_mtime_ns for p in (out / "maps").rglob("*.tiff")}
+    done = len((out / "scores-2-of-2.csv").read_text().splitlines())
+    assert done == 2 and not (out / "scores.csv").exists(), "a header and one image"
+    code, said, err = torchrun(parts / "test", out, "--resume", processes=3)
+    assert code == 0 and said.startswith("6 images scored"), err
+    assert score_dir(cli, run_folder, parts / "test", whole)[0] == 0
+    check_same(out, whole)
+    assert sum(p.stat().st_mtime_ns == time for p, time in kept.items()) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["error", "killed", "shard"])
+def test_processes_end_with_each_other_where_nobody_kills_them(run_folder, parts, tmp_path, kind):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["score-dir", run_folder, parts / "test", "--out", tmp_path / "out", "--engine", "grouped"]
+    command += ["--shard=1/2"] * (kind == "shard")
+    processes = []
+    for rank in ("0", "1"):
+        # What torchrun says to them.
+        environment = {
+            **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            **{"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-c", ACCIDENT, *map(str, command), "--device", "cpu", kind],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+    try:
+        said = [process.communicate(timeout=200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [1, -signal.SIGKILL if kind == "killed" else 1]
+    if kind == "shard":
+        line = "glance-fast: --shard: torchrun's processes share the work by themselves; leave it away\n"
+        assert said == [line, ""] and not (tmp_path / "out").exists()
+    else:
+        assert said == ["", "glance-fast: disk/file: is odd\n" * (kind == "error")]
+
+
+def test_one_process_of_torchrun_is_the_plain_command(cli, run_folder, photos, tmp_path, monkeypatch):
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    code, said, err = score_dir(cli, run_folder, photos, tmp_path / "out")
+    assert code == 0 and said.startswith("2 images scored") and "shard" not in err
+    assert "leave it away" in one_line(score_dir(cli, run_folder, photos, tmp_path / "out", "--shard", "1/1"))
+
+
 # ---------------------------------------------------------------- what goes wrong on the way
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "disk/file")
@@ -612,3 +863,69 @@ def test_score_dir_stopped_by_a_signal_goes_on(cli, run_folder, parts, tmp_path,
     first = sorted(kept)[:2]
     assert all(path.stat().st_mtime_ns == kept[path] for path in first)
     assert len(list((out / "maps").rglob("*.tiff"))) == 6
+
+
+# ---------------------------------------------------------------- threads, memory, precision
+
+
+@pytest.fixture
+def threads():
+    """Numbers of threads of PyTorch and Numba, put back afterwards."""
+    before = torch.get_num_threads(), numba.get_num_threads()
+    yield lambda: (torch.get_num_threads(), numba.get_num_threads())
+    torch.set_num_threads(before[0])
+    numba.set_num_threads(before[1])
+
+
+def test_one_setting_for_all_threads(cli, run_folder, photos, tmp_path, threads):
+    assert score_dir(cli, run_folder, photos, tmp_path / "out", "--threads", "1")[0] == 0
+    assert threads() == (1, 1)
+    code, _, err = score_dir(cli, run_folder, photos, tmp_path / "none", "--threads", "0")
+    assert code == 2 and "--threads" in err and not (tmp_path / "none").exists()
+
+
+def test_waiting_threads_give_their_processor_up_soon(cli, monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    cli("--version")
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    cli("--version")
+    assert os.environ["GOMP_SPINCOUNT"] == "7", "who has set it knows why"
+
+
+def test_memory_that_does_not_suffice(cli, run_folder, photos, tmp_path):
+    line = one_line(score_dir(cli, run_folder, photos, tmp_path / "out", "--memory-mib", "1"))
+    assert line.startswith("image_size 64x64: scoring takes ") and "--memory-mib" in line
+    code, said, _ = score_dir(cli, run_folder, photos, tmp_path / "out", "--memory-mib", "100", "--overwrite")
+    assert code == 0 and "2 images scored" in said
+
+
+def test_bf16_where_it_would_be_slower_is_fp32_and_said(cli, run_folder, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("glance_fast.model.has_bf16", lambda device: False)
+    code, _, err = score_dir(cli, run_folder, photos, tmp_path / "out", "--precision", "bf16")
+    assert code == 0 and "no bf16 instructions on this machine" in err and "scoring in fp32" in err
+    assert json.loads((tmp_path / "out/run.json").read_text())["precision"] == "fp32"
+
+
+# ---------------------------------------------------------------- bench
+
+
+def test_bench_measures_and_writes(cli, run_folder, photos, tmp_path):
+    out = tmp_path / "new" / "bench.json"
+    out.parent.mkdir()
+    code, said, _ = cli("bench", run_folder, photos, "--out", out, "--device", "cpu")
+    assert code == 0 and max(map(len, said.splitlines())) <= 100
+    for text in ("64x64 pixels", "dense fp32", "grouped fp32", "patchwise fp32", "patches/s", "windows"):
+        assert text in said
+    found = json.loads(out.read_text())
+    assert {row["engine"] for row in found["engines"]} == {"dense", "grouped", "patchwise"}
+    line = one_line(cli("bench", run_folder, photos, "--out", out))
+    assert line == f"{out}: exists already; --overwrite replaces it"
+    assert "is a folder" in one_line(cli("bench", run_folder, "--out", tmp_path))
+    assert "no image in this folder" in one_line(cli("bench", run_folder, out.parent))
+
+
+def test_bench_without_photographs_says_so(cli, run_folder):
+    code, said, err = cli("bench", run_folder, "--no-patchwise", "--device", "cpu")
+    assert code == 0 and "agreement is that on noise" in err and "patchwise" not in said

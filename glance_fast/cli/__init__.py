@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 from PIL import Image
 
+from glance_fast.cli.bench import bench
 from glance_fast.cli.console import out_console
 from glance_fast.cli.demo import demo
 from glance_fast.cli.distill import distill
@@ -55,12 +57,16 @@ def _options(
     pass
 
 
-for command in (train, score_dir, evaluate, distill, demo):
+for command in (train, score_dir, evaluate, bench, distill, demo):
     app.command(command.__name__.replace("_", "-"))(command)
 
 
 def main() -> None:
     """Run the command line."""
+    # Threads that wait soon give their processor up: PyTorch and Numba have pools of their own, and while one
+    # waits, the other works. On a machine that other work shares, six times as fast; alone, 5 % slower.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = "1000"
     # Files over the limit are refused by name; Pillow's own warning would say it twice.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     for stream in (sys.stdout, sys.stderr):

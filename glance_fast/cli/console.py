@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from glance_fast.model import Glance
 
 # Results go to stdout, progress and errors to stderr.
 out_console, console = Console(), Console(stderr=True)
@@ -31,3 +36,10 @@ def say(line: str) -> None:
 
 def tell(line: str) -> None:
     out_console.out(line, highlight=False)
+
+
+def tell_precision(model: Glance, wanted: str) -> None:
+    """Say it where another precision is taken than was asked for."""
+    chosen = model.chosen_precision(wanted)
+    if wanted not in ("auto", chosen):
+        say(f"no {wanted} instructions on this machine, where it would be slower: scoring in {chosen}")

@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
-from glance_fast.cli.console import console, print_metrics, tell
+from glance_fast.cli.console import console, print_metrics, tell, tell_precision
 from glance_fast.cli.options import (
     Device,
     Engine,
     EngineOption,
+    Memory,
     Out,
     Overwrite,
     Precision,
     PrecisionOption,
     Run,
+    Threads,
 )
 from glance_fast.cli.output import apart, output
 
@@ -31,6 +33,8 @@ def evaluate(
     engine: EngineOption = Engine.auto,
     precision: PrecisionOption = Precision.auto,
     device: Device = "auto",
+    threads: Threads = None,
+    memory: Memory = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure a model on photographs whose defects are known.
@@ -43,11 +47,14 @@ def evaluate(
     """
     from glance_fast.checkpoint import load
     from glance_fast.evaluation import evaluate as evaluation
+    from glance_fast.hardware import use_threads
     from glance_fast.training.progress import Reporter
 
     apart(out, run, data)
     evaluation.find_samples(data, out)
-    model = load(run, device)
+    use_threads(threads)
+    model = load(run, device, memory_mib=memory)
+    tell_precision(model, precision.value)
     ours = ("metrics.json", "scores.csv", "curves.png", "report.html", "maps")
     with (
         output(out, ours, overwrite),

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from glance_fast.cli.console import say
+from glance_fast.cli.ranks import AnotherFailed, this_process
 from glance_fast.errors import UserError, elsewhere
 
 FAILED, SOME_IMAGES_FAILED, STOPPED = 1, 3, 130
@@ -27,8 +28,11 @@ class Commands(TyperGroup):
             line = f"{error}{after_full_disk(error.__cause__, ctx.invoked_subcommand)}"
         except KeyboardInterrupt:
             goes_on = ctx.invoked_subcommand in RESUMABLE
-            say("glance-fast: stopped" + ("; the same command with --resume goes on" if goes_on else ""))
+            if this_process().rank == 0:  # torchrun stops them all
+                say("glance-fast: stopped" + ("; the same command with --resume goes on" if goes_on else ""))
             raise typer.Exit(STOPPED) from None
+        except AnotherFailed:
+            raise typer.Exit(FAILED) from None
         except MemoryError:
             line = "out of memory; use a smaller image_size, batch or cache_mib"
         except BrokenPipeError:

@@ -40,5 +40,22 @@ EngineOption = Annotated[
 PrecisionOption = Annotated[
     Precision, typer.Option(metavar="NAME", help="auto, fp32, or bf16 (faster where the machine has it).")
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Processor threads, of PyTorch and of Numba alike; if not given, OMP_NUM_THREADS or all.",
+    ),
+]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        "--memory-mib",
+        min=1,
+        metavar="N",
+        help="MiB that scoring may take beside the model; 2048, on a GPU 8192.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted one stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier one wrote there.")]

@@ -26,17 +26,20 @@ def apart(out: Path, *inputs: Path) -> None:
 
 
 @contextlib.contextmanager
-def output(out: Path, ours: tuple[str, ...], overwrite: bool, resume: bool = False) -> Iterator[None]:
+def output(
+    out: Path, ours: tuple[str, ...], overwrite: bool, resume: bool = False, shared: bool = False
+) -> Iterator[None]:
     """Work in an output folder, and leave none behind where nothing came of it.
 
     It is new, empty, or, with --overwrite, freed of what we wrote there before; with --resume it stays as it
-    is, but for what a killed process left half written.
+    is, but for what a killed process left half written. A shared one stays wholly as it is: what is half
+    written there, another process may be writing.
     """
     from glance_fast.data.files import remove_stale
 
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; --out names a folder")
-    if not resume and out.is_dir() and any(out.iterdir()):
+    if not (resume or shared) and out.is_dir() and any(out.iterdir()):
         if not overwrite:
             raise UserError(
                 f"{out}: is not empty; --overwrite replaces what is in it, or choose another --out"
@@ -60,7 +63,8 @@ def output(out: Path, ours: tuple[str, ...], overwrite: bool, resume: bool = Fal
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        remove_stale(out, ours)
+        if not shared:
+            remove_stale(out, ours)
         yield
     finally:
         for folder in new:

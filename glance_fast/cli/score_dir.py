@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from glance_fast.cli.console import console, count, say, tell
+from glance_fast.cli.console import console, count, say, tell, tell_precision
 from glance_fast.cli.group import SOME_IMAGES_FAILED
 from glance_fast.cli.options import (
     Device,
     Engine,
     EngineOption,
+    Memory,
     Out,
     Overwrite,
     Precision,
     PrecisionOption,
     Run,
+    Threads,
 )
 from glance_fast.cli.output import apart, one_of, output
+from glance_fast.cli.ranks import ranks
 from glance_fast.errors import UserError
 
 
@@ -35,9 +40,15 @@ def score_dir(
     engine: EngineOption = Engine.auto,
     precision: PrecisionOption = Precision.auto,
     device: Device = "auto",
+    threads: Threads = None,
+    memory: Memory = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Score only what scores.csv lacks, and what failed.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="Score every Nth photograph, beginning with the Kth."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Score photographs: a map of every pixel and one number each.
@@ -49,38 +60,69 @@ def score_dir(
     scores.csv says why. Stopped, it goes on with --resume, and so it does
     when photographs were added.
 
+    Several machines share the work: --shard 1/4 on one, and so on to 4/4,
+    with one --out on a disk that all see; the last to finish joins their
+    tables. Processes that torchrun started share it without --shard, each
+    on a CUDA device of its own.
+
     [dim]glance-fast score-dir run photos/new --out scores --overlays[/dim]
     """
     from glance_fast.checkpoint import load
-    from glance_fast.scoring.directory import find_images, score_directory
+    from glance_fast.hardware import use_threads
+    from glance_fast.scoring.directory import deal_directory, find_images, score_directory
+    from glance_fast.scoring.shards import WHOLE, Shard, check_folder, files_of, join, parse_shard, parts_in
     from glance_fast.training.progress import Reporter
 
-    one_of(resume, overwrite)
-    apart(out, run, images)
-    find_images(images, out)
-    if resume and not any((out / name).is_file() for name in ("scores.csv", "run.json")):
-        raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
-    model = load(run, device)
-    ours = ("scores.csv", "run.json", "maps", "overlays")
-    with (
-        output(out, ours, overwrite, resume),
-        Reporter(console) as reporter,
-        reporter.task("scoring", None) as advance,
-    ):
-        summary = score_directory(
-            model,
-            images,
-            out,
-            engine=engine.value,
-            precision=precision.value,
-            overlays=overlays,
-            resume=resume,
-            progress=advance,
-        )
+    use_threads(threads)
+    how = {"engine": engine.value, "precision": precision.value}
+    with ranks() as here, contextlib.ExitStack() as folder:
+        part = Shard(here.rank + 1, here.count) if here.launched else parse_shard(shard or str(WHOLE))
+        # With other commands, which begin and end when they will.
+        shared = part != WHOLE and not here.launched
+        # The first process speaks for all: what is wrong is said once, and ends the others.
+        if here.rank == 0:
+            if here.launched and shard:
+                raise UserError("--shard: torchrun's processes share the work by themselves; leave it away")
+            if shared and overwrite:
+                raise UserError("--overwrite would delete what other shards did; choose another --out")
+            one_of(resume, overwrite)
+            apart(out, run, images)
+            find_images(images, out)
+            parts = [path.name for path in files_of(out, parts_in(out))]
+            if shared and check_folder(out, part, resume):
+                tell(f"shard {part} is done, and joined: {out / 'scores.csv'}")
+                say("for what is new or failed, give --resume without --shard")
+                return
+            ours = ("scores.csv", "run.json", "maps", "overlays", *parts)
+            if resume and not any((out / name).is_file() for name in ("scores.csv", "run.json", *parts)):
+                raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
+            model = load(run, here.device(device), memory_mib=memory)
+            tell_precision(model, precision.value)
+            folder.enter_context(output(out, ours, overwrite, resume, shared))
+            if resume and here.count > 1:
+                deal_directory(model, images, out, here.count, **how)
+        here.wait()
+        if here.rank > 0:
+            model = load(run, here.device(device), memory_mib=memory)
+        with (
+            Reporter(console if here.rank == 0 else Console(quiet=True)) as reporter,
+            reporter.task(f"scoring shard {part}" if part != WHOLE else "scoring", None) as advance,
+        ):
+            summary = score_directory(
+                model, images, out, **how, overlays=overlays, resume=resume, shard=part, progress=advance
+            )
+            here.wait()
+        if here.rank > 0:
+            return
+        joined = join(out, part) if part != WHOLE else summary
+    if joined is None and here.launched:
+        raise UserError(f"{out}: not what the other processes wrote to; --out must be on a disk that all see")
+    table = out / "scores.csv" if joined else part.table(out)
+    summary = joined or summary
     for remark in summary.remarks:
         say(remark)
-    tell(f"{count(summary.scored, 'image')} scored, {summary.anomalous} anomalous: {out / 'scores.csv'}")
+    told = f"{count(summary.scored, 'image')} scored, {summary.anomalous} anomalous: {table}"
+    tell(told if joined else f"shard {part}: {told}")
     if summary.errors:
-        failed = count(summary.errors, "image")
-        say(f"{failed} could not be scored; column error of {out / 'scores.csv'} says why")
+        say(f"{count(summary.errors, 'image')} could not be scored; column error of {table} says why")
         raise typer.Exit(SOME_IMAGES_FAILED)

@@ -9,11 +9,7 @@ from typing import Annotated
 import typer
 
 from glance_fast.cli.console import console, count, tell
-from glance_fast.cli.options import (
-    Device,
-    Overwrite,
-    Resume,
-)
+from glance_fast.cli.options import Device, Overwrite, Resume, Threads
 from glance_fast.cli.output import apart, one_of, output
 from glance_fast.errors import UserError
 
@@ -57,6 +53,7 @@ def train(
         ),
     ] = None,
     device: Device = "auto",
+    threads: Threads = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -75,12 +72,13 @@ def train(
     from glance_fast.config import Config, checked_names, load_config, parse_setting
     from glance_fast.data.files import write_text
     from glance_fast.data.folders import normal_images
-    from glance_fast.hardware import pick_device
+    from glance_fast.hardware import pick_device, use_threads
     from glance_fast.nets.student import Student
     from glance_fast.nets.teacher import load_teacher
     from glance_fast.training.fit import LEAST_IMAGES, fit
     from glance_fast.training.progress import Reporter
 
+    use_threads(threads)
     one_of(resume, overwrite)
     apart(out, data)
     # Until the model is written, config.toml is what tells of a training.

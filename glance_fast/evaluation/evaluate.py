@@ -136,10 +136,9 @@ def evaluate(
     anomalous = None if threshold is None else scores > threshold
     found = _summary(samples, maps, truth, scores, defective, threshold)
     # What "auto" stands for is the model's business, and part of the result.
-    precision = model.precision if precision == "auto" else precision
     found |= {
         "engine": engine,
-        "precision": "fp32" if precision == "auto" else precision,
+        "precision": model.chosen_precision(precision),
         "seconds": round(seconds, 3),
     }
 

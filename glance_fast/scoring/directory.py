@@ -2,58 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import errno
-import hashlib
-import io
-import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-import glance_fast
-from glance_fast.data.files import write_text
 from glance_fast.data.folders import list_images
 from glance_fast.data.images import read_image, resize, resize_map, write_png, write_tiff
-from glance_fast.errors import ImageError, UserError, cannot_write
+from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.model import CHUNK, Glance
+from glance_fast.scoring.origin import check_origin, origin_of, write_run
+from glance_fast.scoring.shards import WHOLE, Shard, check_others, deal, fold
+from glance_fast.scoring.table import (
+    Row,
+    Summary,
+    append_rows,
+    read_rows,
+    remarks,
+    shown,
+    sort_rows,
+    write_rows,
+)
 
 # Photographs of another shape than in training are stretched; beyond this share it is said.
 ASPECT_TOLERANCE = 0.05
-ELSEWHERE = "use another --out, or --overwrite in place of --resume"
-# What a resumed scoring must share with what is there, and how its difference is told.
-SAME = {
-    "model": "another model; give the same run",
-    "images": "another folder of images; give the same",
-    "engine": "another --engine; give the same",
-    "precision": "another --precision; give the same",
-}
-
-
-class Row(NamedTuple):
-    """A line of ``scores.csv``: a score, or an error."""
-
-    path: str
-    score: str
-    anomalous: str
-    error: str
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What ``scores.csv`` holds: numbers of images, and remarks for the user."""
-
-    scored: int
-    anomalous: int
-    errors: int
-    remarks: tuple[str, ...]
 
 
 class _Photo(NamedTuple):
@@ -87,6 +65,7 @@ def score_directory(
     precision: str = "auto",
     overlays: bool = False,
     resume: bool = False,
+    shard: Shard = WHOLE,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
     """Score every image below a folder.
@@ -108,7 +87,11 @@ def score_directory(
         Whether to write pictures of the maps over the images.
     resume : bool
         Keep what an earlier call with the same arguments wrote; score only images without a row, without
-        their files, or with an error. Rows of images that are gone are kept.
+        their files, or with an error. Rows of images that are gone are kept. What shards left is gone on
+        with, too.
+    shard : Shard
+        Score only these images, with a table and a ``run.json`` of their own beside those of the other
+        shards; `glance_fast.scoring.shards.join` makes one of all.
     progress : callable, optional
         Called with (images done, images in all).
 
@@ -123,24 +106,30 @@ def score_directory(
         cannot be written. What was written stays.
     """
     images, out = Path(images), Path(out)
-    paths = find_images(images, out)
-    table, run = out / "scores.csv", out / "run.json"
-    origin = _origin(model, images, engine, precision)
+    listing = find_images(images, out)
+    paths, table, run = shard.of(listing), shard.table(out), shard.run(out)
+    origin = origin_of(model, images, engine, precision)
+    if shard != WHOLE:
+        origin |= shard.record([shown(path.relative_to(images)) for path in listing])
+        check_others(out, shard, origin)
+    elif resume:
+        fold(out, origin)
+    del listing
     rows: dict[str, Row] = {}
     if resume:
-        _check_origin(run, origin)
-        rows = _read_rows(table)
-    write_text(run, json.dumps(origin, indent=2) + "\n")
+        check_origin(run, origin)
+        rows = read_rows(table)
+    write_run(run, origin)
     todo = []
     for path in paths:
-        row = rows.get(_shown(path.relative_to(images)))
+        row = rows.get(shown(path.relative_to(images)))
         files = _files(out, path.relative_to(images), overlays)
         if row is None or row.error or not all(file.is_file() for file in files):
-            rows.pop(_shown(path.relative_to(images)), None)
+            rows.pop(shown(path.relative_to(images)), None)
             todo.append(path)
     # Errors of images that are gone are of no use to anyone.
     rows = {name: row for name, row in rows.items() if not row.error}
-    _write_rows(table, rows.values())
+    write_rows(table, rows.values())
     scored, anomalous, errors, odd = len(rows), sum(row.anomalous == "1" for row in rows.values()), 0, 0
     del rows
 
@@ -153,7 +142,7 @@ def score_directory(
         for part, read in _read_ahead(pool, todo, model.config.image_size, overlays):
             chunk = _score_chunk(model, images, out, part, read, engine, precision, pool)
             # After the maps: a row without an error tells that they are there.
-            _append_rows(table, chunk)
+            append_rows(table, chunk)
             scored += sum(not row.error for row in chunk)
             anomalous += sum(row.anomalous == "1" for row in chunk)
             errors += sum(bool(row.error) for row in chunk)
@@ -164,7 +153,7 @@ def score_directory(
     finally:
         pool.shutdown(cancel_futures=True)
     if resume:
-        _sort_rows(table, [_shown(path.relative_to(images)) for path in paths])
+        sort_rows(table, [shown(path.relative_to(images)) for path in paths])
     seconds = time.monotonic() - started
     found = {
         "scored": scored,
@@ -173,10 +162,24 @@ def score_directory(
         "seconds": round(seconds, 3),
         "seconds_per_image": round(seconds / len(todo), 4) if todo else None,
     }
-    write_text(run, json.dumps(origin | found, indent=2) + "\n")
-    have = "image has" if odd == 1 else "images have"
-    remark = f"{odd} {have} another shape than those in training, and the model saw a stretched copy"
-    return Summary(scored, anomalous, errors, (remark,) if odd else ())
+    if shard != WHOLE:
+        found["stretched"] = odd
+    write_run(run, origin | found)
+    return Summary(scored, anomalous, errors, remarks(odd))
+
+
+def deal_directory(
+    model: Glance, images: Path, out: Path, count: int, *, engine: str = "auto", precision: str = "auto"
+) -> None:
+    """Make all that was scored the work of so many shards, whatever it was before: each is to be resumed.
+
+    Raises
+    ------
+    UserError
+        ``out`` was begun with other arguments, or something cannot be written. What was written stays.
+    """
+    names = [shown(path.relative_to(images)) for path in find_images(images, out)]
+    deal(out, count, names, origin_of(model, images, engine, precision))
 
 
 def _read_ahead(
@@ -233,7 +236,7 @@ def _score_chunk(
     threshold = model.calibration.threshold
     rows = []
     for i, path in enumerate(paths):
-        name = _shown(path.relative_to(images))
+        name = shown(path.relative_to(images))
         if i in errors:
             rows.append(Row(name, "", "", errors[i]))
         else:
@@ -272,94 +275,3 @@ def _files(out: Path, name: Path, overlays: bool) -> list[Path]:
 def _is_odd(shape: tuple[int, int], aspect: float) -> bool:
     height, width = shape
     return abs(width / height / aspect - 1) > ASPECT_TOLERANCE
-
-
-def _shown(name: Path) -> str:
-    """A relative path as ``scores.csv`` has it; bytes that are no UTF-8 are escaped."""
-    return name.as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _read_rows(path: Path) -> dict[str, Row]:
-    """The whole rows of a table; a killed process may have left half a line at its end."""
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            text = file.read()
-        lines = list(csv.reader(io.StringIO(text, newline="")))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except csv.Error as error:
-        raise UserError(f"{path}: damaged ({error}); {ELSEWHERE}") from error
-    if lines and not text.endswith("\n"):
-        lines.pop()
-    if lines and tuple(lines[0]) != Row._fields:
-        raise UserError(f"{path}: not a table of score-dir; {ELSEWHERE}")
-    rows = (Row(*line) for line in lines[1:] if len(line) == len(Row._fields))
-    return {row.path: row for row in rows if row.error or row.score}
-
-
-def _write_rows(path: Path, rows: Iterable[Row]) -> None:
-    write_text(path, _as_csv([Row(*Row._fields), *rows]))
-
-
-def _append_rows(path: Path, rows: Iterable[Row]) -> None:
-    try:
-        with path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_as_csv(rows))
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def _sort_rows(path: Path, names: list[str]) -> None:
-    """Bring the rows into the order of the images; those of images that are gone come last."""
-    rows = _read_rows(path)
-    ordered = [rows.pop(name) for name in names if name in rows]
-    _write_rows(path, [*ordered, *rows.values()])
-
-
-def _as_csv(rows: Iterable[Row]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-def _origin(model: Glance, images: Path, engine: str, precision: str) -> dict[str, Any]:
-    """What the scores come from: the beginning of ``run.json``."""
-    digest = hashlib.sha256(model.calibration.to_json().encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy())
-    precision = model.precision if precision == "auto" else precision
-    thresholds = {
-        name: value if math.isfinite(value) else None
-        for name, value in (
-            ("threshold", model.calibration.threshold),
-            ("pixel_threshold", model.calibration.pixel_threshold),
-        )
-    }
-    return {
-        "glance_fast": glance_fast.__version__,
-        "model": digest.hexdigest(),
-        "images": _shown(images.resolve()),
-        "engine": engine,
-        "precision": "fp32" if precision == "auto" else precision,
-        "device": str(model.device),
-        "image_size": list(model.config.image_size),
-        **thresholds,
-    }
-
-
-def _check_origin(path: Path, origin: dict[str, Any]) -> None:
-    """Refuse to mix scores of different origin in one table."""
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        differing = [text for name, text in SAME.items() if before[name] != origin[name]]
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged; {ELSEWHERE}") from error
-    if differing:
-        raise UserError(f"{path.parent}: was begun with {differing[0]}, or {ELSEWHERE}")

@@ -15,7 +15,8 @@ from glance_fast import UserError, load
 from glance_fast.data.images import read_image
 from glance_fast.model import Glance, ScoreResult
 from glance_fast.scoring import directory
-from glance_fast.scoring.directory import Row, Summary, score_directory
+from glance_fast.scoring.directory import score_directory
+from glance_fast.scoring.table import Row, Summary, append_rows, as_csv, read_rows, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -254,10 +255,10 @@ def test_few_images_are_in_memory_at_once(model, photos, tmp_path, monkeypatch, 
 
 def test_a_row_is_written_by_appending(tmp_path, monkeypatch):
     path = tmp_path / "scores.csv"
-    directory._write_rows(path, [])
+    write_rows(path, [])
     inode = path.stat().st_ino
-    directory._append_rows(path, [Row("a", "1", "0", "")])
-    directory._append_rows(path, [Row("b", "", "", "bad")])
+    append_rows(path, [Row("a", "1", "0", "")])
+    append_rows(path, [Row("b", "", "", "bad")])
     assert path.stat().st_ino == inode
     assert path.read_text() == "path,score,anomalous,error\na,1,0,\nb,,,bad\n"
 
@@ -376,13 +377,13 @@ def test_a_table_cut_anywhere_gives_its_whole_rows(tmp_path):
         Row("größe 部品.png", "", "", 'bad: "x", y'),
         Row("last.png", "12.25", "1", ""),
     ]
-    directory._write_rows(path, rows)
+    write_rows(path, rows)
     data = path.read_bytes()
-    ends = [len(directory._as_csv([Row(*Row._fields), *rows[:n]]).encode()) for n in range(len(rows) + 1)]
+    ends = [len(as_csv([Row(*Row._fields), *rows[:n]]).encode()) for n in range(len(rows) + 1)]
     for cut in range(len(data) + 1):
         path.write_bytes(data[:cut])
         whole = max(sum(end <= cut for end in ends) - 1, 0)
-        assert list(directory._read_rows(path).values()) == rows[:whole], data[:cut]
+        assert list(read_rows(path).values()) == rows[:whole], data[:cut]
 
 
 # ---------------------------------------------------------------- a full disk
@@ -412,7 +413,7 @@ def test_full_disk_under_a_map_keeps_what_was_done(model, photos, tmp_path, monk
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_under_the_table():
     with pytest.raises(UserError, match="/dev/full: cannot be written: No space left") as caught:
-        directory._append_rows(Path("/dev/full"), [Row("a", "1", "0", "")])
+        append_rows(Path("/dev/full"), [Row("a", "1", "0", "")])
     assert caught.value.__cause__.errno == errno.ENOSPC
 
 
@@ -422,4 +423,4 @@ def test_a_table_that_may_not_be_written(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match=r"a\.csv: cannot be written: Read-only .*; choose another folder$"):
-        directory._append_rows(tmp_path / "a.csv", [Row("a", "1", "0", "")])
+        append_rows(tmp_path / "a.csv", [Row("a", "1", "0", "")])

@@ -1,0 +1,113 @@
+"""``scores.csv``: one row an image, appended as they come, sorted as the images are."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from glance_fast.data.files import write_text
+from glance_fast.errors import UserError, cannot_write
+
+# What to do with a folder of ours that cannot be gone on with.
+ELSEWHERE = "use another --out, or --overwrite in place of --resume"
+
+
+class Row(NamedTuple):
+    """A line of ``scores.csv``: a score, or an error."""
+
+    path: str
+    score: str
+    anomalous: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What ``scores.csv`` holds: numbers of images, and remarks for the user."""
+
+    scored: int
+    anomalous: int
+    errors: int
+    remarks: tuple[str, ...]
+
+
+def remarks(stretched: int) -> tuple[str, ...]:
+    """What to say where ``stretched`` images have another shape than those in training."""
+    have = "image has" if stretched == 1 else "images have"
+    remark = f"{stretched} {have} another shape than those in training, and the model saw a stretched copy"
+    return (remark,) if stretched else ()
+
+
+def shown(name: Path) -> str:
+    """A relative path as ``scores.csv`` has it; bytes that are no UTF-8 are escaped."""
+    return name.as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def read_rows(path: Path) -> dict[str, Row]:
+    """The whole rows of a table, by path; a killed process may have left half a line at its end.
+
+    Raises
+    ------
+    UserError
+        It cannot be read, or is another table. One that is not there is empty.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            text = file.read()
+        lines = list(csv.reader(io.StringIO(text, newline="")))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except csv.Error as error:
+        raise UserError(f"{path}: damaged ({error}); {ELSEWHERE}") from error
+    if lines and not text.endswith("\n"):
+        lines.pop()
+    if lines and tuple(lines[0]) != Row._fields:
+        raise UserError(f"{path}: not a table of score-dir; {ELSEWHERE}")
+    rows = (Row(*line) for line in lines[1:] if len(line) == len(Row._fields))
+    return {row.path: row for row in rows if row.error or row.score}
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a table anew, whole or not at all."""
+    write_text(path, as_csv([Row(*Row._fields), *rows]))
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Add rows to a table that is there."""
+    try:
+        # Not "a", which would make it anew: rows without a header are no table.
+        with path.open("r+", encoding="utf-8", newline="") as file:
+            file.seek(0, os.SEEK_END)
+            file.write(as_csv(rows))
+    except FileNotFoundError as error:
+        raise _gone(path) from error
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def sort_rows(path: Path, names: list[str]) -> None:
+    """Bring the rows into the order of the images; those of images that are gone come last."""
+    if not path.is_file():
+        raise _gone(path)
+    rows = read_rows(path)
+    ordered = [rows.pop(name) for name in names if name in rows]
+    write_rows(path, [*ordered, *rows.values()])
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _gone(path: Path) -> UserError:
+    return UserError(
+        f"{path}: another command joined or removed it meanwhile; --resume without --shard does what is left"
+    )
