@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from glance_fast.config import Config
 from glance_fast.data.images import as_rgb, read_image, resize
@@ -25,6 +24,7 @@ from glance_fast.nets.teacher import to_input
 from glance_fast.scoring import dense, grouped, patchwise
 from glance_fast.scoring.maps import HeadMaps, combine, interpolate
 from glance_fast.scoring.memory import DEFAULT, MIB, MOST_IMAGES, split
+from glance_fast.scoring.stages import stage
 from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
 ENGINES = ("auto", "dense", "patchwise", "grouped")
@@ -80,14 +80,14 @@ class Scale(nn.Module):
 
     def features(self, x: Tensor, engine: str, limit: int) -> tuple[Tensor, Tensor]:
         """z_l and z_g of all patches of images [B, 3, H, W], each float32 [B, P, D]."""
-        with record_function("Local-Net"):
+        with stage("Local-Net"):
             local = self.local(x, self.grid.stride).float().flatten(2).mT
         scene = self.global_net, x, self.grid, limit
         if engine == "grouped":
             return local, grouped.global_features(*scene, self.spacing)
         return local, (patchwise if engine == "patchwise" else dense).global_features(*scene)
 
-    @record_function("scores")
+    @stage("scores")
     def patch_scores(self, local: Tensor, global_: Tensor, s: ScaleStatistics) -> PatchScores:
         """Eq. 11 to 13 on features [B, P, D]."""
         return score_patches(
@@ -190,9 +190,12 @@ class Glance(nn.Module):
     @torch.inference_mode()
     def _score_chunks(self, images: Sequence[Any], engine: str, precision: str) -> Iterator[ScoreResult]:
         for start in range(0, len(images), CHUNK):
-            batch = np.stack([self.prepare(image) for image in images[start : start + CHUNK]])
+            with stage("resizing"):
+                batch = np.stack([self.prepare(image) for image in images[start : start + CHUNK]])
             patch_scores = self.patch_scores(batch, engine, precision)
-            maps, scores = combine(self.head_maps(patch_scores), self.config, self.calibration)
+            head_maps = self.head_maps(patch_scores)
+            with stage("maps"):
+                maps, scores = combine(head_maps, self.config, self.calibration)
             # The device is waited for here, and nowhere before.
             blended = (
                 p.blended.cpu().numpy().reshape(-1, s.grid.rows, s.grid.cols)
@@ -243,7 +246,7 @@ class Glance(nn.Module):
             )
         ]
 
-    @record_function("maps")
+    @stage("maps")
     def head_maps(self, patch_scores: list[PatchScores]) -> list[HeadMaps]:
         """Maps of the two scores, one pair a scale."""
         return [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import record_function
 
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
@@ -17,6 +16,7 @@ from glance_fast.nets.global_net import GlobalNet, WindowedReading
 from glance_fast.scoring.memory import window_bytes
 from glance_fast.scoring.passes import Weights, as_computed, check, folded, outputs
 from glance_fast.scoring.plan import Chunk, geometry_of, plan
+from glance_fast.scoring.stages import stage
 
 # Bytes of windows at a time beyond which nothing gains: a CPU's caches hold what one layer hands to the next;
 # a GPU wants many.
@@ -57,15 +57,15 @@ def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, limit: int | Non
     useful = USEFUL[kind] if limit is None else min(limit, USEFUL[kind])
     step = max(1, useful // (window_bytes(net, grid, x.itemsize) * len(x)))
     with torch.autocast(kind, enabled=False):
-        with record_function("base"):
+        with stage("base"):
             base, _ = outputs(net, x, torch.zeros(len(x), 0, 4, dtype=torch.int64, device=x.device), weights)
             sums = summed(base[-1])
         for chunk in plan(geometry_of(net), grid, x.device, step):
             count = len(chunk.patches)
             images = torch.arange(len(x), device=x.device).repeat_interleave(count)
-            with record_function("windows"):
+            with stage("windows"):
                 last, read = masked(net, base, weights, chunk, images)
-            with record_function("readout and head"):
+            with stage("readout and head"):
                 pooled = total(sums, last, images) / chunk.seen.repeat(len(x))[:, None].clamp_min(1)
                 places = chunk.places.repeat(len(x), 1)[:, None]
                 found = net.predict(net.read(read, pooled[:, None], places, x.shape[-2:]))

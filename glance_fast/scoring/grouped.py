@@ -11,13 +11,13 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.partial_conv import inside_holes
 from glance_fast.nets.global_net import GlobalNet, Reading, mean_seen
 from glance_fast.scoring.passes import as_computed, check, folded, outputs
 from glance_fast.scoring.patchwise import passes_at_a_time
+from glance_fast.scoring.stages import stage
 
 
 def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, limit: int | None, spacing: int) -> Tensor:
@@ -57,10 +57,10 @@ def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, limit: int | Non
     passes = passes_at_a_time(net, x, grid, limit)
     with torch.autocast(kind, enabled=False):
         for i, g in zip(image.split(passes), group.split(passes), strict=True):
-            with record_function("passes"):
+            with stage("passes"):
                 hidden = inside_holes(holes[g], grid.height, grid.width)
                 maps, last = outputs(net, x[i].masked_fill_(hidden, 0), holes[g], weights)
-            with record_function("readout and head"):
+            with stage("readout and head"):
                 read = [Reading(m) for m, layer in zip(maps[1:], net.layers(), strict=True) if layer.read]
                 pooled = mean_seen(maps[-1], last)[:, None]
                 found = net.predict(net.read(read, pooled, holes[g], x.shape[-2:]))

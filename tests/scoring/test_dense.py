@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glance_fast import UserError
+from glance_fast.config import Config
 from glance_fast.geometry import PatchGrid, fitting_size
+from glance_fast.model import Glance
 from glance_fast.nets.global_net import GlobalNet
+from glance_fast.nets.teacher import to_input
 from glance_fast.scoring import dense, grouped, patchwise
 from glance_fast.scoring.plan import changes, geometry_of, plan
 
@@ -182,3 +186,41 @@ def test_a_plan_is_made_once():
     first = plan(geometry_of(net_of("default", 32)), grid, CPU, 9)
     assert plan(geometry_of(net_of("default", 32, seed=5)), grid, CPU, 9) is first
     assert plan(geometry_of(net_of("no-blocks", 32)), grid, CPU, 9) is not first
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("picture", ["photograph", "noise"])
+@pytest.mark.parametrize(
+    ("name", "height", "width", "patch", "stride", "batch"),
+    [
+        ("default", 256, 256, 32, 8, 1),
+        ("default", 512, 512, 64, 16, 1),
+        ("default", 256, 384, 64, 32, 5),
+        ("default", 512, 256, 64, 8, 1),
+        ("paper", 256, 256, 32, 16, 2),
+        ("paper", 512, 512, 32, 32, 3),
+        ("paper", 384, 256, 64, 16, 4),
+    ],
+)
+def test_whole_nets_at_whole_sizes(name, height, width, patch, stride, batch, picture):
+    """Of patches at every border and at random places, for a pass of each is long at these sizes."""
+    config = Config(image_size=(height, width), patch=patch, stride=stride, net=name, pretrained=False)
+    model, (grid,) = Glance(config, seed=3), config.grids
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (batch, height, width, 3), np.uint8)
+    if picture == "photograph":
+        tops = rng.integers(0, 513 - height, batch), rng.integers(0, 513 - width, batch)
+        brick = np.repeat(skimage.data.brick()[..., None], 3, axis=2)
+        pictures = np.stack([brick[y : y + height, x : x + width] for y, x in zip(*tops, strict=True)])
+    scale = model.scales[0]
+    local, dense_ = scale.features(to_input(torch.from_numpy(pictures)), "dense", 1 << 28)
+    last = len(grid) - 1
+    chosen = {0, grid.cols - 1, last - grid.cols + 1, last, grid.cols // 2, grid.rows // 2 * grid.cols}
+    chosen = torch.tensor(sorted({*chosen, *rng.integers(0, last, 8).tolist()}))
+    holes = torch.from_numpy(grid.holes)[chosen]
+    x = to_input(torch.from_numpy(pictures))
+    exact = torch.stack([scale.global_net(x, hole.expand(batch, 1, 4))[:, 0] for hole in holes], 1)
+    assert difference(dense_[:, chosen], exact) <= 1e-4
+    # What a score is made of.
+    squares = [(local[:, chosen] - z).square().mean(2) for z in (dense_[:, chosen], exact)]
+    assert difference(*squares) <= 1e-4
