@@ -152,11 +152,9 @@ def run_stage(
         Passed on, after a checkpoint was written.
     """
     path = folder / f"{stage.name}.safetensors"
-    optimizer = torch.optim.AdamW(stage.groups)
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    optimizer = optimizer_of(stage)
     done = _load(path, stage, optimizer) if path.is_file() else 0
     log.rewind(stage.name, done)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     every = max(1, stage.steps // VALIDATIONS)
     started = saved = time.monotonic()
     first = done
@@ -164,19 +162,7 @@ def run_stage(
         module.train()
     with stop_between_steps() as stop:
         while done < stage.steps:
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * one_cycle(done, stage.steps)
-            optimizer.zero_grad(set_to_none=True)
-            loss, one, two = stage.step(done)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise UserError(
-                    f"training diverged at step {done} of {stage.name}: lower the learning rate "
-                    "(--set learning_rate=0.001)"
-                )
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, CLIP)
-            optimizer.step()
+            value, one, two = take_step(stage, optimizer, done)
             done += 1
             now = time.monotonic()
             rate = (done - first) * stage.batch / max(now - started, 1e-9)
@@ -197,6 +183,35 @@ def run_stage(
             raise KeyboardInterrupt
     for module in stage.modules.values():
         module.eval()
+
+
+def optimizer_of(stage: Stage) -> torch.optim.Optimizer:
+    """What trains a stage's parameters; ``peak`` of a group is its largest learning rate."""
+    return torch.optim.AdamW([{**group, "peak": group["lr"]} for group in stage.groups])
+
+
+def take_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int) -> tuple[float, float, float]:
+    """Step ``number`` of a stage, whose modules are in training mode: its loss and that one's two parts.
+
+    Raises
+    ------
+    UserError
+        The loss is not finite.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * one_cycle(number, stage.steps)
+    optimizer.zero_grad(set_to_none=True)
+    loss, one, two = stage.step(number)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise UserError(
+            f"training diverged at step {number} of {stage.name}: lower the learning rate "
+            "(--set learning_rate=0.001)"
+        )
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
+    optimizer.step()
+    return value, one, two
 
 
 def _validate(stage: Stage) -> None:
