@@ -21,6 +21,8 @@ from glance_fast.scoring.stages import stage
 # Bytes of windows at a time beyond which nothing gains: a CPU's caches hold what one layer hands to the next;
 # a GPU wants many.
 USEFUL = {"cpu": 16 << 20, "cuda": 2 << 30}
+# Patches that the head takes together: few at a time, its layers' fixed costs count.
+HEAD_ROWS = 1024
 
 
 def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, limit: int | None = None) -> Tensor:
@@ -60,7 +62,9 @@ def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, limit: int | Non
         with stage("base"):
             base, _ = outputs(net, x, torch.zeros(len(x), 0, 4, dtype=torch.int64, device=x.device), weights)
             sums = summed(base[-1])
-        for chunk in plan(geometry_of(net), grid, x.device, step):
+        waiting: list[tuple[Chunk, Tensor]] = []
+        chunks = plan(geometry_of(net), grid, x.device, step, len(x))
+        for chunk in chunks:
             count = len(chunk.patches)
             images = torch.arange(len(x), device=x.device).repeat_interleave(count)
             with stage("windows"):
@@ -68,8 +72,13 @@ def global_features(net: GlobalNet, x: Tensor, grid: PatchGrid, limit: int | Non
             with stage("readout and head"):
                 pooled = total(sums, last, images) / chunk.seen.repeat(len(x))[:, None].clamp_min(1)
                 places = chunk.places.repeat(len(x), 1)[:, None]
-                found = net.predict(net.read(read, pooled[:, None], places, x.shape[-2:]))
-                out[:, chunk.patches] = found.view(len(x), count, -1)
+                waiting.append((chunk, net.read(read, pooled[:, None], places, x.shape[-2:])))
+                if chunk is chunks[-1] or sum(len(r) for _, r in waiting) >= HEAD_ROWS:
+                    found = net.predict(torch.cat([r for _, r in waiting])).flatten(1)
+                    parts = found.split([len(r) for _, r in waiting])
+                    for (done, _), part in zip(waiting, parts, strict=True):
+                        out[:, done.patches] = part.view(len(x), len(done.patches), -1)
+                    waiting.clear()
     return out
 
 

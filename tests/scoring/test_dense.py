@@ -16,7 +16,8 @@ from glance_fast.model import Glance
 from glance_fast.nets.global_net import GlobalNet
 from glance_fast.nets.teacher import to_input
 from glance_fast.scoring import dense, grouped, patchwise
-from glance_fast.scoring.plan import changes, geometry_of, plan
+from glance_fast.scoring import plan as plan_module
+from glance_fast.scoring.plan import alike, changes, geometry_of, plan
 
 NETS = {
     "default": ((8, 8, 8, 8), (1, 1, 1), "hole"),
@@ -142,7 +143,7 @@ def test_outside_its_window_a_patch_changes_nothing(name, height, width, scale, 
     net, x = net_of(name, patch), images(1, grid, seed)
     index = seed % len(grid)
     step = 1 + seed % 7
-    (chunk,) = (c for c in plan(geometry_of(net), grid, CPU, step) if index in c.patches)
+    (chunk,) = (c for c in plan(geometry_of(net), grid, CPU, step, 1) if index in c.patches)
     place = chunk.patches.tolist().index(index)
     whole = {}
     for masked, holes in ((False, np.zeros((1, 4), np.int64)), (True, grid.holes[index : index + 1])):
@@ -166,26 +167,49 @@ def test_outside_its_window_a_patch_changes_nothing(name, height, width, scale, 
 @pytest.mark.parametrize("step", [1, 5, 1000])
 def test_every_patch_stands_in_one_chunk(step):
     grid = PatchGrid(96, 128, 32, 16)
-    chunks = plan(geometry_of(net_of("default", 32)), grid, CPU, step)
+    chunks = plan(geometry_of(net_of("default", 32)), grid, CPU, step, 1)
     assert sorted(torch.cat([c.patches for c in chunks]).tolist()) == list(range(len(grid)))
     assert all(len(c.patches) <= step for c in chunks)
 
 
-def test_windows_of_rows_at_the_border_are_smaller():
-    grid = PatchGrid(256, 256, 32, 8)
-    layers = geometry_of(net_of("default", 32))
-    first, *_, last = plan(layers, grid, CPU, 2 * grid.cols)
-    assert set((first.patches // grid.cols).tolist()) == {0, grid.rows - 1}
-    assert all(a.size[0] <= b.size[0] for a, b in zip(first.layers, last.layers, strict=True))
-    assert any(a.size[0] < b.size[0] for a, b in zip(first.layers, last.layers, strict=True))
-    assert changes(layers, grid)[-1].out == (8, 8)
+def work_of(chunks, layers) -> float:
+    """Multiply-adds of all windows."""
+    return sum(
+        len(chunk.patches) * part.size[0] * part.size[1] * layer[3]
+        for chunk in chunks
+        for part, layer in zip(chunk.layers, layers, strict=True)
+    )
+
+
+def test_groups_of_like_windows_save_more_than_they_cost(monkeypatch):
+    grid, layers = PatchGrid(256, 256, 32, 8), geometry_of(GlobalNet(32))
+    needed = sum(
+        ((c.stop - c.start).prod(1) * w[3]).sum()
+        for c, w in zip(changes(layers, grid)[:-1], layers, strict=True)
+    )
+    one, many = (plan(layers, grid, CPU, 841, images) for images in (1, 64))
+    monkeypatch.setitem(plan_module.FIXED, "cpu", 1e12)
+    plan.cache_clear()
+    (all_,) = plan(layers, grid, CPU, 841, 1)
+    plan.cache_clear()
+    assert 1 < len(one) < len(many)
+    assert needed <= work_of(many, layers) < work_of(one, layers) < work_of([all_], layers)
+    fixed = 1.5e8
+    assert work_of(one, layers) + fixed * len(one) < work_of([all_], layers) + fixed
+    assert work_of(many, layers) < 1.03 * needed
+
+
+def test_no_group_is_worth_nothing():
+    grid, layers = PatchGrid(96, 128, 32, 16), geometry_of(GlobalNet(32))
+    assert sorted(np.concatenate(alike(layers, grid, 0.0)).tolist()) == list(range(len(grid)))
+    assert len(alike(layers, grid, np.finfo(float).max)) == 1
 
 
 def test_a_plan_is_made_once():
     grid = PatchGrid(96, 96, 32, 16)
-    first = plan(geometry_of(net_of("default", 32)), grid, CPU, 9)
-    assert plan(geometry_of(net_of("default", 32, seed=5)), grid, CPU, 9) is first
-    assert plan(geometry_of(net_of("no-blocks", 32)), grid, CPU, 9) is not first
+    first = plan(geometry_of(net_of("default", 32)), grid, CPU, 9, 1)
+    assert plan(geometry_of(net_of("default", 32, seed=5)), grid, CPU, 9, 1) is first
+    assert plan(geometry_of(net_of("no-blocks", 32)), grid, CPU, 9, 1) is not first
 
 
 @torch.no_grad()
