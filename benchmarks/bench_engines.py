@@ -2,8 +2,9 @@
 
 One image of 256x256, one patch size: 841 patches of 32 pixels at stride 8, or 225 at stride 16.
 ``definition`` is the paper's procedure with the reference's operations, a pass a patch in batches of 8,
-channels-last, BatchNorm folded, in float32: Global-Net alone. The engines run all that scoring does: both
-nets, scores, maps. ``EfficientAD-S`` is the pass of its three networks (teacher, student, autoencoder).
+channels-last, BatchNorm folded, in float32: Global-Net alone; ``definition, both nets`` runs Local-Net on
+every patch too. The engines run all that scoring does: both nets, scores, maps. ``EfficientAD-S`` is the pass
+of its three networks (teacher, student, autoencoder).
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from glance_fast.model import Glance
 from glance_fast.nets.global_net import GlobalNet, Reading
 from glance_fast.nets.teacher import to_input
 from glance_fast.scoring.dense import global_features
+from glance_fast.training.sampling import crop
 
 BATCH, SIZE, PATCH = 8, 256, 32
 IMAGE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-ROUNDS = {"definition": 2, "patchwise": 2}
+BOTH = "definition, both nets"
+ROUNDS = {"definition": 3, BOTH: 2, "patchwise": 2}
 ROLES = {"definition": "baseline"}
 
 
@@ -93,9 +96,19 @@ def runs(stride: int, precision: str) -> dict[str, Callable[[], object]]:
         with torch.inference_mode():
             return by_definition(scale.global_net, x, holes)
 
+    rows = x.permute(0, 2, 3, 1)
+
+    def both() -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            found = [
+                scale.local(crop(rows, part[None]).contiguous(memory_format=torch.channels_last))
+                for part in holes.split(BATCH)
+            ]
+            return torch.cat(found)[:, :, 0, 0], defined()
+
     engines = {name: lambda name=name: model.score([IMAGE], name, precision) for name in ("dense", "grouped")}
     engines["patchwise"] = lambda: model.score([IMAGE], "patchwise", precision)
-    return {**engines, "definition": defined, "EfficientAD-S": lambda: autocast(other)}
+    return {**engines, "definition": defined, BOTH: both, "EfficientAD-S": lambda: autocast(other)}
 
 
 def test_dense_equals_the_definition():
@@ -117,7 +130,7 @@ def prepared() -> dict:
     return {}
 
 
-@pytest.mark.parametrize("version", ["dense", "grouped", "patchwise", "definition", "EfficientAD-S"])
+@pytest.mark.parametrize("version", ["dense", "grouped", "patchwise", "definition", BOTH, "EfficientAD-S"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stride", [8, 16])
 def test_engines(benchmark, prepared, stride, precision, version):

@@ -257,8 +257,8 @@ def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
         raise ValueError(f"an image must be [H, W, 3] or [H, W], not {list(rgb.shape)}")
     image = Image.fromarray(rgb)
     with atomic_write(path) as temporary:
-        # Lossless at every level; the default takes twice as long for a twentieth fewer bytes.
-        image.save(temporary, format="PNG", compress_level=3)
+        # Lossless at every level; 3 takes half as long again for a twenty-fifth fewer bytes.
+        image.save(temporary, format="PNG", compress_level=1)
 
 
 def _load(path: Path) -> tuple[Image.Image, int]:

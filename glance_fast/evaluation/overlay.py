@@ -70,12 +70,12 @@ def heat(map01: NDArray[np.floating]) -> NDArray[np.uint8]:
 
     Parameters
     ----------
-    map01 : real array [H, W]
+    map01 : real array [...]
         From 0 (dark) to 1 (bright); values outside are clipped.
 
     Returns
     -------
-    ndarray of uint8, shape [H, W, 3]
+    ndarray of uint8, shape [..., 3]
         RGB.
 
     Raises
@@ -121,9 +121,14 @@ def overlay(
     size = image_rgb.shape[:2]
     scores = score_map if score_map.shape == size else resize_map(score_map, size)
     share = scale(scores, low, high)
-    alpha = _OPACITY * np.clip((share - _CLEAR_BELOW) / (_FULL_FROM - _CLEAR_BELOW), 0, 1)[..., None]
-    blended = image_rgb + alpha * (heat(share).astype(np.float32) - image_rgb)
-    picture = np.rint(blended).astype(np.uint8)
+    if np.isnan(share).any():
+        raise ValueError("score_map holds NaN")
+    # Most of a photograph is left as it is.
+    tinted = share > _CLEAR_BELOW
+    share, photograph = share[tinted], image_rgb[tinted].astype(np.float32)
+    alpha = _OPACITY * np.clip((share - _CLEAR_BELOW) / (_FULL_FROM - _CLEAR_BELOW), 0, 1)[:, None]
+    picture = image_rgb.copy()
+    picture[tinted] = np.rint(photograph + alpha * (heat(share) - photograph))
     return picture if outline is None else draw_outline(picture, scores > outline, FOUND)
 
 
