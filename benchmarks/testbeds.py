@@ -32,7 +32,7 @@ from glance_fast.data.demo import TEXTURES, build_demo
 from glance_fast.data.folders import ImageCache, mvtec_test, normal_images, read_sample_mask
 from glance_fast.data.images import read_image, read_mask, resize, write_png
 from glance_fast.evaluation import metrics
-from glance_fast.model import CHUNK, Glance
+from glance_fast.model import Glance
 from glance_fast.nets.teacher import to_input
 from glance_fast.scoring.calibration import NormalScores, calibration_of, normal_scores, whiten
 from glance_fast.scoring.maps import HeadMaps, combine
@@ -84,13 +84,14 @@ def prepare(name: str, work: Path) -> Path:
 
 def feature_chunks(model: Glance, images: np.ndarray) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
     """Features of prepared images, a chunk at a time."""
-    return [model.features(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
+    step = model.at_once
+    return [model.features(images[i : i + step]) for i in range(0, len(images), step)]
 
 
 def local_chunks(model: Glance, images: np.ndarray) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
     """The same of Local-Net alone, with nothing where Global-Net's features would be."""
-    for start in range(0, len(images), CHUNK):
-        x = to_input(torch.from_numpy(images[start : start + CHUNK]))
+    for start in range(0, len(images), model.at_once):
+        x = to_input(torch.from_numpy(images[start : start + model.at_once]))
         local = [scale.local(x, scale.grid.stride).flatten(2).mT for scale in model.scales]
         yield [(z, torch.zeros_like(z)) for z in local]
 

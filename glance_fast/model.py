@@ -29,8 +29,6 @@ from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
 ENGINES = ("auto", "dense", "patchwise", "grouped")
 PRECISIONS = ("auto", "fp32", "bf16")
-# Images that are handed on together; how many of them are computed at a time is for the memory to say.
-CHUNK = MOST_IMAGES
 
 
 @dataclass(frozen=True)
@@ -139,6 +137,11 @@ class Glance(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    @property
+    def at_once(self) -> int:
+        """Images to hand over together; how many of them are computed at a time is for the memory to say."""
+        return MOST_IMAGES[self.device.type]
+
     def score(
         self,
         images: Sequence[str | Path | np.ndarray | Image.Image],
@@ -189,9 +192,9 @@ class Glance(nn.Module):
 
     @torch.inference_mode()
     def _score_chunks(self, images: Sequence[Any], engine: str, precision: str) -> Iterator[ScoreResult]:
-        for start in range(0, len(images), CHUNK):
+        for start in range(0, len(images), self.at_once):
             with stage("resizing"):
-                batch = np.stack([self.prepare(image) for image in images[start : start + CHUNK]])
+                batch = np.stack([self.prepare(image) for image in images[start : start + self.at_once]])
             patch_scores = self.patch_scores(batch, engine, precision)
             head_maps = self.head_maps(patch_scores)
             with stage("maps"):
@@ -220,7 +223,7 @@ class Glance(nn.Module):
             raise UserError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")
         bf16 = self.chosen_precision(precision) == "bf16"
         limit = (self.memory_mib or DEFAULT[self.device.type]) * MIB
-        images, left = split(self.scales, self.config, 2 if bf16 else 4, limit)
+        images, left = split(self.scales, self.config, 2 if bf16 else 4, limit, self.at_once)
         x = to_input(torch.from_numpy(batch).to(self.device))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             parts = [[s.features(part, engine, left) for s in self.scales] for part in x.split(images)]

@@ -504,6 +504,7 @@ ACCIDENT = """
 import os, signal, sys
 from glance_fast import UserError
 from glance_fast.cli import main
+from glance_fast.model import Glance
 from glance_fast.scoring import directory
 kind, calls, score_chunk = sys.argv.pop(), [], directory._score_chunk
 def accident(*arguments):
@@ -513,7 +514,7 @@ def accident(*arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         raise UserError("disk/file: is odd")
     return score_chunk(*arguments)
-directory.CHUNK, directory._score_chunk = 1, accident
+Glance.at_once, directory._score_chunk = 1, accident
 main()
 """
 
@@ -820,6 +821,7 @@ def test_demo_keeps_what_is_there(cli, photos, monkeypatch):
 STOPPING = """
 import os, sys
 from glance_fast.cli import main
+from glance_fast.model import Glance
 from glance_fast.scoring import directory
 number, calls, score_chunk = int(sys.argv.pop()), [], directory._score_chunk
 def stop(*arguments):
@@ -827,7 +829,7 @@ def stop(*arguments):
     if len(calls) == 3:
         os.kill(os.getpid(), number)
     return score_chunk(*arguments)
-directory.CHUNK, directory._score_chunk = 1, stop
+Glance.at_once, directory._score_chunk = 1, stop
 main()
 """
 

@@ -17,7 +17,7 @@ import glance_fast
 from glance_fast.data.images import read_image
 from glance_fast.errors import ImageError, UserError
 from glance_fast.hardware import has_bf16
-from glance_fast.model import CHUNK, Glance, ScoreResult
+from glance_fast.model import Glance, ScoreResult
 from glance_fast.scoring.stages import measured
 
 MIB = 1 << 20
@@ -112,7 +112,7 @@ def bench(
     """
     prepared = [model.prepare(image) for image in images]
     precisions = ("fp32", "bf16") if has_bf16(model.device) else ("fp32",)
-    cases = [(e, p, n) for e in ("dense", "grouped") for p in precisions for n in (1, CHUNK)]
+    cases = [(e, p, n) for e in ("dense", "grouped") for p in precisions for n in (1, model.at_once)]
     exact = ("patchwise" if patchwise else "dense", "fp32")
     cases += [(*exact, 1)] if patchwise else []
     scored = {case[:2]: None for case in cases}

@@ -32,7 +32,7 @@ from glance_fast.evaluation.report import (
     printable,
     write_report,
 )
-from glance_fast.model import CHUNK, Glance
+from glance_fast.model import Glance
 
 COLUMNS = ("path", "defect", "label", "score", "anomalous")
 # The pictures of the report: their longer side, and the most that are shown of a kind. A model that misses
@@ -119,8 +119,8 @@ def evaluate(
     seconds = 0.0
     if progress:
         progress(0, count)
-    for start in range(0, count, CHUNK):
-        part = slice(start, min(start + CHUNK, count))
+    for start in range(0, count, model.at_once):
+        part = slice(start, min(start + model.at_once, count))
         started = time.perf_counter()
         result = model.score([sample.path for sample in samples[part]], engine, precision)
         seconds += time.perf_counter() - started

@@ -15,7 +15,7 @@ from torch import Tensor
 from glance_fast.config import Config
 from glance_fast.data.folders import ImageCache
 from glance_fast.hardware import has_bf16
-from glance_fast.model import CHUNK, Glance
+from glance_fast.model import Glance
 from glance_fast.scoring.maps import HeadMaps, blend_heads, combine
 from glance_fast.scoring.statistics import Calibration, Moments, ScaleStatistics, upper_threshold
 
@@ -148,8 +148,8 @@ def calibrate(
     total = len(fit) + len(held_out)
 
     def features(indices: np.ndarray, done: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        for start in range(0, len(indices), CHUNK):
-            part = indices[start : start + CHUNK]
+        for start in range(0, len(indices), model.at_once):
+            part = indices[start : start + model.at_once]
             yield model.features(cache.batch(part), precision=precision)
             if progress:
                 progress(done + start + len(part), total)

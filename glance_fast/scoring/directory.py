@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from glance_fast.data.folders import list_images
-from glance_fast.data.images import read_image, resize, resize_map, write_png, write_tiff
+from glance_fast.data.images import read_image, resize_map, write_png, write_tiff
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.overlay import display_range, overlay
-from glance_fast.model import CHUNK, Glance
+from glance_fast.model import Glance
 from glance_fast.scoring.origin import check_origin, origin_of, write_run
 from glance_fast.scoring.shards import WHOLE, Shard, check_others, deal, fold
 from glance_fast.scoring.table import (
@@ -139,7 +139,7 @@ def score_directory(
         progress(done, len(paths))
     pool = ThreadPoolExecutor(2, thread_name_prefix="glance-files")
     try:
-        for part, read in _read_ahead(pool, todo, model.config.image_size, overlays):
+        for part, read in _read_ahead(pool, todo, model, overlays):
             chunk = _score_chunk(model, images, out, part, read, engine, precision, pool)
             # After the maps: a row without an error tells that they are there.
             append_rows(table, chunk)
@@ -183,7 +183,7 @@ def deal_directory(
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, paths: list[Path], size: tuple[int, int], originals: bool
+    pool: ThreadPoolExecutor, paths: list[Path], model: Glance, originals: bool
 ) -> Iterator[tuple[list[Path], list[_Photo | ImageError]]]:
     """Chunks of paths with their images; the next chunk is decoded while this one is scored."""
 
@@ -192,16 +192,16 @@ def _read_ahead(
             image = read_image(path)
         except ImageError as error:
             return error
-        return _Photo(image.shape[:2], resize(image, size), image if originals else None)
+        return _Photo(image.shape[:2], model.prepare(image), image if originals else None)
 
     def submit(start: int) -> list[Future[_Photo | ImageError]]:
-        return [pool.submit(read, path) for path in paths[start : start + CHUNK]]
+        return [pool.submit(read, path) for path in paths[start : start + model.at_once]]
 
     ahead = submit(0)
-    for start in range(0, len(paths), CHUNK):
+    for start in range(0, len(paths), model.at_once):
         ready = [future.result() for future in ahead]
-        ahead = submit(start + CHUNK)
-        yield paths[start : start + CHUNK], ready
+        ahead = submit(start + model.at_once)
+        yield paths[start : start + model.at_once], ready
 
 
 def _score_chunk(

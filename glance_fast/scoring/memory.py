@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # MiB that scoring may take beside the model, unless told otherwise.
 DEFAULT = {"cpu": 2048, "cuda": 8192}
-# Images in flight at a time: more would not be faster on a CPU.
-MOST_IMAGES = 8
+# Images in flight at a time: more would not be faster on a CPU, and a GPU is to be kept busy.
+MOST_IMAGES = {"cpu": 8, "cuda": 64}
 MIB = 1 << 20
 
 
@@ -35,7 +35,7 @@ def window_bytes(net: GlobalNet, grid: PatchGrid, itemsize: int) -> int:
     return most_pixels(geometry_of(net), grid) * widest * itemsize
 
 
-def split(scales: Iterable[Scale], config: Config, itemsize: int, limit: int) -> tuple[int, int]:
+def split(scales: Iterable[Scale], config: Config, itemsize: int, limit: int, most: int) -> tuple[int, int]:
     """How a limit is kept.
 
     Parameters
@@ -48,6 +48,8 @@ def split(scales: Iterable[Scale], config: Config, itemsize: int, limit: int) ->
         Bytes of a number in the networks.
     limit : int
         Bytes.
+    most : int
+        Images at a time, at most, and those whose maps are made together.
 
     Returns
     -------
@@ -64,7 +66,7 @@ def split(scales: Iterable[Scale], config: Config, itemsize: int, limit: int) ->
     scales = list(scales)
     height, width = config.image_size
     # The table of the interpolation, and the maps of a batch: two heads, twice, and their blends.
-    maps = height * width * 4 * MOST_IMAGES * (5 * len(scales) + 1)
+    maps = height * width * 4 * most * (5 * len(scales) + 1)
     fixed = maps + height * width * 8 * config.idw_neighbours * len(scales)
     features = sum(len(s.grid) * s.local.features * 2 * 4 for s in scales)
     # Of Local-Net, the first layer's output, which is its largest, and what comes of it.
@@ -78,5 +80,5 @@ def split(scales: Iterable[Scale], config: Config, itemsize: int, limit: int) ->
             f"{limit // MIB} are allowed; allow more (--memory-mib, memory_mib), or train with a smaller "
             "image_size"
         )
-    images = min(max((limit - fixed - patch) // 2 // image, 1), MOST_IMAGES)
+    images = min(max((limit - fixed - patch) // 2 // image, 1), most)
     return images, limit - fixed - images * image

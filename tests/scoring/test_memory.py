@@ -10,6 +10,8 @@ from glance_fast.config import Config
 from glance_fast.model import Glance
 from glance_fast.scoring.memory import MIB, MOST_IMAGES, pass_bytes, split, window_bytes
 
+MOST = MOST_IMAGES["cpu"]
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -34,7 +36,7 @@ def least(model):
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            split(model.scales, model.config, 4, middle)
+            split(model.scales, model.config, 4, middle, MOST)
             high = middle
         except UserError:
             low = middle
@@ -43,13 +45,13 @@ def least(model):
 
 def test_what_is_left_suffices_for_a_patch_and_grows_with_the_limit(model):
     smallest = least(model)
-    images, windows = split(model.scales, model.config, 4, smallest)
+    images, windows = split(model.scales, model.config, 4, smallest, MOST)
     patch = window_bytes(model.scales[0].global_net, model.scales[0].grid, 4)
     assert images == 1 and windows == patch
     for factor in (1.1, 2, 10, 1000):
-        more, left = split(model.scales, model.config, 4, int(smallest * factor))
-        assert images <= more <= MOST_IMAGES and left >= patch
-    assert more == MOST_IMAGES and left > 100 * windows
+        more, left = split(model.scales, model.config, 4, int(smallest * factor), MOST)
+        assert images <= more <= MOST and left >= patch
+    assert more == MOST and left > 100 * windows
 
 
 @pytest.mark.parametrize("engine", ["dense", "grouped", "patchwise"])

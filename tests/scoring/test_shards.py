@@ -12,7 +12,7 @@ from samples import draw_part
 
 from glance_fast import UserError, load
 from glance_fast.model import Glance
-from glance_fast.scoring import directory, shards
+from glance_fast.scoring import shards
 from glance_fast.scoring.directory import deal_directory, score_directory
 from glance_fast.scoring.shards import (
     WHOLE,
@@ -52,7 +52,7 @@ def photos(tmp_path):
 @pytest.fixture(autouse=True)
 def one_image_at_a_time(monkeypatch):
     # The last digits follow which images are scored together.
-    monkeypatch.setattr(directory, "CHUNK", 1)
+    monkeypatch.setattr(Glance, "at_once", 1)
 
 
 def score(model, photos, out, shard=WHOLE, **more):
