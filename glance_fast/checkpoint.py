@@ -94,6 +94,8 @@ def load(
     model.load_state_dict(tensors)
     model.calibration = calibration
     model.precision, model.memory_mib = precision, memory_mib
+    if chosen.index is not None:
+        torch.cuda.set_device(chosen)
     return model.to(chosen).eval()
 
 

@@ -88,5 +88,5 @@ def use_threads(count: int | None) -> int:
 def has_bf16(device: torch.device) -> bool:
     """Whether bfloat16 convolutions are faster than float32 ones there."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported()

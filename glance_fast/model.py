@@ -23,7 +23,7 @@ from glance_fast.nets.local_net import LocalNet
 from glance_fast.nets.teacher import to_input
 from glance_fast.scoring import dense, grouped, patchwise
 from glance_fast.scoring.maps import HeadMaps, combine, interpolate
-from glance_fast.scoring.memory import DEFAULT, MIB, MOST_IMAGES, split
+from glance_fast.scoring.memory import DEFAULT_MIB, IMAGES_TOGETHER, MIB, Share, split
 from glance_fast.scoring.stages import stage
 from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
@@ -139,8 +139,22 @@ class Glance(nn.Module):
 
     @property
     def at_once(self) -> int:
-        """Images to hand over together; how many of them are computed at a time is for the memory to say."""
-        return MOST_IMAGES[self.device.type]
+        """Images that are best handed over together."""
+        return self.memory_share("fp32").together
+
+    def memory_share(self, precision: str = "auto") -> Share:
+        """What ``memory_mib`` is divided into.
+
+        Raises
+        ------
+        UserError
+            It does not suffice for an image.
+        """
+        kind = self.device.type
+        limit = (self.memory_mib or DEFAULT_MIB.get(kind, DEFAULT_MIB["cpu"])) * MIB
+        most = IMAGES_TOGETHER.get(kind, IMAGES_TOGETHER["cpu"])
+        itemsize = 2 if self.chosen_precision(precision) == "bf16" else 4
+        return split(self.scales, self.config, itemsize, limit, most)
 
     def score(
         self,
@@ -174,7 +188,8 @@ class Glance(nn.Module):
             ``engine`` or ``precision`` is unknown, ``images`` holds something else, or ``memory_mib`` is too
             little for an image.
         """
-        one = isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] == (3,))
+        _check(engine, precision)
+        one = isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] in ((3,), (4,)))
         if one or isinstance(images, (str, Path, Image.Image)):
             raise UserError("images: expected a list, got a single image; write model.score([image])")
         parts = list(self._score_chunks(images, engine, precision))
@@ -217,16 +232,15 @@ class Glance(nn.Module):
         self, batch: np.ndarray, engine: str = "auto", precision: str = "auto"
     ) -> list[tuple[Tensor, Tensor]]:
         """z_l and z_g of all patches of prepared images uint8 [B, H, W, 3], one pair a scale."""
-        if engine not in ENGINES:
-            raise UserError(f"engine: {engine!r} is none of {', '.join(ENGINES)}")
-        if precision not in PRECISIONS:
-            raise UserError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")
+        _check(engine, precision)
         bf16 = self.chosen_precision(precision) == "bf16"
-        limit = (self.memory_mib or DEFAULT[self.device.type]) * MIB
-        images, left = split(self.scales, self.config, 2 if bf16 else 4, limit, self.at_once)
+        share = self.memory_share(precision)
         x = to_input(torch.from_numpy(batch).to(self.device))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            parts = [[s.features(part, engine, left) for s in self.scales] for part in x.split(images)]
+            parts = [
+                [scale.features(part, engine, share.windows) for scale in self.scales]
+                for part in x.split(share.images)
+            ]
         return [
             tuple(torch.cat(f) if len(f) > 1 else f[0] for f in zip(*scale, strict=True))
             for scale in zip(*parts, strict=True)
@@ -259,3 +273,10 @@ class Glance(nn.Module):
             )
             for p, s in zip(patch_scores, self.scales, strict=True)
         ]
+
+
+def _check(engine: str, precision: str) -> None:
+    if engine not in ENGINES:
+        raise UserError(f"engine: {engine!r} is none of {', '.join(ENGINES)}")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")

@@ -648,8 +648,8 @@ def full_disk(*arguments, **more):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (MemoryError(), "out of memory; use a smaller image_size, batch or cache_mib"),
-        (RuntimeError("CUDA out of memory. Tried"), "out of memory; use a smaller image_size"),
+        (MemoryError(), "out of memory; use a smaller --memory-mib"),
+        (RuntimeError("CUDA out of memory. Tried"), "out of memory; use a smaller --memory-mib"),
         (RuntimeError("[enforce fail] can't allocate memory: you tried"), "out of memory; use a smaller"),
         (
             PermissionError(errno.EACCES, "Permission denied", "disk/file"),
@@ -896,7 +896,9 @@ def test_waiting_threads_give_their_processor_up_soon(cli, monkeypatch):
     assert os.environ["GOMP_SPINCOUNT"] == "7", "who has set it knows why"
 
 
-def test_memory_that_does_not_suffice(cli, run_folder, photos, tmp_path):
+def test_memory_that_does_not_suffice(cli, run_folder, photos, tmp_path, monkeypatch):
+    # A model this small would fit into a whole one.
+    monkeypatch.setattr("glance_fast.model.MIB", 1 << 16)
     line = one_line(score_dir(cli, run_folder, photos, tmp_path / "out", "--memory-mib", "1"))
     assert line.startswith("image_size 64x64: scoring takes ") and "--memory-mib" in line
     code, said, _ = score_dir(cli, run_folder, photos, tmp_path / "out", "--memory-mib", "100", "--overwrite")
@@ -908,6 +910,14 @@ def test_bf16_where_it_would_be_slower_is_fp32_and_said(cli, run_folder, photos,
     code, _, err = score_dir(cli, run_folder, photos, tmp_path / "out", "--precision", "bf16")
     assert code == 0 and "no bf16 instructions on this machine" in err and "scoring in fp32" in err
     assert json.loads((tmp_path / "out/run.json").read_text())["precision"] == "fp32"
+
+
+def test_images_too_large_to_be_calibrated_are_refused_before_training(cli, photos, tmp_path):
+    for i in range(2, 8):
+        shutil.copy(photos / "0.png", photos / f"{i}.png")
+    command = ("train", photos, "--out", tmp_path / "run", "--device", "cpu")
+    line = one_line(cli(*command, "--memory-mib", "20"))
+    assert line.startswith("image_size 256x256: scoring takes") and not (tmp_path / "run").exists()
 
 
 # ---------------------------------------------------------------- bench

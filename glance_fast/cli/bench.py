@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from glance_fast.evaluation.bench import Bench
 
 # Images that agreement is measured on; more would say no more.
-MOST_IMAGES = 4
+COMPARED = 4
 
 
 def bench(
@@ -65,14 +65,14 @@ def bench(
     paths = list_images(images) if images else []
     use_threads(threads)
     model = load(run, device, memory_mib=memory)
-    photographs = measure.photographs(paths, MOST_IMAGES) if images else measure.noise(model)
+    photographs = measure.photographs(paths, COMPARED) if images else measure.noise(model)
     with Reporter(console) as reporter, reporter.task("measuring", None) as advance:
         found = measure.bench(model, photographs, patchwise=patchwise, progress=advance)
     print_bench(found)
     if not images:
         say("agreement is that on noise; give a folder of photographs for what it is on yours")
     if out is not None:
-        write_text(out, json.dumps(found.as_dict(), indent=2) + "\n")
+        write_text(out, json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n")
         tell(str(out))
 
 
@@ -94,7 +94,7 @@ def print_bench(found: Bench) -> None:
             f"{row.times:.2f}",
             "-" if row.memory_mib is None else f"{row.memory_mib:.0f}",
             f"{row.difference:.1e}",
-            f"{row.agreement:.5f}",
+            "-" if row.agreement is None else f"{row.agreement:.5f}",
         )
     out_console.print(table)
     exact = found.about["compared_with"]

@@ -15,6 +15,8 @@ from glance_fast.errors import UserError, elsewhere
 FAILED, SOME_IMAGES_FAILED, STOPPED = 1, 3, 130
 # Commands that go on where they were stopped.
 RESUMABLE = ("train", "score-dir", "distill")
+# Commands that only score.
+SCORING = ("score-dir", "evaluate", "bench")
 
 
 class Commands(TyperGroup):
@@ -34,7 +36,7 @@ class Commands(TyperGroup):
         except AnotherFailed:
             raise typer.Exit(FAILED) from None
         except MemoryError:
-            line = "out of memory; use a smaller image_size, batch or cache_mib"
+            line = after_full_memory(ctx.invoked_subcommand)
         except BrokenPipeError:
             raise  # the reader of our output has gone: Typer ends quietly
         except OSError as error:
@@ -45,9 +47,15 @@ class Commands(TyperGroup):
             # PyTorch's own errors for it are no MemoryError, on the CPU not even a class of their own.
             if not any(text in str(error) for text in ("out of memory", "can't allocate memory")):
                 raise
-            line = "out of memory; use a smaller image_size, batch or cache_mib"
+            line = after_full_memory(ctx.invoked_subcommand)
         say(f"glance-fast: {line}")
         raise typer.Exit(FAILED)
+
+
+def after_full_memory(command: str | None) -> str:
+    """That memory is full, and what to do."""
+    smaller = "--memory-mib" if command in SCORING else "image_size, batch or cache_mib"
+    return f"out of memory; use a smaller {smaller}"
 
 
 def after_full_disk(cause: BaseException | None, command: str | None) -> str:

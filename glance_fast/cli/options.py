@@ -54,7 +54,7 @@ Memory = Annotated[
         "--memory-mib",
         min=1,
         metavar="N",
-        help="MiB that scoring may take beside the model; 2048, on a GPU 8192.",
+        help="MiB that scoring may take beside the model, in each process; 2048, on a GPU 8192.",
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted one stopped.")]

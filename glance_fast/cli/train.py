@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from glance_fast.cli.console import console, count, tell
-from glance_fast.cli.options import Device, Overwrite, Resume, Threads
+from glance_fast.cli.options import Device, Memory, Overwrite, Resume, Threads
 from glance_fast.cli.output import apart, one_of, output
 from glance_fast.errors import UserError
 
@@ -54,6 +54,7 @@ def train(
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
+    memory: Memory = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -132,6 +133,7 @@ def train(
                 device=chosen,
                 local_nets=local_net or (),
                 teacher=teacher,
+                memory_mib=memory,
             )
         except UserError:
             if not (out / "checkpoint").is_dir():

@@ -18,16 +18,16 @@ from glance_fast.data.images import read_image
 from glance_fast.errors import ImageError, UserError
 from glance_fast.hardware import has_bf16
 from glance_fast.model import Glance, ScoreResult
+from glance_fast.scoring.memory import MIB
 from glance_fast.scoring.stages import measured
 
-MIB = 1 << 20
 # Runs of each engine after one that is not counted; the paper's procedure takes its time.
 ROUNDS = {"dense": 7, "grouped": 7, "patchwise": 1}
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
-class Row:
+class Measured:
     """What was measured of one engine.
 
     Attributes
@@ -46,8 +46,9 @@ class Row:
         The most that the process held, or that was allocated on a GPU; None where nothing tells.
     difference : float
         Largest difference of a patch score from the procedure's, as a share of the largest score.
-    agreement : float
-        Spearman correlation of the patch scores with the procedure's, the least over the patch sizes.
+    agreement : float or None
+        Spearman correlation of the patch scores with the procedure's, the least over the patch sizes; None
+        where all are one.
     """
 
     engine: str
@@ -58,7 +59,7 @@ class Row:
     times: float
     memory_mib: float | None
     difference: float
-    agreement: float
+    agreement: float | None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Bench:
 
     Attributes
     ----------
-    rows : list of Row
+    rows : list of Measured
         The engines.
     stages : dict of dict
         Seconds an image by precision and stage of the dense engine.
@@ -75,7 +76,7 @@ class Bench:
         The machine and the model.
     """
 
-    rows: list[Row]
+    rows: list[Measured]
     stages: dict[str, dict[str, float]]
     about: dict[str, Any]
 
@@ -116,7 +117,7 @@ def bench(
     exact = ("patchwise" if patchwise else "dense", "fp32")
     cases += [(*exact, 1)] if patchwise else []
     scored = {case[:2]: None for case in cases}
-    total = len(scored) + max(ROUNDS.values())
+    total = len(scored) + len(cases) + max(ROUNDS.values())
     done = 0
 
     def advance() -> None:
@@ -126,12 +127,15 @@ def bench(
             progress(done, total)
 
     results: dict[tuple[str, str], ScoreResult] = {}
-    peaks: dict[tuple[str, str], float | None] = {}
     for engine, precision in scored:
-        _forget_peak()
-        # The scores of all images, and what is not counted: the first run of each.
         results[engine, precision] = model.score(prepared, engine, precision)
-        peaks[engine, precision] = _peak_mib()
+        advance()
+    peaks: dict[tuple[str, str, int], float | None] = {}
+    for engine, precision, count in cases:
+        # Before what is counted: each has run once now.
+        _forget_peak()
+        model.score(prepared[:1] * count, engine, precision)
+        peaks[engine, precision, count] = _peak_mib()
         advance()
     seconds: dict[tuple[str, str, int], list[float]] = {case: [] for case in cases}
     for number in range(max(ROUNDS.values())):
@@ -148,16 +152,16 @@ def bench(
         each = median(seconds[engine, precision, count])
         apart = [_compare(*pair) for pair in _pairs(results[engine, precision], results[exact])]
         rows.append(
-            Row(
+            Measured(
                 engine,
                 precision,
                 count,
                 each,
                 patches / each,
                 slowest / each,
-                peaks[engine, precision],
+                peaks[engine, precision, count],
                 max(difference for difference, _ in apart),
-                min(agreement for _, agreement in apart),
+                _least([agreement for _, agreement in apart]),
             )
         )
     stages = {precision: _stages(model, prepared[0], precision) for precision in precisions}
@@ -174,9 +178,9 @@ def photographs(paths: Sequence[Path], most: int) -> list[np.ndarray]:
     """
     found: list[np.ndarray] = []
     # From every part of the list first: neighbours are alike.
-    step = max(1, len(paths) // most)
+    first = dict.fromkeys(np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int).tolist())
     error: ImageError | None = None
-    for path in (path for start in range(step) for path in paths[start::step]):
+    for path in (paths[i] for i in dict.fromkeys([*first, *range(len(paths))])):
         try:
             found.append(read_image(path))
         except ImageError as unreadable:
@@ -205,6 +209,10 @@ def _compare(scores: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
     """Largest difference as a share of the largest score, and Spearman correlation."""
     difference = float(np.abs(scores - exact).max() / np.abs(exact).max())
     return difference, float(spearmanr(scores.ravel(), exact.ravel()).statistic)
+
+
+def _least(agreements: list[float]) -> float | None:
+    return min(agreements) if np.isfinite(agreements).all() else None
 
 
 def _stages(model: Glance, image: np.ndarray, precision: str) -> dict[str, float]:

@@ -20,7 +20,7 @@ from glance_fast.scoring.maps import HeadMaps, blend_heads, combine
 from glance_fast.scoring.statistics import Calibration, Moments, ScaleStatistics, upper_threshold
 
 # Enough for a covariance of 128 numbers per grid position; more images would cost time alone.
-MOST_IMAGES = 300
+WHITENING_IMAGES = 300
 # Added to eigenvalues of the global covariance, as a share of their mean.
 RIDGE = 1e-3
 # The distortion head keeps a tenth of the blend: small defects are its own. This and the rule of `share_of`
@@ -143,7 +143,7 @@ def calibrate(
     config = model.config
     # Rounding is noise far below what normal images differ by.
     precision = "bf16" if has_bf16(model.device) else "fp32"
-    fit = np.random.default_rng(config.seed).permutation(train)[:MOST_IMAGES]
+    fit = np.random.default_rng(config.seed).permutation(train)[:WHITENING_IMAGES]
     fit = fit if config.blend == "calibrated" else fit[:0]
     total = len(fit) + len(held_out)
 

@@ -31,6 +31,7 @@ from glance_fast.scoring.table import (
 )
 
 # Photographs of another shape than in training are stretched; beyond this share it is said.
+MOST_ORIGINALS = 8
 ASPECT_TOLERANCE = 0.05
 
 
@@ -194,14 +195,17 @@ def _read_ahead(
             return error
         return _Photo(image.shape[:2], model.prepare(image), image if originals else None)
 
+    # Whole photographs are larger than what is made of them.
+    step = min(model.at_once, MOST_ORIGINALS) if originals else model.at_once
+
     def submit(start: int) -> list[Future[_Photo | ImageError]]:
-        return [pool.submit(read, path) for path in paths[start : start + model.at_once]]
+        return [pool.submit(read, path) for path in paths[start : start + step]]
 
     ahead = submit(0)
-    for start in range(0, len(paths), model.at_once):
+    for start in range(0, len(paths), step):
         ready = [future.result() for future in ahead]
-        ahead = submit(start + model.at_once)
-        yield paths[start : start + model.at_once], ready
+        ahead = submit(start + step)
+        yield paths[start : start + step], ready
 
 
 def _score_chunk(

@@ -50,7 +50,8 @@ def interpolate(patch_scores: Tensor, grid: PatchGrid, config: Config) -> Tensor
 def gaussian(size: int, deviation: float, device: torch.device) -> Tensor:
     """Float32 [size, size]: what smooths an axis, which beyond its ends goes on as it ends.
 
-    As a matrix: two products a map are sooner done than a filter, on a CPU and on a GPU.
+    As a matrix: two products a map take less time than a filter for images of 256 pixels, and twice as long
+    for 1,024, where both are little beside the rest. A GPU needs no filter of its own for it.
     """
     radius = int(TRUNCATE * deviation + 0.5)
     offsets = np.arange(-radius, radius + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from glance_fast.config import Config
 from glance_fast.errors import UserError
@@ -14,11 +14,29 @@ from glance_fast.scoring.plan import changes, geometry_of, most_pixels
 if TYPE_CHECKING:
     from glance_fast.model import Scale
 
-# MiB that scoring may take beside the model, unless told otherwise.
-DEFAULT = {"cpu": 2048, "cuda": 8192}
-# Images in flight at a time: more would not be faster on a CPU, and a GPU is to be kept busy.
-MOST_IMAGES = {"cpu": 8, "cuda": 64}
 MIB = 1 << 20
+# What scoring may take beside the model, unless told otherwise; and images that are worth handing over
+# together: more would not be faster on a CPU, and a GPU is to be kept busy.
+DEFAULT_MIB = {"cpu": 2048, "cuda": 8192}
+IMAGES_TOGETHER = {"cpu": 8, "cuda": 64}
+
+
+class Share(NamedTuple):
+    """How a limit is kept.
+
+    Attributes
+    ----------
+    together : int
+        Images that are handed over together, and whose maps are made at the same time.
+    images : int
+        Of these, how many go through the networks at a time.
+    windows : int
+        Bytes that are left for windows, or for the passes of the other engines.
+    """
+
+    together: int
+    images: int
+    windows: int
 
 
 def pass_bytes(net: GlobalNet, grid: PatchGrid, itemsize: int) -> int:
@@ -35,8 +53,8 @@ def window_bytes(net: GlobalNet, grid: PatchGrid, itemsize: int) -> int:
     return most_pixels(geometry_of(net), grid) * widest * itemsize
 
 
-def split(scales: Iterable[Scale], config: Config, itemsize: int, limit: int, most: int) -> tuple[int, int]:
-    """How a limit is kept.
+def split(scales: Iterable[Scale], config: Config, itemsize: int, limit: int, most: int) -> Share:
+    """Divide what scoring may take.
 
     Parameters
     ----------
@@ -49,14 +67,11 @@ def split(scales: Iterable[Scale], config: Config, itemsize: int, limit: int, mo
     limit : int
         Bytes.
     most : int
-        Images at a time, at most, and those whose maps are made together.
+        Images together, at most.
 
     Returns
     -------
-    images : int
-        To score at a time.
-    windows : int
-        Bytes that are left for windows, or for the passes of the other engines.
+    Share
 
     Raises
     ------
@@ -65,20 +80,23 @@ def split(scales: Iterable[Scale], config: Config, itemsize: int, limit: int, mo
     """
     scales = list(scales)
     height, width = config.image_size
-    # The table of the interpolation, and the maps of a batch: two heads, twice, and their blends.
-    maps = height * width * 4 * most * (5 * len(scales) + 1)
-    fixed = maps + height * width * 8 * config.idw_neighbours * len(scales)
+    # The tables of the interpolation; where all patches count there is none.
+    tables = sum(n for s in scales if (n := config.idw_neighbours) < len(s.grid)) * height * width * 8
+    # The maps of an image: two heads, twice, and their blends.
+    maps = height * width * 4 * (5 * len(scales) + 1)
     features = sum(len(s.grid) * s.local.features * 2 * 4 for s in scales)
     # Of Local-Net, the first layer's output, which is its largest, and what comes of it.
     local = 3 * (height // 2) * (width // 2) * 64 * itemsize
     image = features + max(local, *(pass_bytes(s.global_net, s.grid, itemsize) for s in scales))
     patch = max(window_bytes(s.global_net, s.grid, itemsize) for s in scales)
-    least = fixed + image + patch
+    least = tables + maps + image + patch
     if least > limit:
         raise UserError(
             f"image_size {height}x{width}: scoring takes {-(-least // MIB)} MiB beside the model, and "
             f"{limit // MIB} are allowed; allow more (--memory-mib, memory_mib), or train with a smaller "
             "image_size"
         )
-    images = min(max((limit - fixed - patch) // 2 // image, 1), most)
-    return images, limit - fixed - images * image
+    together = min((limit - tables - image - patch) // maps, most)
+    left = limit - tables - together * maps
+    images = min(max((left - patch) // 2 // image, 1), together)
+    return Share(together, images, left - images * image)

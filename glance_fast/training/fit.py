@@ -52,6 +52,7 @@ def fit(
     device: torch.device | None = None,
     local_nets: Sequence[Path] = (),
     teacher: Teacher | None = None,
+    memory_mib: int | None = None,
 ) -> Glance:
     """Train a model on photographs of good parts and write it to a run folder.
 
@@ -74,6 +75,8 @@ def fit(
         Local-Nets from ``glance-fast distill`` in place of the built-in ones.
     teacher : Teacher, optional
         What Local-Net is fine-tuned by; the built-in assistant if not given.
+    memory_mib : int, optional
+        That calibration may take beside the model, as for ``load``.
 
     Returns
     -------
@@ -83,10 +86,15 @@ def fit(
     Raises
     ------
     UserError
-        Too few images can be read, a checkpoint does not fit, or the disk is full.
+        Too few images can be read, images of this size take more than ``memory_mib``, a checkpoint does not
+        fit, or the disk is full.
     """
     device = device or torch.device("cpu")
     bf16 = has_bf16(device)
+    model = Glance(config, config.seed).to(device)
+    model.memory_mib = memory_mib
+    # What could not be calibrated is refused before hours of training.
+    model.memory_share()
     with reporter.task("reading images", len(paths)) as advance:
         cache = ImageCache(paths, config.image_size, config.cache_mib << 20, progress=advance)
     with cache:
@@ -103,7 +111,6 @@ def fit(
         checkpoints = run / "checkpoint"
         _remember_images(checkpoints / "images.json", cache, config)
         log = Log(run / "log.csv")
-        model = Glance(config, config.seed).to(device)
         students = {p: builtin_local_net(p) for p in config.patches}
         students |= {s.local.patch: s for s in map(Student.load, local_nets)}
         if config.finetune_steps and teacher is None:

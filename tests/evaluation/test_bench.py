@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 from samples import draw_part
 
-from glance_fast import UserError, load
+from glance_fast import Config, Glance, UserError, load
 from glance_fast.evaluation import bench as measure
 from glance_fast.evaluation.bench import bench, noise, photographs
 from glance_fast.scoring.stages import measured, stage
@@ -69,6 +70,12 @@ def test_without_the_procedure_the_dense_engine_is_compared_with(model):
     assert result.about["compared_with"] == "dense"
 
 
+def test_scores_that_are_all_one_agree_with_nothing(model):
+    alone = Glance(Config(image_size=64, patch=64, stride=64, width=8, pretrained=False))
+    result = bench(alone, noise(alone), patchwise=False)
+    assert result.rows[0].agreement is None and json.dumps(result.as_dict(), allow_nan=False)
+
+
 def test_stages_are_timed_while_someone_measures_and_not_otherwise():
     @stage("outer")
     def work():
@@ -88,12 +95,13 @@ def test_photographs_come_from_all_of_the_folder(tmp_path):
     for i in range(9):
         paths.append(tmp_path / f"{i}.png")
         Image.new("RGB", (4, 4), (i, 0, 0)).save(paths[-1])
-    assert [int(image[0, 0, 0]) for image in photographs(paths, 3)] == [0, 3, 6]
+    assert [int(image[0, 0, 0]) for image in photographs(paths, 3)] == [0, 4, 8]
+    assert [int(image[0, 0, 0]) for image in photographs(paths[:7], 4)] == [0, 2, 4, 6]
     assert len(photographs(paths, 20)) == 9
-    paths[3].write_text("no image")
-    assert [int(image[0, 0, 0]) for image in photographs(paths, 3)] == [0, 6, 1]
-    with pytest.raises(UserError, match=r"no image can be read; the last one: .*3\.png"):
-        photographs(paths[3:4], 3)
+    paths[4].write_text("no image")
+    assert [int(image[0, 0, 0]) for image in photographs(paths, 3)] == [0, 8, 1]
+    with pytest.raises(UserError, match=r"no image can be read; the last one: .*4\.png"):
+        photographs(paths[4:5], 3)
 
 
 def test_memory_that_cannot_be_told(monkeypatch, tmp_path):

@@ -1,6 +1,8 @@
 """score-dir: every image in its place, bad ones in the table, nothing done is lost or done twice."""
 
+import copy
 import csv
+import dataclasses
 import errno
 import json
 from pathlib import Path
@@ -331,8 +333,11 @@ def test_resume_of_something_else_is_refused(model, photos, tmp_path):
     before = contents(out) | {"run": (out / "run.json").read_bytes()}
     other = Glance(model.config, seed=4)
     other.calibration = model.calibration
+    smoother = copy.deepcopy(model)
+    smoother.config = dataclasses.replace(model.config, smoothing=1.0)
     for text, arguments in (
         ("another model; give the same run", (other, photos)),
+        ("another model; give the same run", (smoother, photos)),
         ("another folder of images", (model, photos / "b")),
     ):
         with pytest.raises(UserError, match=f"out: was begun with {text}.*--overwrite"):

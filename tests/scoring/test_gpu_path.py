@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from glance_fast.config import Config
 from glance_fast.kernels import dispatch, idw, partial_conv, patch_score, window_conv
@@ -75,7 +76,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         out = operation(*args, **(kwargs or {}))
-        tensors = [t for t in (*args, out) if isinstance(t, torch.Tensor)]
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
         if any(t.device.type == "cpu" for t in tensors):
             ours = [f for f in traceback.format_stack() if "glance_fast" in f or "kernels" in f]
             self.copies.append(f"{operation}: {ours[-1] if ours else ''}")

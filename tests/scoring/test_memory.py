@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from glance_fast import UserError
 from glance_fast.config import Config
 from glance_fast.model import Glance
-from glance_fast.scoring.memory import MIB, MOST_IMAGES, pass_bytes, split, window_bytes
+from glance_fast.scoring.memory import IMAGES_TOGETHER, MIB, pass_bytes, split, window_bytes
 
-MOST = MOST_IMAGES["cpu"]
+MOST = IMAGES_TOGETHER["cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +47,22 @@ def least(model):
 
 def test_what_is_left_suffices_for_a_patch_and_grows_with_the_limit(model):
     smallest = least(model)
-    images, windows = split(model.scales, model.config, 4, smallest, MOST)
+    share = split(model.scales, model.config, 4, smallest, MOST)
     patch = window_bytes(model.scales[0].global_net, model.scales[0].grid, 4)
-    assert images == 1 and windows == patch
+    assert share == (1, 1, patch)
     for factor in (1.1, 2, 10, 1000):
-        more, left = split(model.scales, model.config, 4, int(smallest * factor), MOST)
-        assert images <= more <= MOST and left >= patch
-    assert more == MOST and left > 100 * windows
+        more = split(model.scales, model.config, 4, int(smallest * factor), MOST)
+        assert share.images <= more.images <= more.together <= MOST and more.windows >= patch
+    assert more.images == more.together == MOST and more.windows > 100 * patch
+
+
+@pytest.mark.parametrize("neighbours", [0, 500, 1 << 20])
+def test_where_all_patches_count_no_table_is_kept(model, neighbours):
+    few = dataclasses.replace(model.config, idw_neighbours=5)
+    many = dataclasses.replace(model.config, idw_neighbours=neighbours)
+    limit = 1 << 30
+    windows = [split(model.scales, c, 4, limit, MOST).windows for c in (few, many)]
+    assert windows[1] - windows[0] == 96 * 128 * 8 * 5
 
 
 @pytest.mark.parametrize("engine", ["dense", "grouped", "patchwise"])
