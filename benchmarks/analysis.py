@@ -234,6 +234,22 @@ def cpu(machine: dict) -> str:
     return f"{markdown(head, rows)}\n\n{quiet(machine)}"
 
 
+def stages(machine: dict, bench: dict) -> str:
+    """Where the time of the dense engine goes: stages of ``glance-fast bench``, an image."""
+    found, about = bench["stages"], bench["about"]
+    scales = zip(about["patch"], about["stride"], strict=True)
+    operations = sum(total(list(parts(*scale).values())).operations for scale in scales)
+    whole = {precision: sum(seconds.values()) for precision, seconds in found.items()}
+    head = ["stage", *(text for precision in found for text in (f"{precision}, ms", "share"))]
+    rows = []
+    for name in sorted(found["fp32"], key=lambda stage: -found["fp32"][stage]):
+        each = [(found[precision][name], whole[precision]) for precision in found]
+        rows.append([name, *(text for t, all_ in each for text in (f"{t * 1e3:.1f}", f"{t / all_:.0%}"))])
+    ends = [(whole[p], operations / machine[p] / whole[p]) for p in found]
+    rows.append(["all", *(text for t, floor in ends for text in (f"{t * 1e3:.1f}", f"floor: {floor:.0%}"))])
+    return markdown(head, rows)
+
+
 def quiet(machine: dict) -> str:
     """Whether the machine had nothing else to do, and its ceilings are ceilings."""
     said = f"Others had {machine['others']:.0%} of the processors' time during the run."
@@ -263,6 +279,7 @@ def fill(text: str, machine: dict) -> str:
         "routes": routes(),
         "images": images(H200),
         "cpu": cpu(machine),
+        "stages": stages(machine, json.loads((RESULTS / "bench.json").read_text(encoding="utf-8"))),
     }
     for name, content in tables.items():
         if f"<!-- {name} -->" not in text:

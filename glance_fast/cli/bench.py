@@ -82,7 +82,8 @@ def print_bench(found: Bench) -> None:
     patches = " + ".join(map(str, found.about["patches"]))
     machine = f"{found.about['device']}, {found.about['threads']} threads"
     tell(f"{height}x{width} pixels, {patches} patches; {machine}")
-    table = Table("engine", box=SIMPLE)
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column("engine", no_wrap=True)
     for head in ("images", "ms/image", "patches/s", "times", "MiB", "differs", "agrees"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in found.rows:
