@@ -207,9 +207,10 @@ class Glance(nn.Module):
 
     @torch.inference_mode()
     def _score_chunks(self, images: Sequence[Any], engine: str, precision: str) -> Iterator[ScoreResult]:
-        for start in range(0, len(images), self.at_once):
+        together = self.at_once
+        for start in range(0, len(images), together):
             with stage("resizing"):
-                batch = np.stack([self.prepare(image) for image in images[start : start + self.at_once]])
+                batch = np.stack([self.prepare(image) for image in images[start : start + together]])
             patch_scores = self.patch_scores(batch, engine, precision)
             head_maps = self.head_maps(patch_scores)
             with stage("maps"):

@@ -106,6 +106,7 @@ def changes(layers: Geometry, grid: PatchGrid) -> tuple[Change, ...]:
     return (*found, Change(holes, start, stop, size))
 
 
+@lru_cache(maxsize=8)
 def most_pixels(layers: Geometry, grid: PatchGrid) -> int:
     """The most pixels that a patch's windows hold at a time: a layer's input, output and residual."""
     areas = [0, 0, *((c.stop - c.start).max(0).prod() for c in changes(layers, grid)[:-1])]
