@@ -29,13 +29,24 @@ from triton.runtime.jit import JITFunction
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_86": GPUTarget("cuda", 86, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 REGISTERS = 65536  # of a multiprocessor, and the next: threads and blocks
-THREADS, BLOCKS = 2048, 32
+THREADS = {"sm_80": 2048, "sm_86": 1536, "sm_89": 1536, "sm_90": 2048, "sm_120": 1536}
+BLOCKS = {"sm_80": 32, "sm_86": 16, "sm_89": 24, "sm_90": 32, "sm_120": 24}
 # Bytes of shared memory: one block may have, one multiprocessor has; a block costs 1 KiB more.
-SHARED = {"sm_80": (166912, 167936), "sm_90": (232448, 233472), "gfx942": (65536, 65536)}
+SHARED = {
+    "sm_80": (166912, 167936),
+    "sm_86": (101376, 102400),
+    "sm_89": (101376, 102400),
+    "sm_90": (232448, 233472),
+    "sm_120": (101376, 102400),
+    "gfx942": (65536, 65536),
+}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
 KINDS = {
@@ -141,11 +152,11 @@ def occupancy(target: str, warps: int, registers: int, shared: int) -> tuple[flo
     blocks = {
         "registers": REGISTERS // (a_warp * warps),
         "shared memory": SHARED[target][1] // (shared + 1024),
-        "threads": THREADS // (32 * warps),
-        "blocks": BLOCKS,
+        "threads": THREADS[target] // (32 * warps),
+        "blocks": BLOCKS[target],
     }
     limit = min(blocks, key=lambda name: blocks[name])
-    return blocks[limit] * warps * 32 / THREADS, limit
+    return blocks[limit] * warps * 32 / THREADS[target], limit
 
 
 def describe(case: str, target: str, kernel: str, args: tuple, options: dict, compiled: Any) -> Compiled:

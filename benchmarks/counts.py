@@ -289,6 +289,30 @@ def rectangles(w: Windows) -> int:
     return len(w.after) * area(w.largest)
 
 
+def surround(
+    seen: int, places: int, batch: int, sizes: tuple[int, int], channels: tuple[int, int], element: int
+) -> Work:
+    """A partial convolution around a hole: ``seen`` places over all outputs of a map, of ``places`` each.
+
+    ``sizes`` are places of the input and of the output, ``channels`` theirs; what lies outside is no work.
+    """
+    inputs, outputs = channels
+    read = batch * sizes[0] * inputs + places * inputs * outputs
+    written = batch * sizes[1] * outputs
+    return Work(2 * batch * seen * inputs * outputs, read * element, written * element)
+
+
+def surround_backward(
+    seen: int, places: int, batch: int, sizes: tuple[int, int], channels: tuple[int, int], element: int
+) -> Work:
+    """Its gradients: of x from dy and the weight, and of the weight, in float32, from dy and x."""
+    inputs, outputs = channels
+    x, dy = batch * sizes[0] * inputs, batch * sizes[1] * outputs
+    weights = places * inputs * outputs
+    operations = 4 * batch * seen * inputs * outputs
+    return Work(operations, (2 * dy + weights + x) * element, x * element + weights * FLOAT)
+
+
 def global_head(net: GlobalNet, patches: int, element: int = FLOAT) -> Work:
     """The perceptron behind Global-Net, for all patches of an image."""
     linear = [m for m in net.head if isinstance(m, nn.Linear)]

@@ -17,6 +17,7 @@ from glance_fast.kernels.idw import gpu as idw_gpu
 from glance_fast.kernels.partial_conv import gpu as partial_conv_gpu
 from glance_fast.kernels.patch_score import DistortionWeights
 from glance_fast.kernels.patch_score import gpu as patch_score_gpu
+from glance_fast.kernels.surround_conv import gpu as surround_conv_gpu
 from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
 
 CASES: dict[str, Callable[[], Any]] = {}
@@ -118,6 +119,39 @@ for _layer, _shape, _names in (
 ):
     for _name in _names:
         case(f"window_conv {_layer} {_name}")(partial(_window_conv, getattr(torch, _name), *_shape))
+
+
+# surround_conv: the two rings around a hole of 7 x 7 patches and 16 far ones, and a grid of half the stride.
+
+
+def _surround_conv(layer: str, dtype: torch.dtype, images: int, tf32: bool = True) -> None:
+    size, *geometry = {
+        "ring": (31, (11, 11), (7, 7), 1, (5, 5), ()),
+        "ring and far": (31, (11, 11), (7, 7), 1, (5, 5), (8, 12)),
+        "half stride": (31, (15, 15), (11, 11), 2, (6, 6), ()),
+    }[layer]
+    channels, outputs, (kernel, hole, *_, dilations) = 64, 128, geometry
+    x = torch.empty(images, channels, size, size, dtype=dtype).to(memory_format=torch.channels_last)
+    weight = torch.empty(outputs, channels, kernel[0] * kernel[1] - hole[0] * hole[1], dtype=dtype)
+    far_weight = torch.empty(outputs, channels, 8 * len(dilations), dtype=dtype) if dilations else None
+    bias = torch.empty(outputs, dtype=dtype)
+    with torch.backends.cudnn.flags(allow_tf32=tf32):
+        y = surround_conv_gpu.forward(x, weight, bias, far_weight, *geometry, True)
+        needs = [True, True, True, bool(dilations)]
+        surround_conv_gpu.backward(y, x, weight, far_weight, *geometry, needs)
+
+
+for _layer, _dtype, _images in (
+    ("ring", torch.bfloat16, 8),
+    ("ring and far", torch.bfloat16, 64),
+    ("half stride", torch.bfloat16, 64),
+    ("ring and far", torch.float32, 64),
+):
+    _name = f"surround_conv {_layer} {str(_dtype).removeprefix('torch.')} {_images} images"
+    case(_name)(partial(_surround_conv, _layer, _dtype, _images))
+case("surround_conv ring and far float32 64 images, no tf32")(
+    partial(_surround_conv, "ring and far", torch.float32, 64, tf32=False)
+)
 
 
 # patch_score: 841 patches of 128 features; whitening by position as the calibrated blend stores it.
