@@ -19,11 +19,20 @@ LOCAL_LAYOUTS: dict[int, tuple[int, tuple[tuple[int, int, int], ...]]] = {
     32: (1, ((2, 1, 256),)),
     64: (2, ((3, 1, 128), (2, 2, 128), (2, 1, 256))),
 }
-NETS = {
+# Global-Nets over the image, one hole a pass.
+MASKED = {
     # Channels at strides 4, 8, 16, 32; residual blocks at strides 8, 16, 32; readout.
-    "default": ((1, 1, 1, 1), (1, 1, 1), "hole"),
+    "pyramid": ((1, 1, 1, 1), (1, 1, 1), "hole"),
     # As public re-implementations of the paper have it: widths that double, global average pooling.
     "paper": ((0.25, 0.5, 1, 2), (1, 1, 1), "pool"),
+}
+NETS = ("surround", *MASKED)
+# What a setting is where it is not given: for net "surround", and for the masked ones.
+BY_NET = {
+    "steps": (300, 1600),
+    "batch": (16, 12),
+    "learning_rate": (5e-3, 1e-2),
+    "finetune_steps": (250, 250),
 }
 
 
@@ -38,22 +47,25 @@ class Config:
         stride cover without a strip left over.
     patch, stride : int or tuple of int
         Side of a patch and step between patches, pixels; a tuple holds one entry a scale.
-    net : {"default", "paper"}
-        Preset of Global-Net: constant width and readout at the hole, or widths that double and global
-        average pooling.
+    net : {"surround", "pyramid", "paper"}
+        Global-Net. "surround": over Local-Net's features, every patch in one pass. The other two run over the
+        image with one patch masked: "pyramid" has constant width and reads its last maps at the hole, "paper"
+        has widths that double and global average pooling.
+    frame : int or tuple of int, optional
+        Pixels by which an image is mirrored beyond its border, one entry a scale, so that patches cover the
+        border too. If not given, a quarter of the patch for "surround" and 0 for the masked nets, which
+        would find the mirror image of their hole.
     width : int
-        Channels of Global-Net ("default"), or at stride 16 ("paper").
+        Channels of Global-Net, at stride 16 for "paper".
     blocks : tuple of int, optional
-        Residual blocks of Global-Net at strides 8, 16, 32; the preset's if not given.
+        Residual blocks of a masked net at strides 8, 16, 32; the preset's if not given.
     readout : {"hole", "pool"}, optional
-        What reaches Global-Net's head; the preset's if not given.
+        What reaches a masked net's head; the preset's if not given.
     blend : {"calibrated", "paper"}
         "calibrated": residuals whitened by a covariance per grid position, scores standardised on normal
         images. "paper": Eq. 13 as it stands.
-    lambda_s : float, optional
-        Share of the inconsistency score in the blend (Eq. 13). If not given, 0.8 as in the paper, or,
-        calibrated, for each scale what the surrounding says of the patch on normal images tells: 0.5 plus
-        Global-Net's R², at most 0.9.
+    lambda_s : float
+        Share of the inconsistency score in the blend (Eq. 13).
     lambda_t : float
         Weight of the distortion loss in training (Eq. 10).
     shrinkage : float
@@ -67,21 +79,27 @@ class Config:
     group_spacing : float
         Distance between the patches that the grouped engine masks in one pass, in patches. Less is sooner
         done, and further from the definition's scores; ``glance-fast bench`` says how far.
-    quantile : float
-        Share of normal images that the threshold behind ``anomalous`` lets pass.
-    finetune_steps : int
-        Steps of Local-Net's fine-tuning on the category, for each scale; 0 switches it off.
-    steps : int
-        Steps of Global-Net's training, for each scale.
-    batch : int
-        Images a step of Global-Net.
+    false_alarms : float
+        Share of normal images that the threshold behind ``anomalous`` may call anomalous.
+    finetune_steps : int, optional
+        Steps of Local-Net's fine-tuning on the category, for each scale; 250 if not given, 0 switches it off.
+    steps : int, optional
+        Steps of Global-Net's training, for each scale; if not given, 300 for "surround" and 1600 for the
+        masked nets.
+    batch : int, optional
+        Images a step of Global-Net; 16 for "surround" and 12 for the masked nets if not given.
+    variants : int
+        Augmented copies of training images, and as many stained ones, whose features are computed once and
+        trained on; every image has one at least, up to twice this number.
     pretrained : bool
-        Start Global-Net from the built-in weights, where it is of their shape, and not from random ones. They
-        were learned with the built-in Local-Nets; with another one the head has more to unlearn.
+        Start a masked net from the built-in weights, where it is of their shape, and not from random ones.
+        They were learned with the built-in Local-Nets; with another one the head has more to unlearn.
     holes : int or tuple of int
-        Patches of one image masked at once in training, one entry a scale; capped by what fits.
-    learning_rate : float
-        Peak of the one-cycle schedule of Global-Net.
+        Patches of one image masked at once in a masked net's training, one entry a scale; capped by what
+        fits.
+    learning_rate : float, optional
+        Peak of the one-cycle schedule of Global-Net; 0.005 for "surround" and 0.01 for the masked nets if not
+        given.
     symmetry : {"auto", "none", "turns", "mirrors", "all"}
         Quarter turns and mirroring in training; "auto" measures on normal images what the category allows.
     shift : int
@@ -101,25 +119,27 @@ class Config:
     image_size: int | tuple[int, int] = 256
     patch: int | tuple[int, ...] = (32, 64)
     stride: int | tuple[int, ...] = (8, 16)
-    net: str = "default"
+    net: str = "surround"
+    frame: int | tuple[int, ...] | None = None
     width: int = 64
     blocks: tuple[int, int, int] | None = None
     readout: str | None = None
     blend: str = "calibrated"
-    lambda_s: float | None = None
+    lambda_s: float = 0.8
     lambda_t: float = 0.1
     shrinkage: float = 0.5
     idw_power: float = 2.0
     idw_neighbours: int = 16
     smoothing: float = 4.0
     group_spacing: float = 2.0
-    quantile: float = 0.99
-    finetune_steps: int = 400
-    steps: int = 1600
-    batch: int = 12
+    false_alarms: float = 0.01
+    finetune_steps: int | None = None
+    steps: int | None = None
+    batch: int | None = None
+    variants: int = 240
     pretrained: bool = True
     holes: int | tuple[int, ...] | None = None
-    learning_rate: float = 1e-2
+    learning_rate: float | None = None
     symmetry: str = "auto"
     shift: int = 6
     brightness: float = 0.07
@@ -136,14 +156,18 @@ class Config:
             raise UserError(f"net: {self.net!r} is none of {', '.join(NETS)}")
         if self.blend not in ("calibrated", "paper"):
             raise UserError(f"blend: {self.blend!r} is neither 'calibrated' nor 'paper'")
-        _, blocks, readout = NETS[self.net]
-        if self.blocks is None:
-            _set(self, "blocks", blocks)
-        if self.readout is None:
-            _set(self, "readout", readout)
-        if self.lambda_s is None and self.blend == "paper":
-            _set(self, "lambda_s", 0.8)
+        if self.masked:
+            _, blocks, readout = MASKED[self.net]
+            _set(self, "blocks", blocks if self.blocks is None else self.blocks)
+            _set(self, "readout", readout if self.readout is None else self.readout)
+        for name, values in BY_NET.items():
+            if getattr(self, name) is None:
+                _set(self, name, values[self.masked])
         self._check()
+        if self.frame is None:
+            frames = tuple(map(self._usual_frame, self.patches, self.strides))
+            _set(self, "frame", frames if isinstance(self.patch, tuple) else frames[0])
+        self._check_frame()
         _set(self, "image_size", self._fitting_image_size())
 
     def _check(self) -> None:
@@ -169,11 +193,11 @@ class Config:
             raise UserError(f"symmetry: {self.symmetry!r} is none of auto, none, turns, mirrors, all")
         if self.symmetry in ("turns", "all") and len(set(_tuple(self.image_size))) > 1:
             raise UserError("symmetry: quarter turns need a square image_size")
-        if self.readout not in ("hole", "pool"):
+        if self.readout not in ("hole", "pool", None):
             raise UserError(f"readout: {self.readout!r} is neither 'hole' nor 'pool'")
-        if len(self.blocks) != 3:
+        if self.blocks is not None and len(self.blocks) != 3:
             raise UserError(f"blocks: three numbers are needed, got {len(self.blocks)}")
-        if min(self.blocks) < 0:
+        if self.blocks is not None and min(self.blocks) < 0:
             raise UserError(f"blocks: none may be negative, got {self.blocks}")
         if self.holes is not None and len(_tuple(self.holes)) not in (1, len(self.patches)):
             raise UserError("holes: one number, or one for each patch size")
@@ -188,10 +212,11 @@ class Config:
             ("idw_neighbours", 0, 1 << 20),
             ("smoothing", 0, 1e3),
             ("group_spacing", 1, 1e3),
-            ("quantile", 0.5, 0.99999),
+            ("false_alarms", 1e-5, 0.5),
             ("finetune_steps", 0, 1 << 24),
             ("steps", 1, 1 << 24),
             ("batch", 2, 4096),
+            ("variants", 8, 1 << 20),
             ("learning_rate", 1e-7, 1),
             ("shift", 0, 256),
             ("brightness", 0, 1),
@@ -203,8 +228,28 @@ class Config:
             if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
                 raise UserError(f"{name}: {getattr(self, name)} lies outside [{low}, {high}]")
 
+    def _usual_frame(self, patch: int, stride: int) -> int:
+        """A quarter of the patch, or the nearest to it that the stride goes with; 0 for a masked net."""
+        if self.masked:
+            return 0
+        half = stride // 2
+        return min(half * max(1, round(patch / 4 / half)), patch // 2)
+
+    def _check_frame(self) -> None:
+        if len(self.frames) != len(self.patches):
+            raise UserError("frame: one number, or one for each patch size")
+        for frame, patch in zip(self.frames, self.patches, strict=True):
+            if not 0 <= frame <= patch // 2:
+                raise UserError(
+                    f"frame: {frame} lies outside [0, {patch // 2}], half of a patch of {patch} pixels"
+                )
+        if self.masked and any(self.frames):
+            raise UserError(
+                f"frame: net {self.net!r} would find its hole's mirror image; use 0, or 'surround'"
+            )
+
     def _fitting_image_size(self) -> tuple[int, int]:
-        scales = list(zip(self.patches, self.strides, strict=True))
+        scales = list(zip(self.patches, self.strides, self.frames, strict=True))
         sizes = _tuple(self.image_size)
         if len(sizes) not in (1, 2) or min(sizes) < 16 or max(sizes) > 1 << 14:
             raise UserError(
@@ -218,7 +263,24 @@ class Config:
             fitted = tuple(fitting_size(size, scales) for size in sizes)
         except ValueError as error:
             raise UserError(f"image_size: {error}") from error
-        return fitted * 2 if len(fitted) == 1 else fitted
+        fitted = fitted * 2 if len(fitted) == 1 else fitted
+        if not self.masked:
+            self._check_surrounding(fitted, scales)
+        return fitted
+
+    def _check_surrounding(self, size: tuple[int, int], scales: list[tuple[int, int, int]]) -> None:
+        """Every patch needs another beside it that shares no pixel with it."""
+        grids = [PatchGrid(*size, *scale) for scale in scales]
+        if all(grid.surrounded for grid in grids):
+            return
+        # One cell more than the hole, along an axis, and no pixel in common with it.
+        least = max((g.hidden * g.stride + g.patch - 2 * g.frame) for g in grids)
+        fits = fitting_size(least, scales, least)
+        raise UserError(
+            f"image_size: {size[0]}x{size[1]} leaves no surrounding beside a patch of {max(self.patches)} "
+            f"pixels; {fits} and more fit, or a smaller patch (--set patch=32 --set stride=8), or a masked "
+            "net (--set net=pyramid)"
+        )
 
     @property
     def patches(self) -> tuple[int, ...]:
@@ -231,16 +293,26 @@ class Config:
         return _tuple(self.stride)
 
     @property
+    def frames(self) -> tuple[int, ...]:
+        """``frame`` as a tuple, one entry a scale."""
+        frames = _tuple(self.frame)
+        return frames * len(self.patches) if len(frames) == 1 else frames
+
+    @property
+    def masked(self) -> bool:
+        """Whether Global-Net runs over the image, a hole a pass."""
+        return self.net in MASKED
+
+    @property
     def grids(self) -> tuple[PatchGrid, ...]:
         """The patch grid of every scale."""
-        return tuple(
-            PatchGrid(*self.image_size, p, s) for p, s in zip(self.patches, self.strides, strict=True)
-        )
+        scales = zip(self.patches, self.strides, self.frames, strict=True)
+        return tuple(PatchGrid(*self.image_size, *scale) for scale in scales)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of Global-Net at strides 4, 8, 16, 32."""
-        return tuple(max(1, round(self.width * factor)) for factor in NETS[self.net][0])
+        """Channels of a masked net at strides 4, 8, 16, 32."""
+        return tuple(max(1, round(self.width * factor)) for factor in MASKED[self.net][0])
 
     def holes_of(self, scale: int) -> int:
         """Patches of one image masked at once in training, for a scale."""
@@ -261,12 +333,24 @@ class Config:
 def load_config(path: Path) -> dict[str, Any]:
     """Settings of a TOML file, unchecked but for their names."""
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values = upgraded(tomllib.loads(Path(path).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: no readable TOML file ({error})") from error
     return checked_names(values, str(path))
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run folder of an earlier version, as this version says them."""
+    if values.get("net") not in ("default", "paper") or type(values.get("quantile")) not in (int, float):
+        return values
+    values = dict(values)
+    # 1 - 0.99999 would lie a hair below what is allowed.
+    values["false_alarms"] = round(1 - values.pop("quantile"), 12)
+    if values["net"] == "default":
+        values["net"] = "pyramid"
+    return values
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

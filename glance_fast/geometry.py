@@ -11,6 +11,7 @@ shrinks, and a side that touches the image's border does not move.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -93,22 +94,28 @@ class Hole(NamedTuple):
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """Patches of an image in raster order, the last row and column flush with the border.
+    """Patches of an image in raster order, the last row and column flush with the border, or with the frame.
 
     Attributes
     ----------
     height, width : int
-        The image, pixels; ``height - patch`` and ``width - patch`` are multiples of ``stride``.
+        The image, pixels; with the frame on both sides and without a patch they are multiples of ``stride``.
     patch, stride : int
         Side of a patch and step from one to the next, pixels.
+    frame : int
+        Pixels by which the image is continued beyond its border, as its mirror image; at most half a patch,
+        so that what is mirrored of a patch is a part of that patch too.
     """
 
     height: int
     width: int
     patch: int
     stride: int
+    frame: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= 2 * self.frame <= self.patch:
+            raise ValueError(f"frame must lie between 0 and half a patch of {self.patch}, got {self.frame}")
         if self.patch < 1 or self.stride < 1:
             raise ValueError(f"patch and stride must be at least 1, got {self.patch} and {self.stride}")
         if self.stride > self.patch:
@@ -116,21 +123,22 @@ class PatchGrid:
         for name, size in (("height", self.height), ("width", self.width)):
             if size < self.patch:
                 raise ValueError(f"image {name} {size} is smaller than a patch of {self.patch} pixels")
-            if (size - self.patch) % self.stride:
+            if (size + 2 * self.frame - self.patch) % self.stride:
+                fits = fitting_size(size, [(self.patch, self.stride, self.frame)])
                 raise ValueError(
                     f"image {name} {size} leaves a strip without a patch (patch {self.patch}, stride "
-                    f"{self.stride}); {fitting_size(size, [(self.patch, self.stride)])} fits"
+                    f"{self.stride}); {fits} fits"
                 )
 
     @property
     def rows(self) -> int:
         """Number of patches from top to bottom."""
-        return (self.height - self.patch) // self.stride + 1
+        return (self.height + 2 * self.frame - self.patch) // self.stride + 1
 
     @property
     def cols(self) -> int:
         """Number of patches from left to right."""
-        return (self.width - self.patch) // self.stride + 1
+        return (self.width + 2 * self.frame - self.patch) // self.stride + 1
 
     def __len__(self) -> int:
         return self.rows * self.cols
@@ -138,18 +146,28 @@ class PatchGrid:
     @cached_property
     def centers_y(self) -> np.ndarray:
         """Float64 [rows]: centres of the patches in pixel coordinates (pixel i's centre is i)."""
-        return np.arange(self.rows) * self.stride + (self.patch - 1) / 2
+        return np.arange(self.rows) * self.stride + (self.patch - 1) / 2 - self.frame
 
     @cached_property
     def centers_x(self) -> np.ndarray:
         """Float64 [cols]: as ``centers_y``, from left to right."""
-        return np.arange(self.cols) * self.stride + (self.patch - 1) / 2
+        return np.arange(self.cols) * self.stride + (self.patch - 1) / 2 - self.frame
+
+    @property
+    def hidden(self) -> int:
+        """Cells along a side of the box, about a patch, of the patches that share a pixel with it; odd."""
+        return 2 * ((self.patch - 1) // self.stride) + 1
+
+    @property
+    def surrounded(self) -> bool:
+        """Whether every patch has another that shares no pixel with it."""
+        return max(self.rows, self.cols) > self.hidden
 
     @cached_property
     def holes(self) -> np.ndarray:
-        """Int64 [rows * cols, 4]: every patch as a hole, in raster order."""
+        """Int64 [rows * cols, 4]: every patch as a hole, in raster order; beyond the border with a frame."""
         top, left = np.divmod(np.arange(len(self)), self.cols)
-        top, left = top * self.stride, left * self.stride
+        top, left = top * self.stride - self.frame, left * self.stride - self.frame
         return np.stack([top, left, top + self.patch, left + self.patch], axis=1)
 
     def lattices(self, spacing: int) -> list[np.ndarray]:
@@ -173,21 +191,31 @@ class PatchGrid:
         return [group for group in groups if group.size]
 
 
-def fitting_size(size: int, scales: list[tuple[int, int]]) -> int:
-    """The size nearest to ``size`` that every (patch, stride) covers without a strip left over.
+def fitting_size(size: int, scales: Sequence[tuple[int, ...]], least: int = 1) -> int:
+    """The size nearest to ``size`` that every (patch, stride, frame) covers without a strip left over.
+
+    Parameters
+    ----------
+    size : int
+        Pixels.
+    scales : sequence of (int, int) or (int, int, int)
+        Patch and stride, and the frame where there is one.
+    least : int
+        No smaller size is considered.
 
     Raises
     ------
     ValueError
         No size fits all of them.
     """
-    largest = max(patch for patch, _ in scales)
-    period = int(np.lcm.reduce([stride for _, stride in scales]))
+    frames = [(*scale, 0)[:3] for scale in scales]
+    least = max(least, *(patch for patch, _, _ in frames))
+    period = int(np.lcm.reduce([stride for _, stride, _ in frames]))
     candidates = [
         s
-        for s in range(max(largest, size - period), max(largest, size) + period + 1)
-        if all((s - patch) % stride == 0 for patch, stride in scales)
+        for s in range(max(least, size - period), max(least, size) + period + 1)
+        if all((s + 2 * frame - patch) % stride == 0 for patch, stride, frame in frames)
     ]
     if not candidates:
-        raise ValueError(f"no image size fits all of (patch, stride) {scales}")
+        raise ValueError(f"no image size fits all of (patch, stride) {[scale[:2] for scale in scales]}")
     return min(candidates, key=lambda s: (abs(s - size), s))

@@ -77,11 +77,11 @@ def use_threads(count: int | None) -> int:
     int
         The number.
     """
-    if count is not None:
-        torch.set_num_threads(count)
-    count = torch.get_num_threads()
+    count = count or torch.get_num_threads()
     # Numba takes no more than it found processors when it was imported.
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    # Last: Numba starts its pool here, and with it sets PyTorch's threads to as many as there are processors.
+    torch.set_num_threads(count)
     return count
 
 

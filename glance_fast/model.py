@@ -20,6 +20,7 @@ from glance_fast.kernels.patch_score import PatchScores, score_patches
 from glance_fast.nets.global_net import GlobalNet
 from glance_fast.nets.heads import DistortionHead
 from glance_fast.nets.local_net import LocalNet
+from glance_fast.nets.surround import SurroundNet
 from glance_fast.nets.teacher import to_input
 from glance_fast.scoring import dense, grouped, patchwise
 from glance_fast.scoring.maps import HeadMaps, combine, interpolate
@@ -66,9 +67,13 @@ class Scale(nn.Module):
         self.spacing = round(config.group_spacing * self.grid.patch)
         self.local = LocalNet(config.patches[index])
         features = self.local.features
-        self.global_net = GlobalNet(
-            config.patches[index], config.widths, config.blocks, config.readout, features
-        )
+        self.masked = config.masked
+        if self.masked:
+            self.global_net = GlobalNet(
+                config.patches[index], config.widths, config.blocks, config.readout, features
+            )
+        else:
+            self.global_net = SurroundNet(self.grid, features, config.width)
         self.distortion = DistortionHead(features)
         calibrated = config.blend == "calibrated"
         mean = torch.zeros(len(self.grid), features) if calibrated else None
@@ -76,14 +81,23 @@ class Scale(nn.Module):
         self.register_buffer("residual_mean", mean)
         self.register_buffer("whitening", whitening)
 
-    def features(self, x: Tensor, engine: str, limit: int) -> tuple[Tensor, Tensor]:
-        """z_l and z_g of all patches of images [B, 3, H, W], each float32 [B, P, D]."""
-        with stage("Local-Net"):
-            local = self.local(x, self.grid.stride).float().flatten(2).mT
-        scene = self.global_net, x, self.grid, limit
+    @stage("Local-Net")
+    def local_features(self, images: Tensor) -> Tensor:
+        """z_l of all patches of images uint8 [B, H, W, 3], [B, rows, cols, D]."""
+        x = to_input(mirrored(images, self.grid.frame))
+        return self.local(x, self.grid.stride).permute(0, 2, 3, 1)
+
+    def features(self, images: Tensor, engine: str, limit: int) -> tuple[Tensor, Tensor]:
+        """z_l and z_g of all patches of images uint8 [B, H, W, 3], each float32 [B, P, D]."""
+        local = self.local_features(images)
+        flat = local.float().flatten(1, 2)
+        if not self.masked:
+            with stage("Global-Net"):
+                return flat, self.global_net(local).float().flatten(1, 2)
+        scene = self.global_net, to_input(images), self.grid, limit
         if engine == "grouped":
-            return local, grouped.global_features(*scene, self.spacing)
-        return local, (patchwise if engine == "patchwise" else dense).global_features(*scene)
+            return flat, grouped.global_features(*scene, self.spacing)
+        return flat, (patchwise if engine == "patchwise" else dense).global_features(*scene)
 
     @stage("scores")
     def patch_scores(self, local: Tensor, global_: Tensor, s: ScaleStatistics) -> PatchScores:
@@ -124,9 +138,9 @@ class Glance(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.scales = nn.ModuleList(Scale(config, i) for i in range(len(config.patches)))
-        share = config.lambda_s if config.lambda_s is not None else ScaleStatistics.lambda_s
         self.calibration = Calibration(
-            tuple(ScaleStatistics(lambda_s=share) for _ in self.scales), quantile=config.quantile
+            tuple(ScaleStatistics(lambda_s=config.lambda_s) for _ in self.scales),
+            false_alarms=config.false_alarms,
         )
         self.precision, self.memory_mib = "auto", None
         self.to(memory_format=torch.channels_last)
@@ -169,9 +183,10 @@ class Glance(nn.Module):
         images : sequence of paths, uint8 arrays [H, W, 3] or [H, W], or PIL images
             Resized to the model's image size.
         engine : {"auto", "dense", "patchwise", "grouped"}
-            How Global-Net runs. "dense" ("auto") gives the paper's numbers from one pass and what each
-            patch changes in it; "patchwise" the same by a pass a patch, the paper's procedure; "grouped"
-            masks many far-apart patches in one pass, with scores that agree closely (``group_spacing``).
+            How a masked Global-Net runs. "dense" ("auto") gives the paper's numbers from one pass and what
+            each patch changes in it; "patchwise" the same by a pass a patch, the paper's procedure; "grouped"
+            masks many far-apart patches in one pass, with scores that agree closely (``group_spacing``). Net
+            "surround" has one engine, "auto".
         precision : {"auto", "fp32", "bf16"}
             Of the two networks; "auto" is what the model was loaded with, and fp32 if that was "auto". A
             machine without bfloat16 instructions, where it would be slower, computes in fp32 all the same.
@@ -185,10 +200,10 @@ class Glance(nn.Module):
         ImageError
             A path cannot be read as an image.
         UserError
-            ``engine`` or ``precision`` is unknown, ``images`` holds something else, or ``memory_mib`` is too
-            little for an image.
+            ``engine`` or ``precision`` is unknown, or the net has no such engine; ``images`` holds something
+            else; or ``memory_mib`` is too little for an image.
         """
-        _check(engine, precision)
+        self.check(engine, precision)
         one = isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] in ((3,), (4,)))
         if one or isinstance(images, (str, Path, Image.Image)):
             raise UserError("images: expected a list, got a single image; write model.score([image])")
@@ -233,19 +248,37 @@ class Glance(nn.Module):
         self, batch: np.ndarray, engine: str = "auto", precision: str = "auto"
     ) -> list[tuple[Tensor, Tensor]]:
         """z_l and z_g of all patches of prepared images uint8 [B, H, W, 3], one pair a scale."""
-        _check(engine, precision)
+        self.check(engine, precision)
         bf16 = self.chosen_precision(precision) == "bf16"
         share = self.memory_share(precision)
-        x = to_input(torch.from_numpy(batch).to(self.device))
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        images = torch.from_numpy(batch).to(self.device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             parts = [
                 [scale.features(part, engine, share.windows) for scale in self.scales]
-                for part in x.split(share.images)
+                for part in images.split(share.images)
             ]
         return [
             tuple(torch.cat(f) if len(f) > 1 else f[0] for f in zip(*scale, strict=True))
             for scale in zip(*parts, strict=True)
         ]
+
+    def check(self, engine: str, precision: str) -> None:
+        """Refuse an engine or a precision that there is not.
+
+        Raises
+        ------
+        UserError
+            It is unknown, or not for this net.
+        """
+        if engine not in ENGINES:
+            raise UserError(f"engine: {engine!r} is none of {', '.join(ENGINES)}")
+        if engine != "auto" and not self.config.masked:
+            raise UserError(
+                f"engine: {engine!r} is for masked nets; net 'surround' answers for every patch in one pass, "
+                "and 'auto' is its only engine"
+            )
+        if precision not in PRECISIONS:
+            raise UserError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")
 
     def chosen_precision(self, wanted: str = "auto") -> str:
         """The precision that ``wanted`` comes to on this machine: "fp32" or "bf16"."""
@@ -276,8 +309,17 @@ class Glance(nn.Module):
         ]
 
 
-def _check(engine: str, precision: str) -> None:
-    if engine not in ENGINES:
-        raise UserError(f"engine: {engine!r} is none of {', '.join(ENGINES)}")
-    if precision not in PRECISIONS:
-        raise UserError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")
+def mirrored(images: Tensor, frame: int) -> Tensor:
+    """Images [B, H, W, C] continued by their mirror image, [B, H + 2 frame, W + 2 frame, C].
+
+    The outermost pixels are repeated, so that all that is mirrored into a patch lies in that patch as long as
+    the frame is at most half of it.
+    """
+    if not frame:
+        return images
+    for axis in (1, 2):
+        place = torch.arange(-frame, images.shape[axis] + frame, device=images.device)
+        place = torch.where(place < 0, -1 - place, place)
+        place = torch.where(place >= images.shape[axis], 2 * images.shape[axis] - 1 - place, place)
+        images = images.index_select(axis, place)
+    return images

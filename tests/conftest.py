@@ -10,13 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from samples import SMALL, draw_part
+from samples import MASKED, SMALL, draw_part
 
 from glance_fast.config import Config
 from glance_fast.data.folders import normal_images
+from glance_fast.hardware import use_threads
 from glance_fast.training.fit import fit
 from glance_fast.training.progress import Reporter
 
+# As the command line does it: Numba would change PyTorch's threads in the midst of a test.
+use_threads(None)
 if not torch.cuda.is_available():
     # Read when a kernel is defined, so before any is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -26,6 +29,12 @@ if not torch.cuda.is_available():
 def small() -> dict:
     """Settings of a model that trains in seconds."""
     return dict(SMALL)
+
+
+@pytest.fixture
+def masked() -> dict:
+    """The same settings with a masked net."""
+    return dict(MASKED)
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +67,15 @@ def reporter() -> Reporter:
 @pytest.fixture(scope="session")
 def run_folder(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of a small model; not to be changed."""
-    run = tmp_path_factory.mktemp("runs") / "plates"
-    fit(normal_images(parts), run, Config(**SMALL), reporter=Reporter(Console(quiet=True)))
+    return _trained(SMALL, parts, tmp_path_factory.mktemp("runs") / "plates")
+
+
+@pytest.fixture(scope="session")
+def masked_run(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a small model with a masked net; not to be changed."""
+    return _trained(MASKED, parts, tmp_path_factory.mktemp("runs") / "masked")
+
+
+def _trained(settings: dict, parts: Path, run: Path) -> Path:
+    fit(normal_images(parts), run, Config(**settings), reporter=Reporter(Console(quiet=True)))
     return run

@@ -1,5 +1,6 @@
 """Run folders: what was saved is loaded; what is damaged is named and never run."""
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -14,6 +15,7 @@ from glance_fast import Config, Glance, UserError, load
 from glance_fast import checkpoint as checkpoint_module
 from glance_fast.checkpoint import FORMAT, save_model
 from glance_fast.data.files import NOTES, read_notes
+from glance_fast.scoring.statistics import Moments
 
 
 @pytest.fixture
@@ -28,24 +30,27 @@ def change_weights(run, change, metadata=None):
     save_file(tensors, run / "model.safetensors", metadata or {NOTES: json.dumps({"format": FORMAT})})
 
 
-def test_loaded_model_is_the_saved_one(run_folder, tmp_path):
+@pytest.mark.parametrize("kind", ["run_folder", "masked_run"])
+def test_loaded_model_is_the_saved_one(kind, tmp_path, request):
+    run_folder = request.getfixturevalue(kind)
     model = load(run_folder, "cpu")
     save_model(model, tmp_path / "copy")
     for name in ("model.safetensors", "config.toml", "calibration.json"):
         assert (tmp_path / "copy" / name).read_bytes() == (run_folder / name).read_bytes()
     again = load(str(tmp_path / "copy"))
     images = [draw_part(np.random.default_rng(0))]
-    one, other = (m.score(images, "grouped") for m in (model, again))
+    one, other = (m.score(images) for m in (model, again))
     np.testing.assert_array_equal(one.maps, other.maps)
     assert one.scores == other.scores
     assert (again.config, again.calibration) == (model.config, model.calibration)
     assert not again.training and again.precision == "auto"
 
 
-def test_precision_is_remembered(run_folder):
+def test_precision_is_remembered(run_folder, monkeypatch):
+    monkeypatch.setattr("glance_fast.model.has_bf16", lambda device: True)
     model, images = load(run_folder, "cpu", "bf16"), [draw_part(np.random.default_rng(0))]
-    unless_told, told = (model.score(images, "grouped", p).scores for p in ("auto", "fp32"))
-    assert unless_told == load(run_folder, "cpu").score(images, "grouped", "bf16").scores != told
+    unless_told, told = (model.score(images, precision=p).scores for p in ("auto", "fp32"))
+    assert unless_told == load(run_folder, "cpu").score(images, precision="bf16").scores != told
 
 
 def test_weights_are_written_last(tmp_path, small, monkeypatch):
@@ -95,6 +100,102 @@ def test_wrong_arguments(run_folder, arguments, message):
 def test_cuda_without_cuda(run_folder):
     with pytest.raises(UserError, match=r"--device cuda: this PyTorch .* finds no CUDA device"):
         load(run_folder, "cuda")
+
+
+# ---------------------------------------------------------------- run folders of an earlier version
+
+
+# What such a folder said of a small model, but for the sizes.
+FORMER_CONFIG = """\
+image_size = [64, 64]
+patch = 32
+stride = 16
+net = "default"
+width = 8
+blocks = [1, 1, 1]
+readout = "hole"
+blend = "calibrated"
+lambda_t = 0.1
+shrinkage = 0.5
+idw_power = 2.0
+idw_neighbours = 16
+smoothing = 4.0
+group_spacing = 2.0
+quantile = 0.99
+finetune_steps = 2
+steps = 6
+batch = 4
+pretrained = true
+learning_rate = 0.01
+symmetry = "auto"
+shift = 6
+brightness = 0.07
+validation = 0.25
+seed = 0
+cache_mib = 2048
+checkpoint_minutes = 2.0
+"""
+
+
+@pytest.fixture
+def former(masked_run, tmp_path):
+    """The masked run as an earlier version wrote it, with an image's score that is a sum as it stands."""
+    run = shutil.copytree(masked_run, tmp_path / "former")
+    (run / "config.toml").write_text(FORMER_CONFIG, encoding="utf-8")
+    values = json.loads((run / "calibration.json").read_text(encoding="utf-8"))
+    for name in ("image", "peaks", "trained_on", "false_alarms"):
+        del values[name]
+    # It came from what surroundings told, and stands in no settings.
+    values["scales"][0]["lambda_s"] = 0.83
+    values |= {"quantile": 0.99, "threshold": 2.75, "scores": [1.0, 2.0, 0.5]}
+    (run / "calibration.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
+    return run
+
+
+def test_a_run_folder_of_an_earlier_version_scores_as_the_model_in_it(former, masked_run):
+    model, now = load(former, "cpu"), load(masked_run, "cpu")
+    assert model.config == dataclasses.replace(now.config, variants=240) and model.config.net == "pyramid"
+    calibration = model.calibration
+    assert (calibration.threshold, calibration.scores) == (2.75, (1.0, 2.0, 0.5))
+    assert calibration.false_alarms == pytest.approx(0.01, abs=1e-12)
+    # What the earlier version did with these weights and statistics.
+    (statistics,) = now.calibration.scales
+    now.calibration = dataclasses.replace(
+        now.calibration, scales=(dataclasses.replace(statistics, lambda_s=0.83),), image=Moments()
+    )
+    images = [draw_part(np.random.default_rng(i), defect=i > 1) for i in range(4)]
+    for engine in ("auto", "dense", "grouped", "patchwise"):
+        one, other = (m.score(images, engine) for m in (model, now))
+        np.testing.assert_array_equal(one.maps, other.maps)
+        np.testing.assert_array_equal(one.scores, other.scores)
+        np.testing.assert_array_equal(one.patch_scores, other.patch_scores)
+    assert np.ptp(one.scores) > 0
+
+
+def test_a_run_folder_of_an_earlier_version_is_of_this_one_once_saved(former, tmp_path):
+    model = load(former, "cpu")
+    save_model(model, tmp_path / "saved")
+    again = load(tmp_path / "saved", "cpu")
+    assert (again.config, again.calibration) == (model.config, model.calibration)
+    assert "quantile" not in (tmp_path / "saved/config.toml").read_text(encoding="utf-8")
+    assert (tmp_path / "saved/model.safetensors").read_bytes() == (former / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("quantile = 0.99\n", "", r"config\.toml: net: 'default' is none of surround"),
+        ("quantile = 0.99", "quantile = 1.5", r"config\.toml: false_alarms: -0.5 lies outside"),
+        ("quantile = 0.99", 'quantile = "most"', r"config\.toml: no setting 'quantile'"),
+        ("width = 8", "width = 16", r"does not fit config\.toml"),
+    ],
+)
+def test_a_damaged_run_folder_of_an_earlier_version_is_named(former, before, after, message):
+    path = former / "config.toml"
+    assert before in path.read_text(encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        load(former)
 
 
 # ---------------------------------------------------------------- damaged weights

@@ -21,9 +21,13 @@ from samples import draw_part
 import glance_fast
 from glance_fast import UserError
 from glance_fast.cli import main
+from glance_fast.nets.builtin import builtin_teacher
+from glance_fast.nets.teacher import Teacher, save_teacher
 from glance_fast.scoring.table import Summary
 
-COMMANDS = ("train", "score-dir", "evaluate", "bench", "distill", "demo")
+COMMANDS = ("train", "score-dir", "calibrate", "evaluate", "bench", "distill", "demo")
+# These write a file or a folder of their own.
+WRITING = tuple(command for command in COMMANDS if command != "calibrate")
 
 
 @pytest.fixture
@@ -82,7 +86,8 @@ def test_help_teaches_with_an_example(cli, command):
     assert max(map(len, out.splitlines())) <= 80
     # Neither a paragraph that a narrow terminal breaks anew, nor markup that shows.
     assert "[dim]" not in out and not re.search(r"^ \S+(?: \S+)? *$", out.split("╭")[0], re.MULTILINE)
-    assert all(option in out for option in ("--out", "--overwrite"))
+    if command in WRITING:
+        assert all(option in out for option in ("--out", "--overwrite"))
 
 
 def test_help_of_all_names_commands_and_exit_codes(cli):
@@ -159,6 +164,9 @@ def never(*arguments, **more):
         ),
         (["--set", "image_size=8"], "image_size: "),
         (["--set", "width=wide"], "width: expected int, got 'wide'"),
+        (["--set", "net=default"], "net: 'default' is none of surround, pyramid, paper"),
+        (["--set", "image_size=64"], "image_size: 64x64 leaves no surrounding beside a patch of 64"),
+        (["--set", "quantile=0.95"], "--set: no setting 'quantile'; there are image_size"),
         (["--config", "{tmp}/none.toml"], "{tmp}/none.toml: no such file"),
         (["--config", "{tmp}/broken.toml"], "{tmp}/broken.toml: no readable TOML file"),
         (["--config", "{tmp}/odd.toml"], "{tmp}/odd.toml: no setting 'colour'"),
@@ -214,6 +222,7 @@ def test_train_takes_settings_in_order(cli, parts, tmp_path, monkeypatch):
     assert (len(paths), folder) == (12, tmp_path / "run")
     assert (config.width, config.batch, config.steps, config.seed) == (16, 7, 11, 3)
     assert (config.patch, config.stride, config.image_size) == ((32,), (16,), (96, 96))
+    assert (config.net, config.frame) == ("surround", (8,))
     assert "image_size 100 rounded to 96x96" in err
     written = glance_fast.config.load_config(tmp_path / "run/config.toml")
     assert glance_fast.Config(**written) == config
@@ -282,11 +291,13 @@ def test_a_local_net_for_a_patch_that_is_not_used(cli, parts, tmp_path, monkeypa
     assert line == f"{file}: made for patches of 64 pixels; this model uses 32"
 
 
-def test_train_names_every_unreadable_image_and_goes_on(cli, parts, tmp_path, small):
+@pytest.mark.parametrize("net", ["surround", "pyramid"])
+def test_train_names_every_unreadable_image_and_goes_on(cli, parts, tmp_path, small, net):
     data = shutil.copytree(parts / "train/good", tmp_path / "good")
     (data / "text.png").write_text("no image")
     (data / "empty.jpg").touch()
-    settings = [f"--set={key}={value}" for key, value in (small | {"steps": 1, "finetune_steps": 0}).items()]
+    small |= {"net": net, "steps": 1, "finetune_steps": 0}
+    settings = [f"--set={key}={value}" for key, value in small.items()]
     code, _, err = cli("train", data, "--out", tmp_path / "run", "--device", "cpu", *settings)
     assert code == 0 and (tmp_path / "run/model.safetensors").is_file()
     left_out = [line for line in err.splitlines() if line.startswith("left out: ")]
@@ -301,7 +312,7 @@ def test_train_names_every_unreadable_image_and_goes_on(cli, parts, tmp_path, sm
 
 
 def score_dir(cli, run, images, out, *more):
-    return cli("score-dir", run, images, "--out", out, "--engine", "grouped", "--device", "cpu", *more)
+    return cli("score-dir", run, images, "--out", out, "--device", "cpu", *more)
 
 
 def test_score_dir_tells_what_it_did(cli, run_folder, photos, tmp_path):
@@ -318,6 +329,18 @@ def test_score_dir_tells_what_it_did(cli, run_folder, photos, tmp_path):
     code, said, err = score_dir(cli, run_folder, photos, out, "--resume")
     assert code == 0 and said.startswith("3 images scored")
     assert "1 image has another shape than those in training" in err
+
+
+@pytest.mark.parametrize("engine", ["dense", "grouped", "patchwise"])
+def test_score_dir_with_an_engine(cli, run_folder, masked_run, photos, tmp_path, engine):
+    out = tmp_path / "out"
+    line = one_line(score_dir(cli, run_folder, photos, out, "--engine", engine))
+    assert line.startswith(f"engine: '{engine}' is for masked nets; net 'surround'") and not out.exists()
+    code, said, _ = score_dir(cli, masked_run, photos, out, "--engine", engine)
+    assert code == 0 and said.startswith("2 images scored")
+    before = tree(out)
+    one_line(score_dir(cli, run_folder, photos, out, "--engine", engine, "--overwrite"))
+    assert tree(out) == before
 
 
 def test_score_dir_with_wrong_folders(cli, run_folder, photos, tmp_path):
@@ -527,7 +550,7 @@ def torchrun(run_folder):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", processes, *start, "score-dir", run_folder, images, "--out", out]
         done = subprocess.run(
-            [*map(str, command), "--engine", "grouped", "--device", "cpu", *map(str, more)],
+            [*map(str, command), "--device", "cpu", *map(str, more)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
@@ -567,7 +590,7 @@ def test_processes_of_torchrun_share_the_work(cli, torchrun, run_folder, parts, 
     assert code == 1 and re.search(r"exitcode +: 3 ", err) and said.startswith("6 images scored")
     assert f"1 image could not be scored; column error of {out}/scores.csv says why" in err
     rows = [line for line in (out / "scores.csv").read_text().splitlines() if "bad.png" in line]
-    assert len(rows) == 1 and rows[0].startswith('good/bad.png,,,"is not an image')
+    assert len(rows) == 1 and rows[0].startswith('good/bad.png,,,,"is not an image')
 
 
 @pytest.mark.slow
@@ -597,7 +620,7 @@ def test_processes_end_with_each_other_where_nobody_kills_them(run_folder, parts
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["score-dir", run_folder, parts / "test", "--out", tmp_path / "out", "--engine", "grouped"]
+    command = ["score-dir", run_folder, parts / "test", "--out", tmp_path / "out"]
     command += ["--shard=1/2"] * (kind == "shard")
     processes = []
     for rank in ("0", "1"):
@@ -793,6 +816,41 @@ def test_evaluate_prints_its_metrics(cli, run_folder, parts, tmp_path, monkeypat
     assert out.endswith(f"report: {tmp_path}/out/report.html\n")
 
 
+def test_evaluate_refuses_an_engine_that_the_net_has_not(cli, run_folder, parts, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.json").write_text("{}")
+    line = one_line(cli("evaluate", run_folder, parts, "--out", out, "--overwrite", "--engine", "dense"))
+    assert line.startswith("engine: 'dense' is for masked nets")
+    assert (out / "metrics.json").read_text() == "{}"
+
+
+def test_distill_takes_the_built_in_teacher_unless_told(cli, photos, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "glance_fast.training.distill.distill",
+        lambda paths, out, work, teacher, kind, **more: seen.append((len(paths), kind, teacher)) or "done",
+    )
+    for kind in ("local-32", "local-64", "global"):
+        assert cli("distill", photos, "--student", kind, "--out", tmp_path / f"{kind}.safetensors")[0] == 0
+    assert [(count, kind) for count, kind, _ in seen] == [(2, "local-32"), (2, "local-64"), (2, "global")]
+    built_in = builtin_teacher().state_dict()
+    for _, kind, teacher in seen:
+        if kind == "global":
+            assert teacher is None
+        else:
+            assert all(torch.equal(built_in[name], t) for name, t in teacher.state_dict().items())
+    own = tmp_path / "own.safetensors"
+    torch.manual_seed(0)
+    save_teacher(Teacher(), own, {})
+    assert cli("distill", photos, "--teacher-weights", own, "--out", tmp_path / "a.safetensors")[0] == 0
+    assert not torch.equal(seen[-1][2].conv1.weight, built_in["conv1.weight"])
+    refused = ("--student", "global", "--teacher-weights", own, "--out", tmp_path / "b.safetensors")
+    assert "learns from the built-in Local-Nets" in one_line(cli("distill", photos, *refused))
+    code, _, err = cli("distill", photos, "--student", "assistant", "--out", tmp_path / "c.safetensors")
+    assert code == 2 and "'assistant' is not one of" in err
+
+
 def test_distill_with_wrong_places(cli, photos, tmp_path):
     weights, out = tmp_path / "weights", tmp_path / "out.safetensors"
     weights.write_text("no weights")
@@ -838,7 +896,7 @@ main()
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "killed"])
 def test_score_dir_stopped_by_a_signal_goes_on(cli, run_folder, parts, tmp_path, number):
     images, whole, out = parts / "test", tmp_path / "whole", tmp_path / "out"
-    arguments = ["score-dir", run_folder, images, "--out", out, "--engine", "grouped", "--device", "cpu"]
+    arguments = ["score-dir", run_folder, images, "--out", out, "--device", "cpu"]
     process = subprocess.run(
         [sys.executable, "-c", STOPPING, *map(str, arguments), str(int(number))],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -923,21 +981,28 @@ def test_images_too_large_to_be_calibrated_are_refused_before_training(cli, phot
 # ---------------------------------------------------------------- bench
 
 
-def test_bench_measures_and_writes(cli, run_folder, photos, tmp_path):
+def test_bench_measures_and_writes(cli, masked_run, photos, tmp_path):
     out = tmp_path / "new" / "bench.json"
     out.parent.mkdir()
-    code, said, _ = cli("bench", run_folder, photos, "--out", out, "--device", "cpu")
+    code, said, _ = cli("bench", masked_run, photos, "--out", out, "--device", "cpu")
     assert code == 0 and max(map(len, said.splitlines())) <= 100
     for text in ("64x64 pixels", "dense fp32", "grouped fp32", "patchwise fp32", "patches/s", "windows"):
         assert text in said
     found = json.loads(out.read_text())
     assert {row["engine"] for row in found["engines"]} == {"dense", "grouped", "patchwise"}
-    line = one_line(cli("bench", run_folder, photos, "--out", out))
+    line = one_line(cli("bench", masked_run, photos, "--out", out))
     assert line == f"{out}: exists already; --overwrite replaces it"
-    assert "is a folder" in one_line(cli("bench", run_folder, "--out", tmp_path))
-    assert "no image in this folder" in one_line(cli("bench", run_folder, out.parent))
+    assert "is a folder" in one_line(cli("bench", masked_run, "--out", tmp_path))
+    assert "no image in this folder" in one_line(cli("bench", masked_run, out.parent))
 
 
-def test_bench_without_photographs_says_so(cli, run_folder):
-    code, said, err = cli("bench", run_folder, "--no-patchwise", "--device", "cpu")
+def test_bench_of_a_net_of_one_engine(cli, run_folder, photos, tmp_path):
+    out = tmp_path / "bench.json"
+    code, said, _ = cli("bench", run_folder, photos, "--out", out, "--device", "cpu")
+    assert code == 0 and "auto fp32" in said and "dense" not in said and "patchwise" not in said
+    assert {row["engine"] for row in json.loads(out.read_text())["engines"]} == {"auto"}
+
+
+def test_bench_without_photographs_says_so(cli, masked_run):
+    code, said, err = cli("bench", masked_run, "--no-patchwise", "--device", "cpu")
     assert code == 0 and "agreement is that on noise" in err and "patchwise" not in said

@@ -6,7 +6,17 @@ import dataclasses
 
 import pytest
 
-from glance_fast.config import LOCAL_LAYOUTS, NETS, Config, load_config, local_step, parse_setting
+from glance_fast.config import (
+    LOCAL_LAYOUTS,
+    MASKED,
+    NETS,
+    Config,
+    checked_names,
+    load_config,
+    local_step,
+    parse_setting,
+    upgraded,
+)
 from glance_fast.errors import UserError
 
 
@@ -18,10 +28,33 @@ def written_and_read(config, folder):
 
 def test_defaults():
     config = Config()
-    assert config.image_size == (256, 256)
-    assert [(g.patch, g.stride, len(g)) for g in config.grids] == [(32, 8, 841), (64, 16, 169)]
-    assert config.blocks == (1, 1, 1) and config.readout == "hole" and config.lambda_s is None
-    assert config.widths == (64, 64, 64, 64)
+    assert (config.net, config.masked, config.image_size) == ("surround", False, (256, 256))
+    assert [(g.patch, g.stride, g.frame, len(g)) for g in config.grids] == [
+        (32, 8, 8, 31 * 31),
+        (64, 16, 16, 15 * 15),
+    ]
+    assert (config.steps, config.batch, config.learning_rate) == (300, 16, 5e-3)
+    assert (config.finetune_steps, config.lambda_s, config.false_alarms) == (250, 0.8, 0.01)
+    assert config.blocks is None and config.readout is None
+
+
+@pytest.mark.parametrize("net", sorted(MASKED))
+def test_defaults_of_a_masked_net(net):
+    config = Config(net=net)
+    assert config.masked
+    assert [(g.patch, g.stride, g.frame, len(g)) for g in config.grids] == [(32, 8, 0, 841), (64, 16, 0, 169)]
+    assert (config.steps, config.batch, config.learning_rate) == (1600, 12, 1e-2)
+    assert (config.finetune_steps, config.lambda_s) == (250, 0.7)
+    assert config.blocks == (1, 1, 1) and config.readout == MASKED[net][2]
+    assert config.widths == {"pyramid": (64, 64, 64, 64), "paper": (16, 32, 64, 128)}[net]
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", 7), ("batch", 3), ("learning_rate", 0.25), ("finetune_steps", 0)]
+)
+def test_what_goes_with_the_net_can_be_given(net, name, value):
+    assert getattr(Config(net=net, **{name: value}), name) == value
 
 
 def test_frozen():
@@ -34,7 +67,13 @@ def test_frozen():
     [
         pytest.param({"net": "paper"}, (1, 1, 1), "pool", (16, 32, 64, 128), id="paper"),
         pytest.param({"net": "paper", "readout": "hole"}, (1, 1, 1), "hole", (16, 32, 64, 128), id="mixed"),
-        pytest.param({"blocks": [2, 0, 3], "width": 24}, (2, 0, 3), "hole", (24,) * 4, id="own-blocks"),
+        pytest.param(
+            {"net": "pyramid", "blocks": [2, 0, 3], "width": 24},
+            (2, 0, 3),
+            "hole",
+            (24,) * 4,
+            id="own-blocks",
+        ),
         pytest.param({"net": "paper", "width": 5}, (1, 1, 1), "pool", (1, 2, 5, 10), id="narrow"),
     ],
 )
@@ -45,39 +84,144 @@ def test_what_a_preset_sets_can_be_overruled(values, blocks, readout, widths):
 
 @pytest.mark.parametrize(
     ("values", "share"),
-    [({}, None), ({"blend": "paper"}, 0.8), ({"blend": "paper", "lambda_s": 0}, 0.0)],
+    [({}, 0.7), ({"blend": "paper"}, 0.8), ({"blend": "paper", "lambda_s": 0}, 0.0)],
     ids=["calibrated", "paper", "given"],
 )
 def test_lambda_s_goes_with_the_blend(values, share):
     assert Config(**values).lambda_s == share
 
 
+@pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize(
     ("asked", "patch", "stride", "size"),
     [
         pytest.param(250, (32, 64), (8, 16), (256, 256), id="one-side-up"),
         pytest.param(258, (32, 64), (8, 16), (256, 256), id="one-side-down"),
         pytest.param((200, 301), 32, 8, (200, 304), id="non-square"),
-        pytest.param([100, 64], 64, 8, (96, 64), id="tie-goes-down"),
         pytest.param((128,), 32, 8, (128, 128), id="tuple-of-one"),
-        pytest.param(33, 32, 32, (32, 32), id="one-patch"),
-        pytest.param(16384, 32, 32, (16384, 16384), id="largest"),
+        pytest.param(16384, 32, 16, (16384, 16384), id="largest"),
     ],
 )
-def test_image_size_is_rounded_to_one_that_patches_cover(asked, patch, stride, size):
-    config = Config(image_size=asked, patch=patch, stride=stride)
+def test_image_size_is_rounded_to_one_that_patches_cover(asked, patch, stride, size, net):
+    config = Config(image_size=asked, patch=patch, stride=stride, net=net)
     assert config.image_size == size
     for grid in config.grids:
         assert (grid.height, grid.width) == size
-        assert tuple(grid.holes[-1][2:]) == size
+        assert tuple(grid.holes[0][:2]) == (-grid.frame, -grid.frame)
+        assert tuple(grid.holes[-1][2:]) == (size[0] + grid.frame, size[1] + grid.frame)
     # A second rounding must not move it, or a saved run would not load.
     assert dataclasses.replace(config).image_size == size
 
 
 @pytest.mark.parametrize(
+    ("values", "size"),
+    [
+        pytest.param(
+            {"net": "pyramid", "image_size": [100, 64], "patch": 64, "stride": 8},
+            (96, 64),
+            id="tie-goes-down",
+        ),
+        pytest.param(
+            {"net": "pyramid", "image_size": 33, "patch": 32, "stride": 32}, (32, 32), id="one-patch"
+        ),
+        # 100 + 2 * 4 - 32 is no multiple of 16, 104 + 8 - 32 is.
+        pytest.param({"image_size": 100, "patch": 32, "stride": 16, "frame": 4}, (104, 104), id="frame"),
+        pytest.param({"image_size": 100, "patch": 32, "stride": 16, "frame": 0}, (96, 96), id="no-frame"),
+        pytest.param({"image_size": (90, 40), "patch": 32, "stride": 16}, (96, 32), id="a-narrow-side"),
+    ],
+)
+def test_image_size_goes_with_net_and_frame(values, size):
+    config = Config(**values)
+    assert config.image_size == size
+    assert dataclasses.replace(config) == config
+
+
+# Frame
+
+
+@pytest.mark.parametrize(
+    ("values", "frame", "frames"),
+    [
+        pytest.param({}, (8, 16), (8, 16), id="quarters"),
+        pytest.param({"patch": 32, "stride": 16}, 8, (8,), id="one-scale"),
+        pytest.param({"patch": (32,), "stride": (16,)}, (8,), (8,), id="tuple-of-one"),
+        # Half a stride is the least that grids stay in step with.
+        pytest.param({"patch": 32, "stride": 28}, 14, (14,), id="half-a-stride"),
+        pytest.param({"frame": 4}, 4, (4, 4), id="one-for-all"),
+        pytest.param({"frame": [4, 12], "stride": (8, 8)}, (4, 12), (4, 12), id="one-each"),
+        pytest.param({"frame": 0}, 0, (0, 0), id="none"),
+        pytest.param({"frame": (16, 32)}, (16, 32), (16, 32), id="half-a-patch"),
+        pytest.param({"net": "paper"}, (0, 0), (0, 0), id="masked"),
+        pytest.param({"net": "pyramid", "frame": 0}, 0, (0, 0), id="masked-given"),
+    ],
+)
+def test_frame(values, frame, frames):
+    config = Config(**values)
+    assert (config.frame, config.frames) == (frame, frames)
+    assert tuple(grid.frame for grid in config.grids) == frames
+
+
+@pytest.mark.parametrize("patch", sorted(LOCAL_LAYOUTS))
+def test_the_usual_frame_goes_with_every_stride(patch):
+    for stride in range(local_step(patch), patch + 1, local_step(patch)):
+        config = Config(image_size=8 * patch, patch=patch, stride=stride)
+        assert 0 < config.frame <= patch // 2, "patches cover the border"
+        assert abs(config.frame - patch / 4) <= max(stride / 4, patch // 4)
+        # Sizes with that frame are those without it, so that nets can be compared.
+        masked = dataclasses.replace(config, net="pyramid", frame=None)
+        assert abs(masked.image_size[0] - config.image_size[0]) < stride
+        assert abs(config.image_size[0] - 8 * patch) < stride
+
+
+@pytest.mark.parametrize(
+    ("values", "least"),
+    [
+        pytest.param({"patch": 32, "stride": 8}, 72, id="32"),
+        pytest.param({"patch": 64, "stride": 16}, 144, id="64"),
+        pytest.param({}, 144, id="both"),
+        pytest.param({"patch": 32, "stride": 16}, 64, id="coarse"),
+        pytest.param({"patch": 32, "stride": 32}, 32, id="without-overlap"),
+        pytest.param({"patch": 64, "stride": 8, "frame": 0}, 184, id="no-frame"),
+    ],
+)
+def test_an_image_without_a_surrounding_is_refused_with_the_least_that_has_one(values, least):
+    """By the definition: of the patches, one of every scale has another that shares no pixel with it."""
+
+    def has_surroundings(size):
+        config = dataclasses.replace(Config(**values), image_size=size)
+        for grid in config.grids:
+            boxes = grid.holes
+            apart = (boxes[:, None, :2] >= boxes[None, :, 2:]) | (boxes[:, None, 2:] <= boxes[None, :, :2])
+            if not apart.any(2).any(1).all():
+                return False
+        return True
+
+    stride = max(Config(**values).strides)
+    assert Config(**values, image_size=least).image_size == (least, least)
+    assert has_surroundings(least)
+    too_small = least - stride
+    if too_small >= max(Config(**values).patches):
+        with pytest.raises(
+            UserError, match=rf"no surrounding beside a patch of \d+ pixels; {least} and more"
+        ):
+            Config(**values, image_size=too_small)
+        assert Config(**{**values, "image_size": too_small, "net": "pyramid", "frame": 0}).masked
+        # One long side is enough.
+        assert Config(**values, image_size=(too_small, least)).image_size == (too_small, least)
+
+
+@pytest.mark.parametrize(
     ("values", "words"),
     [
-        pytest.param({"net": "huge"}, "net: 'huge' is none of default, paper", id="net"),
+        pytest.param({"net": "huge"}, "net: 'huge' is none of surround, pyramid, paper", id="net"),
+        pytest.param({"net": "default"}, "net: 'default' is none of", id="former-net"),
+        pytest.param({"frame": -1}, r"frame: -1 lies outside \[0, 16\]", id="frame-negative"),
+        pytest.param({"frame": 17}, r"frame: 17 lies outside \[0, 16\], half of a patch", id="frame-wide"),
+        pytest.param({"frame": (8, 33)}, r"frame: 33 lies outside \[0, 32\]", id="frame-wide-64"),
+        pytest.param({"frame": (1, 2, 3)}, "frame: one number, or one for each", id="frame-count"),
+        pytest.param({"net": "pyramid", "frame": 8}, "frame: net 'pyramid' would find", id="frame-masked"),
+        pytest.param({"frame": (8, 9)}, "image_size: no image size fits all", id="frame-odd"),
+        pytest.param({"image_size": 64}, "leaves no surrounding beside a patch of 64", id="no-surrounding"),
         pytest.param({"blend": "raw"}, "blend: 'raw' is neither", id="blend"),
         pytest.param({"symmetry": "yes"}, "symmetry: 'yes' is none of auto, none", id="symmetry"),
         pytest.param({"symmetry": "turns", "image_size": (256, 192)}, "turns need a square", id="turns"),
@@ -114,15 +258,16 @@ def test_refused(values, words):
         ("width", 3, 4097),
         ("lambda_s", -0.01, 1.01),
         ("lambda_t", -1, 1001),
-        ("shrinkage", -0.1, 1.1),
+        ("shrinkage", 0.009, 1.1),
         ("idw_power", -1, 33),
         ("idw_neighbours", -1, (1 << 20) + 1),
         ("smoothing", -1, 1001),
         ("group_spacing", 0.5, 1001),
-        ("quantile", 0.49, 1.0),
+        ("false_alarms", 0, 0.51),
         ("finetune_steps", -1, (1 << 24) + 1),
         ("steps", 0, (1 << 24) + 1),
         ("batch", 1, 4097),
+        ("variants", 7, (1 << 20) + 1),
         ("learning_rate", 0, 1.5),
         ("shift", -1, 257),
         ("brightness", -0.1, 1.1),
@@ -192,7 +337,7 @@ def test_integers_stand_for_floats():
     ],
 )
 def test_holes_an_image(values, holes):
-    config = Config(**values)
+    config = Config(net="pyramid", **values)
     assert [config.holes_of(i) for i in range(2)] == holes
 
 
@@ -203,6 +348,8 @@ def test_holes_an_image(values, holes):
     "values",
     [
         pytest.param({}, id="defaults"),
+        pytest.param({"net": "pyramid"}, id="masked"),
+        pytest.param({"frame": (4, 12), "stride": (8, 8), "steps": 5, "false_alarms": 0.05}, id="frames"),
         pytest.param({"patch": 32, "stride": 8, "image_size": (200, 304)}, id="one-scale-non-square"),
         pytest.param({"patch": (64, 32), "stride": (8, 4), "holes": (2, 5)}, id="two-scales"),
         pytest.param({"net": "paper", "blend": "paper", "lambda_s": 0.123456789012345678}, id="paper"),
@@ -218,9 +365,39 @@ def test_toml_lists_become_tuples(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text("patch = [32]\nstride = [16]\nimage_size = [96, 64]\nblocks = [0, 1, 0]\nholes = [2]\n")
     config = Config(**load_config(path))
-    assert config.patch == (32,) and config.stride == (16,)
+    assert config.patch == (32,) and config.stride == (16,) and config.frame == (8,)
     assert config.image_size == (96, 64) and config.blocks == (0, 1, 0) and config.holes == (2,)
     assert hash(config) is not None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"net": "default", "quantile": 0.95}, {"net": "pyramid", "false_alarms": 0.05}),
+        ({"net": "paper", "quantile": 0.99999}, {"net": "paper", "false_alarms": 0.00001}),
+    ],
+)
+def test_settings_of_an_earlier_version_are_understood(before, after, tmp_path):
+    path = tmp_path / "config.toml"
+    lines = [f"{name} = {value!r}" for name, value in {**before, "steps": 9, "blocks": [1, 2, 1]}.items()]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    read = load_config(path)
+    assert read.pop("false_alarms") == pytest.approx(after["false_alarms"], rel=1e-9)
+    assert read == {"net": after["net"], "steps": 9, "blocks": [1, 2, 1]}
+    config = Config(**load_config(path))
+    assert (config.net, config.masked, config.frames) == (after["net"], True, (0, 0))
+
+
+def test_settings_of_this_version_are_left_as_they_are():
+    for values in ({}, {"net": "surround", "false_alarms": 0.1}, {"net": "default"}, {"net": "paper"}):
+        assert upgraded(values) == values
+    # Whatever is wrong with an old file is named as in any other.
+    for quantile in ("0.99", True, None, [0.99]):
+        with pytest.raises(UserError, match="no setting 'quantile'"):
+            checked_names(upgraded({"net": "default", "quantile": quantile}), "config.toml")
+    before = {"net": "default", "quantile": 0.9}
+    upgraded(before)
+    assert before == {"net": "default", "quantile": 0.9}, "changed in place"
 
 
 def test_unknown_name_in_a_file_is_named_with_the_known_ones(tmp_path):
@@ -279,4 +456,4 @@ def test_parse_setting_refuses(text, words):
 
 def test_local_step_is_the_product_of_all_strides():
     assert {patch: local_step(patch) for patch in LOCAL_LAYOUTS} == {32: 4, 64: 8}
-    assert set(NETS) == {"default", "paper"}
+    assert set(NETS) == {"surround", "pyramid", "paper"} == {"surround", *MASKED}

@@ -19,8 +19,23 @@ MANY = settings(max_examples=300, deadline=None)
 def grids(draw):
     patch = draw(st.integers(1, 9))
     stride = draw(st.integers(1, patch))
-    height, width = (patch + stride * draw(st.integers(0, 6)) for _ in range(2))
-    return PatchGrid(height, width, patch, stride)
+    frame = draw(st.one_of(st.just(0), st.integers(0, patch // 2)))
+    # Steps that bring the last patch to the far side of the frame.
+    least = -(-2 * frame // stride)
+    height, width = (patch - 2 * frame + stride * (least + draw(st.integers(0, 6))) for _ in range(2))
+    return PatchGrid(height, width, patch, stride, frame)
+
+
+def pixels_of(box, grid):
+    """Every pixel of the image that a box shows, by itself or in the mirror: bool [height, width]."""
+    shown = np.zeros((grid.height, grid.width), bool)
+    for y in range(box[0], box[2]):
+        for x in range(box[1], box[3]):
+            # The outermost pixel is repeated: -1 shows 0, and height shows height - 1.
+            y_ = y if 0 <= y < grid.height else -1 - y if y < 0 else 2 * grid.height - 1 - y
+            x_ = x if 0 <= x < grid.width else -1 - x if x < 0 else 2 * grid.width - 1 - x
+            shown[y_, x_] = True
+    return shown
 
 
 def intervals(size):
@@ -58,10 +73,13 @@ def valid_of(size, hole):
         pytest.param(32, 96, 32, 16, 1, 5, id="one-row"),
         pytest.param(32, 32, 32, 32, 1, 1, id="one-patch"),
         pytest.param(96, 64, 32, 32, 3, 2, id="without-overlap"),
+        pytest.param(256, 256, (32, 8), 8, 31, 31, id="frame"),
+        pytest.param(64, 32, (32, 16), 16, 5, 3, id="frame-of-half-a-patch"),
     ],
 )
 def test_grid_counts_rows_and_columns(height, width, patch, stride, rows, cols):
-    grid = PatchGrid(height, width, patch, stride)
+    patch, *frame = patch if isinstance(patch, tuple) else (patch,)
+    grid = PatchGrid(height, width, patch, stride, *frame)
     assert (grid.rows, grid.cols, len(grid)) == (rows, cols, rows * cols)
     assert grid.holes.shape == (rows * cols, 4) and grid.holes.dtype == np.int64
 
@@ -69,14 +87,15 @@ def test_grid_counts_rows_and_columns(height, width, patch, stride, rows, cols):
 @FEW
 @given(grids())
 def test_patches_stand_in_raster_order_and_reach_every_border(grid):
+    frame = grid.frame
     expected = [
         (top, left, top + grid.patch, left + grid.patch)
-        for top in range(0, grid.height - grid.patch + 1, grid.stride)
-        for left in range(0, grid.width - grid.patch + 1, grid.stride)
+        for top in range(-frame, grid.height + frame - grid.patch + 1, grid.stride)
+        for left in range(-frame, grid.width + frame - grid.patch + 1, grid.stride)
     ]
     assert [tuple(hole) for hole in grid.holes.tolist()] == expected
-    assert expected[0][:2] == (0, 0)
-    assert expected[-1][2:] == (grid.height, grid.width)
+    assert expected[0][:2] == (-frame, -frame)
+    assert expected[-1][2:] == (grid.height + frame, grid.width + frame)
 
 
 @FEW
@@ -84,8 +103,39 @@ def test_patches_stand_in_raster_order_and_reach_every_border(grid):
 def test_patches_cover_every_pixel(grid):
     covered = np.zeros((grid.height, grid.width), bool)
     for top, left, bottom, right in grid.holes:
-        covered[top:bottom, left:right] = True
+        covered[max(top, 0) : bottom, max(left, 0) : right] = True
     assert covered.all()
+
+
+@FEW
+@given(grids())
+def test_hidden_and_surrounded_by_the_pixels_that_patches_show(grid):
+    shown = np.stack([pixels_of(box, grid).ravel() for box in grid.holes.tolist()]).astype(np.float32)
+    shares = (shown @ shown.T > 0).reshape(grid.rows, grid.cols, grid.rows, grid.cols)
+    half = grid.hidden // 2
+    assert grid.hidden % 2 == 1
+    row, col = np.arange(grid.rows), np.arange(grid.cols)
+    near = np.abs(row[:, None] - row) <= half, np.abs(col[:, None] - col) <= half
+    # Whatever the mirror shows of a patch, it shares pixels with those near it alone, and with all of them.
+    np.testing.assert_array_equal(shares, near[0][:, None, :, None] & near[1][None, :, None, :])
+    assert grid.surrounded == (~shares).any((2, 3)).all()
+
+
+@pytest.mark.parametrize(
+    ("grid", "hidden", "surrounded"),
+    [
+        pytest.param(PatchGrid(256, 256, 32, 8, 8), 7, True, id="32"),
+        pytest.param(PatchGrid(256, 256, 64, 16, 16), 7, True, id="64"),
+        pytest.param(PatchGrid(64, 64, 32, 16, 8), 3, True, id="small"),
+        pytest.param(PatchGrid(64, 64, 32, 16), 3, False, id="small-without-frame"),
+        pytest.param(PatchGrid(48, 80, 32, 16), 3, True, id="one-long-side"),
+        pytest.param(PatchGrid(96, 96, 32, 32), 1, True, id="without-overlap"),
+        pytest.param(PatchGrid(32, 32, 32, 32), 1, False, id="one-patch"),
+        pytest.param(PatchGrid(100, 100, 32, 12, 2), 5, True, id="stride-that-does-not-divide"),
+    ],
+)
+def test_hidden_and_surrounded_examples(grid, hidden, surrounded):
+    assert (grid.hidden, grid.surrounded) == (hidden, surrounded)
 
 
 @FEW
@@ -107,6 +157,9 @@ def test_centres_are_the_mean_coordinate_of_the_patch(grid):
         pytest.param((64, 31, 32, 8), "width 31 is smaller", id="narrow-image"),
         pytest.param((65, 64, 32, 8), "height 65 leaves a strip.* 64 fits", id="strip-below"),
         pytest.param((64, 71, 32, 8), "width 71 leaves a strip.* 72 fits", id="strip-right"),
+        pytest.param((64, 64, 32, 8, 2), "height 64 leaves a strip.* 60 fits", id="strip-of-a-frame"),
+        pytest.param((64, 64, 32, 8, -4), "between 0 and half a patch of 32, got -4", id="frame-negative"),
+        pytest.param((64, 64, 32, 8, 20), "between 0 and half a patch of 32, got 20", id="frame-too-wide"),
     ],
 )
 def test_grid_refuses(values, words):
@@ -115,17 +168,17 @@ def test_grid_refuses(values, words):
 
 
 @FEW
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 60), st.integers(0, 60))
-def test_the_size_that_a_refusal_names_is_accepted(patch, stride, height, width):
-    assume(stride <= patch <= min(height, width))
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 60), st.integers(0, 60), st.integers(0, 4))
+def test_the_size_that_a_refusal_names_is_accepted(patch, stride, height, width, frame):
+    assume(stride <= patch <= min(height, width) and 2 * frame <= patch)
     for _ in range(2):
         try:
-            PatchGrid(height, width, patch, stride)
+            PatchGrid(height, width, patch, stride, frame)
             return
         except ValueError as error:
             named = int(str(error).rsplit(";", 1)[1].split()[0])
             height, width = (named, width) if "height" in str(error) else (height, named)
-    PatchGrid(height, width, patch, stride)
+    PatchGrid(height, width, patch, stride, frame)
 
 
 @FEW
@@ -262,23 +315,34 @@ def test_output_size_is_that_of_a_convolution(layer, extra):
 # Sizes that fit
 
 
-def fits(size, scales):
-    return all(size >= patch and (size - patch) % stride == 0 for patch, stride in scales)
+def fits(size, scales, least=1):
+    scales = [(*scale, 0)[:3] for scale in scales]
+    return size >= least and all(
+        size >= patch and (size + 2 * frame - patch) % stride == 0 for patch, stride, frame in scales
+    )
+
+
+@st.composite
+def scales(draw):
+    """Patch and stride, with a frame or without."""
+    patch, stride = draw(st.integers(1, 40)), draw(st.integers(1, 12))
+    return draw(st.sampled_from([(patch, stride), (patch, stride, draw(st.integers(0, patch // 2)))]))
 
 
 @FEW
 @given(
     st.integers(1, 150),
-    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12)), min_size=1, max_size=3),
+    st.lists(scales(), min_size=1, max_size=3),
+    st.one_of(st.just(1), st.integers(1, 250)),
 )
-def test_fitting_size_is_the_nearest_that_fits_every_scale(size, scales):
+def test_fitting_size_is_the_nearest_that_fits_every_scale(size, scales, least):
     # A search far wider than any common period of small strides.
-    possible = [s for s in range(1, 12 * 11 * 10 + 200) if fits(s, scales)]
+    possible = [s for s in range(1, 12 * 11 * 10 + 500) if fits(s, scales, least)]
     if not possible:
         with pytest.raises(ValueError, match="no image size fits"):
-            fitting_size(size, scales)
+            fitting_size(size, scales, least)
         return
-    assert fitting_size(size, scales) == min(possible, key=lambda s: (abs(s - size), s))
+    assert fitting_size(size, scales, least) == min(possible, key=lambda s: (abs(s - size), s))
 
 
 @pytest.mark.parametrize(
@@ -288,10 +352,19 @@ def test_fitting_size_is_the_nearest_that_fits_every_scale(size, scales):
         pytest.param(255, [(32, 8), (64, 16)], 256, id="up"),
         pytest.param(260, [(32, 8)], 256, id="tie-goes-down"),
         pytest.param(10, [(32, 8), (64, 16)], 64, id="below-the-largest-patch"),
+        pytest.param(256, [(32, 8, 8), (64, 16, 16)], 256, id="frames"),
+        pytest.param(256, [(32, 8, 2)], 252, id="frame-tie-goes-down"),
+        pytest.param(256, [(32, 8), (32, 8, 4)], 256, id="with-and-without"),
     ],
 )
 def test_fitting_size_examples(size, scales, expected):
     assert fitting_size(size, scales) == expected
+
+
+def test_nothing_below_the_least_is_considered():
+    assert fitting_size(65, [(32, 8)], 65) == 72
+    assert fitting_size(10, [(32, 8)], 200) == 200
+    assert fitting_size(300, [(32, 8)], 200) == 296
 
 
 def test_scales_that_never_fit_together_are_refused():

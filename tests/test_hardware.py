@@ -1,4 +1,8 @@
-"""Which device a process takes."""
+"""Which device a process takes, and how many threads."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -40,3 +44,38 @@ def test_without_cuda_all_take_the_cpu(monkeypatch):
     assert device_of_process("auto", 1, 2) == "auto"
     with pytest.raises(UserError, match="finds no CUDA device"):
         device_of_process("cuda", 1, 2)
+
+
+# Numba starts its pool of threads once in a process, so that each case needs one of its own.
+THREADS = """
+import numba, numpy, torch
+from glance_fast.hardware import use_threads
+
+@numba.njit(parallel=True)
+def add(values):
+    for i in numba.prange(len(values)):
+        values[i] += 1
+
+told = use_threads({})
+before = torch.get_num_threads(), numba.get_num_threads()
+add(numpy.zeros(100))
+print(told, *before, torch.get_num_threads(), numba.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "variable", "expected"),
+    [(1, None, 1), (1, "2", 1), (None, "1", 1), (None, "2", 2), (2, "1", 2)],
+)
+def test_pytorch_and_numba_keep_to_one_number_of_threads(asked, variable, expected):
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    # As on a machine with two processors, whatever this one has.
+    environment |= {"NUMBA_NUM_THREADS": "2"} | ({"OMP_NUM_THREADS": variable} if variable else {})
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS.format(asked)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.stdout.split() == [str(expected)] * 5, done.stderr

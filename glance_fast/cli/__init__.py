@@ -12,6 +12,7 @@ import typer
 from PIL import Image
 
 from glance_fast.cli.bench import bench
+from glance_fast.cli.calibrate import calibrate
 from glance_fast.cli.console import out_console
 from glance_fast.cli.demo import demo
 from glance_fast.cli.distill import distill
@@ -57,7 +58,7 @@ def _options(
     pass
 
 
-for command in (train, score_dir, evaluate, bench, distill, demo):
+for command in (train, score_dir, calibrate, evaluate, bench, distill, demo):
     app.command(command.__name__.replace("_", "-"))(command)
 
 

@@ -35,7 +35,8 @@ def bench(
     patchwise: Annotated[
         bool,
         typer.Option(
-            "--patchwise/--no-patchwise", help="Whether to run the paper's procedure too, which takes long."
+            "--patchwise/--no-patchwise",
+            help="For masked nets: whether to run the paper's procedure too, which takes long.",
         ),
     ] = True,
     device: Device = "auto",
@@ -45,9 +46,11 @@ def bench(
 ) -> None:
     """Measure how fast a model scores on this machine.
 
-    Every engine, in every precision the machine has: seconds an image,
-    patches a second, memory, and how well its scores agree with those of
-    the paper's procedure; then where the time of the dense engine goes.
+    In every precision the machine has: time an image, patches a second,
+    memory, how well scores agree with those in fp32, and where time goes.
+
+    A masked net (net = pyramid or paper) is measured with every engine, and
+    its scores are compared with those of the paper's procedure.
 
     [dim]glance-fast bench run photos/new[/dim]
     """
@@ -77,7 +80,7 @@ def bench(
 
 
 def print_bench(found: Bench) -> None:
-    """Two tables: the engines, and the stages of the dense one."""
+    """Two tables: the engines, and the stages of the first one."""
     height, width = found.about["image_size"]
     patches = " + ".join(map(str, found.about["patches"]))
     machine = f"{found.about['device']}, {found.about['threads']} threads"
@@ -100,11 +103,11 @@ def print_bench(found: Bench) -> None:
     out_console.print(table)
     exact = found.about["compared_with"]
     say(
-        f"images: scored at a time; times: as fast as {exact} fp32; MiB: the most that was held;\n"
+        f"images: scored at a time; times: as fast as {exact} fp32 alone; MiB: the most that was held;\n"
         "differs: from its patch scores, at most, as a share of the largest; agrees: Spearman\n"
         f"correlation with them ({count(found.about['images'], 'image')})"
     )
-    table = Table("stage of dense, one image", box=SIMPLE)
+    table = Table(f"stage of {found.rows[0].engine}, one image", box=SIMPLE)
     precisions = list(found.stages)
     for precision in precisions:
         table.add_column(f"{precision}, ms", justify="right")

@@ -23,7 +23,6 @@ class StudentKind(StrEnum):
 
     local32 = "local-32"
     local64 = "local-64"
-    assistant = "assistant"
     global_ = "global"
 
 
@@ -35,15 +34,15 @@ def distill(
         typer.Option(
             metavar="FILE",
             help="ResNet-18 as .safetensors: torchvision's state dictionary, or with BatchNorm folded. "
-            "Needed for all but global.",
+            "The built-in one if not given.",
         ),
     ] = None,
     student: Annotated[
         StudentKind,
         typer.Option(
             metavar="NAME",
-            help="local-32, local-64: a Local-Net for that patch size; assistant: what fine-tunes them; "
-            "global: where Global-Net starts from.",
+            help="local-32, local-64: a Local-Net for that patch size; "
+            "global: where a masked Global-Net starts from.",
         ),
     ] = StudentKind.local32,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps.")] = 2000,
@@ -53,13 +52,14 @@ def distill(
 ) -> None:
     """Make the built-in weights anew, from photographs and a ResNet-18.
 
-    The package ships with all of them. A Local-Net of your own goes to
-    train --local-net; assistant and global replace the package's files.
+    The package ships with all of them, and with a ResNet-18 to learn from. A
+    Local-Net of your own goes to train --local-net; global replaces the file
+    of the package itself.
 
-    [dim]glance-fast distill photos --teacher-weights resnet18.safetensors \\
-        --out local-32.safetensors[/dim]
+    [dim]glance-fast distill photos --out local-32.safetensors[/dim]
     """
     from glance_fast.data.folders import list_images
+    from glance_fast.nets.builtin import builtin_teacher
     from glance_fast.nets.teacher import load_teacher
     from glance_fast.training.distill import distill as run
     from glance_fast.training.progress import Reporter
@@ -76,13 +76,12 @@ def distill(
         )
     if resume and not work.exists():
         raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
-    if teacher_weights is None and student is not StudentKind.global_:
-        raise UserError(
-            f"--student {student.value} needs --teacher-weights FILE, a ResNet-18 as .safetensors"
-        )
     if teacher_weights is not None and student is StudentKind.global_:
         raise UserError("--student global learns from the built-in Local-Nets; leave --teacher-weights away")
-    teacher = load_teacher(teacher_weights) if teacher_weights else None
+    if student is StudentKind.global_:
+        teacher = None
+    else:
+        teacher = load_teacher(teacher_weights) if teacher_weights else builtin_teacher()
     paths = list_images(images)
     if overwrite and work.exists():
         shutil.rmtree(work)

@@ -54,6 +54,8 @@ def evaluate(
     evaluation.find_samples(data, out)
     use_threads(threads)
     model = load(run, device, memory_mib=memory)
+    # Before what an earlier one wrote is replaced.
+    model.check(engine.value, precision.value)
     tell_precision(model, precision.value)
     ours = ("metrics.json", "scores.csv", "curves.png", "report.html", "maps")
     with (

@@ -16,7 +16,7 @@ FAILED, SOME_IMAGES_FAILED, STOPPED = 1, 3, 130
 # Commands that go on where they were stopped.
 RESUMABLE = ("train", "score-dir", "distill")
 # Commands that only score.
-SCORING = ("score-dir", "evaluate", "bench")
+SCORING = ("score-dir", "calibrate", "evaluate", "bench")
 
 
 class Commands(TyperGroup):
@@ -62,5 +62,7 @@ def after_full_disk(cause: BaseException | None, command: str | None) -> str:
     """What to do after an error, if a full disk caused it."""
     if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ""
-    option = "--resume goes on" if command in RESUMABLE else "--overwrite begins anew"
-    return f"; make room there, then the same command with {option}"
+    again = "; make room there, then the same command"
+    if command == "calibrate":
+        return f"{again} again"
+    return f"{again} with " + ("--resume goes on" if command in RESUMABLE else "--overwrite begins anew")

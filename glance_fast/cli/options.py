@@ -33,8 +33,9 @@ EngineOption = Annotated[
     Engine,
     typer.Option(
         metavar="NAME",
-        help="auto, dense: the paper's numbers. patchwise: the same by the paper's procedure, slowly. "
-        "grouped: nearly the same; glance-fast bench says whether it is sooner.",
+        help="For masked nets (net = pyramid or paper); others have auto alone. auto, dense: the paper's "
+        "numbers. patchwise: the same by the paper's procedure, slowly. grouped: nearly the same; "
+        "glance-fast bench says whether it is sooner.",
     ),
 ]
 PrecisionOption = Annotated[

@@ -53,8 +53,12 @@ def score_dir(
 ) -> None:
     """Score photographs: a map of every pixel and one number each.
 
-    Writes scores.csv (path, score, anomalous, error), maps/*.tiff (float32,
-    each image's own size), run.json and, if asked, overlays/*.png.
+    Writes scores.csv (path, score, above, anomalous, error), maps/*.tiff
+    (float32, each image's own size), run.json and, if asked, overlays/*.png.
+
+    score counts standard deviations from what good photographs score, and
+    above is the share of good photographs that score as high: 0.01 is one
+    in a hundred. anomalous is 1 where score lies above the threshold.
 
     Exit code 3 says that some images could not be scored; column error of
     scores.csv says why. Stopped, it goes on with --resume, and so it does
@@ -97,6 +101,8 @@ def score_dir(
             if resume and not any((out / name).is_file() for name in ("scores.csv", "run.json", *parts)):
                 raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
             model = load(run, here.device(device), memory_mib=memory)
+            # Before what an earlier one wrote is replaced.
+            model.check(engine.value, precision.value)
             tell_precision(model, precision.value)
             folder.enter_context(output(out, ours, overwrite, resume, shared))
             if resume and here.count > 1:

@@ -49,7 +49,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="ResNet-18 (.safetensors) to fine-tune Local-Net by, in place of the built-in assistant.",
+            help="ResNet-18 (.safetensors) to fine-tune Local-Net by, in place of the built-in one.",
         ),
     ] = None,
     device: Device = "auto",

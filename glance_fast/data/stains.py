@@ -1,23 +1,32 @@
-"""Random small stains on patches: the negative patches p⁻ of the distortion head (Section 3.2).
+"""Random stains: the negative patches p⁻ of the distortion head (Section 3.2).
 
-A stain has a shape (stroke or blob), a content (flat colour, mottled texture, or a piece of another
-patch), an opacity and a soft or hard edge, all drawn at random.
+A stain has a shape (stroke or blob), a content (flat colour, mottled texture, a piece of something else, or
+another tint), an opacity and a soft or hard edge, all drawn at random. ``stain`` puts a small one on every
+patch, as the paper does; ``stain_image`` a few of any size on a whole image, so that a patch's surrounding is
+stained too, as real defects have it.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 # Share of a patch's side: thinnest and thickest stroke, smallest and largest blob radius.
 STROKE = (0.03, 0.12)
 BLOB = (0.1, 0.4)
-# Stains of a whole image, and the side of the square that each is drawn in, pixels.
-IMAGE_STAINS = 6
-IMAGE_SIDES = (24, 64)
+# Stains of a whole image: how many at most, the smallest across, pixels, and the largest, share of the side.
+MOST_STAINS = 3
+SMALLEST, LARGEST = 4.0, 0.5
+# A stroke's length and half width, pixels.
+LENGTHS, WIDTHS = (20.0, 120.0), (0.7, 2.5)
+# Grey levels by which a pixel must change to count as stained.
+VISIBLE = 4.0
 
 
 def stain(patches: Tensor, generator: torch.Generator) -> Tensor:
@@ -56,32 +65,105 @@ def stain(patches: Tensor, generator: torch.Generator) -> Tensor:
     return torch.lerp(patches, content, (shape[:, None] * opacity).to(patches.dtype))
 
 
-def stain_images(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Whole images with several stains each.
+def stain_image(
+    image: NDArray[np.uint8], others: NDArray[np.uint8], rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A whole image with one to three stains, as small as a speck or as large as half a side.
 
     Parameters
     ----------
-    images : Tensor
-        Float [B, H, W, 3], 0 to 255; B of at least 2.
-    generator : torch.Generator
+    image : ndarray, uint8 [H, W, 3]
+    others : ndarray, uint8 [N, H, W, 3]
+        Images that pieces are taken from; ``image`` may be among them.
+    rng : numpy.random.Generator
         Source of every random number.
 
     Returns
     -------
-    Tensor
-        [B, H, W, 3], 0 to 255.
+    stained : ndarray, uint8 [H, W, 3]
+    mask : ndarray, bool [H, W]
+        Pixels that a stain changed visibly; a later one may have hidden it.
     """
-    out = images.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
-    height, width = out.shape[2:]
-    side = int(torch.randint(IMAGE_SIDES[0], IMAGE_SIDES[1] + 1, (1,), generator=generator))
-    side = min(side, height, width)
-    room = torch.tensor([height - side + 1, width - side + 1])
-    for _ in range(IMAGE_STAINS):
-        corners = (torch.rand(len(out), 2, generator=generator) * room).long().tolist()
-        places = [image[:, y : y + side, x : x + side] for image, (y, x) in zip(out, corners, strict=True)]
-        for place, stained in zip(places, stain(torch.stack(places), generator), strict=True):
-            place.copy_(stained)
-    return out.clamp_(0, 255).permute(0, 2, 3, 1)
+    height, width = image.shape[:2]
+    out = image.astype(np.float32)
+    mask = np.zeros((height, width), dtype=bool)
+    for _ in range(rng.integers(1, MOST_STAINS + 1)):
+        inside = _stroke(rng, height, width) if rng.random() < 0.25 else _blob(rng, height, width)
+        if not inside.any():
+            continue
+        softness = rng.uniform(0.3, 1.5)
+        rows, cols = (_span(inside.any(axis), math.ceil(4 * softness)) for axis in (1, 0))
+        place, inside = out[rows, cols], inside[rows, cols]
+        content, opacity = _content(rng, place, inside, others, rows, cols)
+        cover = opacity * ndimage.gaussian_filter(inside.astype(np.float32), softness)[..., None]
+        changed = cover * (content - place)
+        out[rows, cols] = place + changed
+        mask[rows, cols] |= np.abs(changed).mean(2) > VISIBLE
+    return np.rint(out.clip(0, 255)).astype(np.uint8), mask
+
+
+def _span(used: NDArray[np.bool_], margin: int) -> slice:
+    """The slice of an axis that is used, and a margin."""
+    where = np.flatnonzero(used)
+    return slice(max(int(where[0]) - margin, 0), min(int(where[-1]) + 1 + margin, len(used)))
+
+
+def _turned(rng: np.random.Generator, height: int, width: int) -> tuple[NDArray, NDArray]:
+    """Coordinates along and across a random direction, about a random point."""
+    angle, y, x = rng.uniform(0, math.pi), rng.uniform(0, height), rng.uniform(0, width)
+    dy, dx = np.arange(height)[:, None] - y, np.arange(width) - x
+    return dx * math.cos(angle) + dy * math.sin(angle), dy * math.cos(angle) - dx * math.sin(angle)
+
+
+def _stroke(rng: np.random.Generator, height: int, width: int) -> NDArray[np.bool_]:
+    """A line with a slight bend."""
+    along, across = _turned(rng, height, width)
+    length, half = rng.uniform(*LENGTHS), rng.uniform(*WIDTHS)
+    across = across - rng.uniform(-0.25, 0.25) * along**2 / length
+    return np.hypot(np.maximum(np.abs(along) - length / 2, 0), across) < half
+
+
+def _blob(rng: np.random.Generator, height: int, width: int) -> NDArray[np.bool_]:
+    """An ellipse with a wavy outline, every size as likely as its double."""
+    size = math.exp(rng.uniform(math.log(SMALLEST), math.log(max(LARGEST * min(height, width), SMALLEST))))
+    along, across = _turned(rng, height, width)
+    across = across / rng.uniform(0.4, 1)
+    theta = np.arctan2(across, along)
+    waves = ((k, rng.uniform(0, 0.25) / k, rng.uniform(0, 2 * math.pi)) for k in (2, 3, 4, 5))
+    outline = 1 + sum(depth * np.cos(k * theta + start) for k, depth, start in waves)
+    return np.hypot(along, across) < outline * size / 2
+
+
+def _content(
+    rng: np.random.Generator,
+    place: NDArray[np.float32],
+    inside: NDArray[np.bool_],
+    others: NDArray[np.uint8],
+    rows: slice,
+    cols: slice,
+) -> tuple[NDArray[np.float32], float]:
+    """What a stain consists of, [h, w, 3], and its opacity."""
+    level, opacity = place[inside].mean(0), rng.uniform(0.4, 1)
+    kind = rng.integers(0, 5)
+    if kind == 0:
+        return np.broadcast_to(level + rng.normal(0, 40, 3), place.shape), opacity
+    if kind == 1:
+        coarse = rng.normal(0, rng.uniform(8, 40), [side // 4 + 2 for side in inside.shape])
+        mottled = ndimage.zoom(coarse, 4, order=1)[: inside.shape[0], : inside.shape[1], None]
+        return level + mottled, opacity
+    if kind == 2:
+        return place + rng.normal(0, 25, 3), opacity
+    # Pieces of the parts themselves are the likeliest: they look like what real defects are made of. A pasted
+    # piece hides what was there.
+    other = others[rng.integers(len(others))]
+    other = other[:, ::-1] if rng.random() < 0.5 else other
+    if rng.random() < 0.3:
+        other = np.rot90(other) if other.shape[0] == other.shape[1] else other[::-1]
+    shift = [rng.integers(side) for side in other.shape[:2]]
+    y, x = (np.arange(s.start, s.stop) + d for s, d in zip((rows, cols), shift, strict=True))
+    piece = other[np.ix_(y % other.shape[0], x % other.shape[1])].astype(np.float32)
+    # By its brightness alone it is not to be found always.
+    return piece + (level - piece[inside].mean(0) if rng.random() < 0.3 else 0), 1.0
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:

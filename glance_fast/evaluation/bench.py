@@ -22,7 +22,7 @@ from glance_fast.scoring.memory import MIB
 from glance_fast.scoring.stages import measured
 
 # Runs of each engine after one that is not counted; the paper's procedure takes its time.
-ROUNDS = {"dense": 7, "grouped": 7, "patchwise": 1}
+ROUNDS = {"auto": 7, "dense": 7, "grouped": 7, "patchwise": 1}
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -41,14 +41,13 @@ class Measured:
     patches : float
         A second.
     times : float
-        As fast as the paper's procedure in fp32.
+        As fast as what the engine is compared with, an image at a time.
     memory_mib : float or None
         The most that the process held, or that was allocated on a GPU; None where nothing tells.
     difference : float
-        Largest difference of a patch score from the procedure's, as a share of the largest score.
+        Largest difference of a patch score from that of what it is compared with, as a share of the largest.
     agreement : float or None
-        Spearman correlation of the patch scores with the procedure's, the least over the patch sizes; None
-        where all are one.
+        Spearman correlation with those patch scores, the least over the patch sizes; None where all are one.
     """
 
     engine: str
@@ -71,9 +70,10 @@ class Bench:
     rows : list of Measured
         The engines.
     stages : dict of dict
-        Seconds an image by precision and stage of the dense engine.
+        Seconds an image by precision and stage of the engine of the first row: "dense", or net "surround"'s
+        only one, "auto".
     about : dict
-        The machine and the model.
+        The machine and the model; ``compared_with``: the engine that in fp32 the others are compared with.
     """
 
     rows: list[Measured]
@@ -103,7 +103,8 @@ def bench(
         agreement is measured on all.
     patchwise : bool
         Whether to run the paper's procedure, which takes long; without it the dense engine in fp32 stands for
-        its scores, and ``times`` compares with that.
+        its scores, and ``times`` compares with that. Net "surround" has no such procedure: its own scores in
+        fp32 stand for it.
     progress : callable, optional
         Called with (runs done, runs in all).
 
@@ -113,8 +114,10 @@ def bench(
     """
     prepared = [model.prepare(image) for image in images]
     precisions = ("fp32", "bf16") if has_bf16(model.device) else ("fp32",)
-    cases = [(e, p, n) for e in ("dense", "grouped") for p in precisions for n in (1, model.at_once)]
-    exact = ("patchwise" if patchwise else "dense", "fp32")
+    patchwise = patchwise and model.config.masked
+    engines = ("dense", "grouped") if model.config.masked else ("auto",)
+    cases = [(e, p, n) for e in engines for p in precisions for n in (1, model.at_once)]
+    exact = ("patchwise" if patchwise else engines[0], "fp32")
     cases += [(*exact, 1)] if patchwise else []
     scored = {case[:2]: None for case in cases}
     total = len(scored) + len(cases) + max(ROUNDS.values())
@@ -164,7 +167,7 @@ def bench(
                 _least([agreement for _, agreement in apart]),
             )
         )
-    stages = {precision: _stages(model, prepared[0], precision) for precision in precisions}
+    stages = {precision: _stages(model, prepared[0], engines[0], precision) for precision in precisions}
     return Bench(rows, stages, _about(model, len(prepared), exact[0]))
 
 
@@ -215,13 +218,13 @@ def _least(agreements: list[float]) -> float | None:
     return min(agreements) if np.isfinite(agreements).all() else None
 
 
-def _stages(model: Glance, image: np.ndarray, precision: str) -> dict[str, float]:
-    """Seconds of each stage of the dense engine for one image, the medians of several runs."""
+def _stages(model: Glance, image: np.ndarray, engine: str, precision: str) -> dict[str, float]:
+    """Seconds of each stage of an engine for one image, the medians of several runs."""
     runs = []
-    for _ in range(ROUNDS["dense"]):
+    for _ in range(ROUNDS[engine]):
         started = time.perf_counter()
         with measured() as seconds:
-            model.score([image], "dense", precision)
+            model.score([image], engine, precision)
         whole = time.perf_counter() - started
         runs.append({**seconds, "rest": whole - sum(seconds.values())})
     return {name: median(run[name] for run in runs) for name in runs[0]}
@@ -256,6 +259,7 @@ def _about(model: Glance, images: int, exact: str) -> dict[str, Any]:
         "patches": [len(scale.grid) for scale in model.scales],
         "patch": list(model.config.patches),
         "stride": list(model.config.strides),
+        "net": model.config.net,
         "images": images,
         "compared_with": exact,
     }

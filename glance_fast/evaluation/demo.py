@@ -19,7 +19,9 @@ from glance_fast.training.progress import Reporter
 SIZE = 128
 # Smaller than the defaults in everything that costs time; the method is the same. A patch of 64 pixels would
 # be half of the image.
-CONFIG = Config(image_size=SIZE, patch=32, stride=8, steps=500, validation=0.2)
+CONFIG = Config(
+    image_size=SIZE, patch=32, stride=8, finetune_steps=120, steps=200, variants=120, validation=0.2
+)
 METRICS = ("pro", "pixel_auroc", "image_auroc")
 
 

@@ -1,4 +1,4 @@
-"""The weights that ship with the package: Local-Nets, the assistant, and Global-Net's start."""
+"""The weights that ship with the package: the teacher, Local-Nets, and the masked Global-Net's start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.resources import as_file, files
 from glance_fast.nets.global_net import GlobalNet
 from glance_fast.nets.global_start import load_global_start
 from glance_fast.nets.student import Student
-from glance_fast.nets.teacher import Teacher, load_assistant
+from glance_fast.nets.teacher import Teacher, load_teacher
 
 
 def builtin_local_net(patch: int) -> Student:
@@ -16,10 +16,10 @@ def builtin_local_net(patch: int) -> Student:
         return Student.load(path)
 
 
-def builtin_assistant() -> Teacher:
-    """The built-in assistant: a small stand-in for the teacher, for fine-tuning Local-Net."""
-    with as_file(files("glance_fast.nets") / "weights" / "assistant.safetensors") as path:
-        return load_assistant(path)
+def builtin_teacher() -> Teacher:
+    """The built-in teacher: ResNet-18 through layer3, by which Local-Net is fine-tuned."""
+    with as_file(files("glance_fast.nets") / "weights" / "teacher.safetensors") as path:
+        return load_teacher(path)
 
 
 def start_global_net(net: GlobalNet) -> bool:

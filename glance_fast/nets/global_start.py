@@ -36,7 +36,7 @@ class GlobalStart(nn.Module):
 
     def __init__(self, patches: tuple[int, ...]) -> None:
         super().__init__()
-        c = Config()
+        c = Config(net="pyramid")
         nets = {patch: GlobalNet(patch, c.widths, c.blocks, c.readout) for patch in patches}
         first = nets[patches[0]]
         for net in nets.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from glance_fast.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# layer2 and layer3, side by side.
+# layer2 and layer3, side by side: what Local-Net is distilled from. Fine-tuning takes layer1 in too.
 TEACHER_FEATURES = 128 + 256
-# Channels inside the blocks of the assistant's layer3.
-ASSISTANT_INNER = 128
+ALL_FEATURES = 64 + TEACHER_FEATURES
+# Of the maps of layers 1 to 3 that `Teacher` gives: step between cells, and the centre of the first, pixels.
+STEPS = ((8, 2.0), (8, 0.0), (16, 0.0))
 
 
 def to_input(images: Tensor) -> Tensor:
@@ -43,26 +45,11 @@ def _moments(device: torch.device) -> tuple[Tensor, Tensor]:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; BatchNorm is folded into weights and biases."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, inner: int | None = None) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        inner = inner or outputs
-        self.conv1 = nn.Conv2d(inputs, inner, 3, stride, 1)
-        self.conv2 = nn.Conv2d(inner, outputs, 3, 1, 1)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
         self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride)) if stride > 1 else None
-
-    @torch.no_grad()
-    def start_from(self, block: BasicBlock) -> None:
-        """Take the weights of a block that is as wide or wider inside: of the inner channels the heaviest."""
-        weight = block.conv1.weight.flatten(1).norm(dim=1) * block.conv2.weight.transpose(0, 1).flatten(
-            1
-        ).norm(dim=1)
-        kept = weight.topk(self.conv1.out_channels).indices.sort().values
-        self.conv1.weight.copy_(block.conv1.weight[kept])
-        self.conv1.bias.copy_(block.conv1.bias[kept])
-        self.conv2.weight.copy_(block.conv2.weight[:, kept])
-        self.conv2.bias.copy_(block.conv2.bias)
-        if self.downsample is not None:
-            self.downsample.load_state_dict(block.downsample.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -73,29 +60,29 @@ class Teacher(nn.Module):
     """ResNet-18 through layer3 as a map of features over whole images.
 
     Names of parameters are torchvision's, so that its state dictionary fits once BatchNorm is folded.
-
-    Parameters
-    ----------
-    inner : int, optional
-        Channels inside the blocks of layer3. Fewer than 256 make the assistant: a teacher small enough to
-        travel with the package, distilled from the whole one.
     """
 
-    def __init__(self, inner: int = 256) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3)
         self.layer1 = nn.Sequential(BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
         self.layer2 = nn.Sequential(BasicBlock(64, 128, 2), BasicBlock(128, 128, 1))
-        self.layer3 = nn.Sequential(BasicBlock(128, 256, 2, inner), BasicBlock(256, 256, 1, inner))
+        self.layer3 = nn.Sequential(BasicBlock(128, 256, 2), BasicBlock(256, 256, 1))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images [B, 3, H, W] to layer2 [B, 128, H/8, W/8] (3x3 means) and layer3 at stride 16."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps of layers 1 to 3 of normalised images [B, 3, H, W].
+
+        layer1 as 2x2 means [B, 64, H/8, W/8], layer2 as 3x3 means [B, 128, H/8, W/8], and layer3
+        [B, 256, H/16, W/16].
+        """
         x = F.max_pool2d(F.relu(self.conv1(x)), 3, 2, 1)
-        second = self.layer2(self.layer1(x))
-        return F.avg_pool2d(second, 3, 1, 1, count_include_pad=False), self.layer3(second)
+        first = self.layer1(x)
+        second = self.layer2(first)
+        around = F.avg_pool2d(second, 3, 1, 1, count_include_pad=False)
+        return F.avg_pool2d(first, 2, ceil_mode=True), around, self.layer3(second)
 
     def at(self, x: Tensor, centers_y: Tensor, centers_x: Tensor) -> Tensor:
-        """Features around given centres, read bilinearly.
+        """Features of layers 2 and 3 around given centres, read bilinearly.
 
         Parameters
         ----------
@@ -109,23 +96,19 @@ class Teacher(nn.Module):
         Tensor
             [B, 384, rows, cols].
         """
-        return torch.cat(
-            [
-                sample_grid(features, centers_y / stride, centers_x / stride)
-                for features, stride in zip(self(x), (8, 16), strict=True)
-            ],
-            dim=1,
-        )
+        return read_maps(self(x)[1:], centers_y, centers_x)
 
-    def start_from(self, teacher: Teacher) -> None:
-        """Take another teacher's weights, of the inner channels the heaviest."""
-        self.conv1.load_state_dict(teacher.conv1.state_dict())
-        for mine, theirs in zip(
-            (*self.layer1, *self.layer2, *self.layer3),
-            (*teacher.layer1, *teacher.layer2, *teacher.layer3),
-            strict=True,
-        ):
-            mine.start_from(theirs)
+
+def read_maps(maps: Sequence[Tensor], centers_y: Tensor, centers_x: Tensor) -> Tensor:
+    """The last layers' maps that `Teacher` gave, read bilinearly at centres: [B, C, rows, cols]."""
+    steps = STEPS[len(STEPS) - len(maps) :]
+    return torch.cat(
+        [
+            sample_grid(features, (centers_y - first) / step, (centers_x - first) / step)
+            for features, (step, first) in zip(maps, steps, strict=True)
+        ],
+        dim=1,
+    )
 
 
 def sample_grid(features: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
@@ -170,18 +153,9 @@ def load_teacher(path: str | Path) -> Teacher:
     return _filled(Teacher(), state, path)
 
 
-def load_assistant(path: str | Path) -> Teacher:
-    """Read what ``save_assistant`` wrote."""
-    path = Path(path)
-    try:
-        return _filled(Teacher(ASSISTANT_INNER), load_file(path), path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable assistant ({error})") from error
-
-
-def save_assistant(assistant: Teacher, path: Path, notes: dict[str, Any]) -> None:
-    """Write an assistant in half precision; ``notes`` are kept as the file's metadata."""
-    write_tensors(path, {name: value.half() for name, value in assistant.state_dict().items()}, notes)
+def save_teacher(teacher: Teacher, path: Path, notes: dict[str, Any]) -> None:
+    """Write a teacher in half precision; ``notes`` are kept as the file's metadata."""
+    write_tensors(path, {name: value.half() for name, value in teacher.state_dict().items()}, notes)
 
 
 def _filled(teacher: Teacher, state: dict[str, Tensor], path: Path) -> Teacher:

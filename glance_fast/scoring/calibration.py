@@ -1,10 +1,14 @@
-"""What normal looks like in scores: whitening of the residual, moments and thresholds."""
+"""What normal looks like in scores: whitening of the residual, moments and thresholds.
+
+Every normal image is scored by a whitening that has not seen it (cross-conformal prediction), so that all of
+them count for the moments and for the threshold.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,122 +16,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glance_fast.config import Config
 from glance_fast.data.folders import ImageCache
+from glance_fast.geometry import PatchGrid
 from glance_fast.hardware import has_bf16
 from glance_fast.model import Glance
 from glance_fast.scoring.maps import HeadMaps, blend_heads, combine
-from glance_fast.scoring.statistics import Calibration, Moments, ScaleStatistics, upper_threshold
+from glance_fast.scoring.statistics import Calibration, Moments, ScaleStatistics, with_thresholds
 
 # Enough for a covariance of 128 numbers per grid position; more images would cost time alone.
-WHITENING_IMAGES = 300
+MOST_IMAGES = 400
+# Parts of the normal images, each scored by a whitening fitted to the others.
+FOLDS = 5
 # Added to eigenvalues of the global covariance, as a share of their mean.
 RIDGE = 1e-3
-# The distortion head keeps a tenth of the blend: small defects are its own. This and the rule of `share_of`
-# are a guess from few categories: fitted to defects planted on held-out photographs, but looked for because
-# an earlier blend fell short on the test images of transistors turned at random.
-MOST_SHARE = 0.9
+# Rows of the grid whose covariances are held at a time.
+BAND = 8
 
-
-class ResidualMoments:
-    """Running sums of z_l - z_g: for every grid position, and over all of them.
-
-    Parameters
-    ----------
-    patches, features : int
-        P and D.
-    """
-
-    def __init__(self, patches: int, features: int) -> None:
-        self.count = 0
-        self.total = torch.zeros(patches, features)
-        self.products = torch.zeros(patches, features, features)
-
-    def add(self, residual: Tensor) -> None:
-        """Take residuals [B, P, D] in."""
-        by_patch = residual.transpose(0, 1).contiguous()
-        self.count += len(residual)
-        self.total += by_patch.sum(1)
-        self.products.baddbmm_(by_patch.mT, by_patch)
-
-    def whitening(self, rows: int, cols: int, shrinkage: float) -> tuple[Tensor, Tensor]:
-        """Mean [P, D] and whitening [P, D, D] of every grid position.
-
-        In the space that one covariance over all positions whitens: half a position's own covariance and
-        half the mean over its 3x3 neighbourhood, each about its own mean, then shrunk towards the
-        identity by ``shrinkage``.
-        """
-        mean = self.total / self.count
-        features = mean.shape[1]
-        middle = mean.double().mean(0)
-        covariance = self.products.double().mean(0) / self.count - torch.outer(middle, middle)
-        values, vectors = torch.linalg.eigh(covariance)
-        # Photographs that are all the same leave no variance at all.
-        values = values.clamp_min(1e-12)
-        whiten = ((vectors * (values + RIDGE * values.mean()).rsqrt()) @ vectors.T).float()
-
-        own = self.products / self.count - mean[:, :, None] * mean[:, None, :]
-        own = whiten @ own @ whiten
-        around = own.reshape(rows, cols, -1).permute(2, 0, 1)[:, None]
-        # Only neighbours that exist count.
-        around = F.avg_pool2d(around, 3, 1, 1, count_include_pad=False)
-        around = around[:, 0].permute(1, 2, 0).reshape(-1, features, features)
-        mixed = (1 - shrinkage) * (own + around) / 2 + shrinkage * torch.eye(features)
-        factor = torch.linalg.cholesky(mixed)
-        return mean, torch.linalg.solve_triangular(factor, whiten.expand_as(factor), upper=False)
-
-
-class Regression:
-    """Running sums of how well z_g tells z_l."""
-
-    def __init__(self) -> None:
-        self.count, self.error = 0, 0.0
-        self.total: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
-
-    def add(self, local: Tensor, global_: Tensor) -> None:
-        """Take features [B, P, D] in."""
-        flat = local.double().flatten(0, 1)
-        self.count += len(flat)
-        self.error += float((flat - global_.flatten(0, 1)).square().sum())
-        self.total = self.total + flat.sum(0)
-        self.squares = self.squares + flat.square().sum(0)
-
-    @property
-    def r2(self) -> float:
-        """Share of the variance of z_l, about one mean over all patches, that z_g explains."""
-        variance = self.squares - self.total.square() / self.count
-        return 1 - self.error / max(float(variance.sum()), 1e-12)
+Features = list[tuple[Tensor, Tensor]]
 
 
 class NormalScores(NamedTuple):
-    """What one scale gives on held-out normal images.
+    """What one scale says of normal images.
 
     Attributes
     ----------
-    inconsistency, distortion : ndarray
-        The two patch scores, [B, P].
-    maps : HeadMaps
-        Their maps.
-    r2 : float
-        Share of the variance of z_l that z_g explains.
+    inconsistency, distortion : Tensor
+        The two patch scores, float32 [N, P], on the CPU.
     """
 
-    inconsistency: np.ndarray
-    distortion: np.ndarray
-    maps: HeadMaps
-    r2: float
+    inconsistency: Tensor
+    distortion: Tensor
+
+
+class GlobalWhitening(NamedTuple):
+    """Mean [D] of residuals over all positions, and what whitens them, [D, D]."""
+
+    mean: Tensor
+    matrix: Tensor
 
 
 @torch.inference_mode()
 def calibrate(
     model: Glance,
     cache: ImageCache,
-    train: np.ndarray,
-    held_out: np.ndarray,
+    indices: Sequence[int] | np.ndarray,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Estimate whitening on training images, and moments and thresholds on held-out ones.
+    """Estimate whitening, moments and thresholds on normal images, at most ``MOST_IMAGES`` of them.
 
     Parameters
     ----------
@@ -135,106 +70,271 @@ def calibrate(
         Changed in place: ``residual_mean``, ``whitening`` and ``calibration``.
     cache : ImageCache
         Normal images.
-    train, held_out : ndarray of int
-        Indices of the images that whitening comes from, and of those that all else comes from.
+    indices : sequence of int
+        Those to use.
     progress : callable, optional
         Called with (images done, images in all).
     """
-    config = model.config
+    chosen = np.random.default_rng(model.config.seed).permutation(np.asarray(indices))[:MOST_IMAGES]
+    scores = fit(model, features_of(model, cache, chosen, progress))
+    aspect = float(np.median([width / height for height, width in cache.shapes]))
+    model.calibration = dataclasses.replace(
+        calibration_of(model, scores), aspect=aspect, trained_on=digests(cache, indices)
+    )
+
+
+@torch.inference_mode()
+def recalibrate(
+    model: Glance,
+    cache: ImageCache,
+    indices: Sequence[int] | np.ndarray,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Moments and thresholds anew, from normal images that the model's whitening has not seen.
+
+    Parameters
+    ----------
+    model : Glance
+        Changed in place: ``calibration``.
+    cache, indices, progress
+        As for `calibrate`.
+    """
+    before = model.calibration
+    parts: list[list[NormalScores]] = []
+    for chunk in features_of(model, cache, indices, progress):
+        scored = (s.patch_scores(*f, ScaleStatistics()) for s, f in zip(model.scales, chunk, strict=True))
+        parts.append([NormalScores(s.inconsistency.cpu(), s.distortion.cpu()) for s in scored])
+    scores = [NormalScores(*map(torch.cat, zip(*scale, strict=True))) for scale in zip(*parts, strict=True)]
+    shares = [s.lambda_s for s in before.scales]
+    model.calibration = dataclasses.replace(
+        calibration_of(model, scores, shares), aspect=before.aspect, trained_on=before.trained_on
+    )
+
+
+def features_of(
+    model: Glance,
+    cache: ImageCache,
+    indices: Sequence[int] | np.ndarray,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Features]:
+    """Features of normal images, a chunk at a time."""
     # Rounding is noise far below what normal images differ by.
     precision = "bf16" if has_bf16(model.device) else "fp32"
-    fit = np.random.default_rng(config.seed).permutation(train)[:WHITENING_IMAGES]
-    fit = fit if config.blend == "calibrated" else fit[:0]
-    total = len(fit) + len(held_out)
-
-    def features(indices: np.ndarray, done: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        for start in range(0, len(indices), model.at_once):
-            part = indices[start : start + model.at_once]
-            yield model.features(cache.batch(part), precision=precision)
-            if progress:
-                progress(done + start + len(part), total)
-
-    if len(fit):
-        whiten(model, features(fit, 0))
-    scores = normal_scores(model, features(held_out, len(fit)))
-    aspect = float(np.median([width / height for height, width in cache.shapes]))
-    model.calibration = dataclasses.replace(calibration_of(scores, config), aspect=aspect)
+    for start in range(0, len(indices), model.at_once):
+        images = cache.batch(indices[start : start + model.at_once])
+        yield model.features(images, precision=precision)
+        if progress:
+            progress(start + len(images), len(indices))
 
 
-def whiten(model: Glance, features: Iterable[list[tuple[Tensor, Tensor]]]) -> None:
-    """Set ``residual_mean`` and ``whitening`` of every scale from features (z_l, z_g) of normal images."""
-    sums = [ResidualMoments(len(s.grid), s.local.features) for s in model.scales]
-    for chunk in features:
-        for moments, (local, global_) in zip(sums, chunk, strict=True):
-            moments.add((local - global_).cpu())
-    for scale, moments in zip(model.scales, sums, strict=True):
-        mean, whitening = moments.whitening(scale.grid.rows, scale.grid.cols, model.config.shrinkage)
-        scale.residual_mean.copy_(mean)
-        scale.whitening.copy_(whitening)
+def digests(cache: ImageCache, indices: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+    """Short names of images, also of those beyond ``MOST_IMAGES``: the nets have seen them all."""
+    return tuple(digest(cache.batch([index])[0]) for index in indices)
 
 
-def normal_scores(model: Glance, features: Iterable[list[tuple[Tensor, Tensor]]]) -> list[NormalScores]:
-    """Scores and maps of held-out normal images, one set a scale."""
-    chunks: list[list[NormalScores]] = []
-    regressions = [Regression() for _ in model.scales]
-    for chunk in features:
-        scores = [s.patch_scores(*f, ScaleStatistics()) for s, f in zip(model.scales, chunk, strict=True)]
-        for regression, (local, global_) in zip(regressions, chunk, strict=True):
-            regression.add(local.cpu(), global_.cpu())
-        chunks.append(
-            [
-                NormalScores(
-                    s.inconsistency.cpu().numpy(),
-                    s.distortion.cpu().numpy(),
-                    HeadMaps(*(m.cpu() for m in maps)),
-                    math.nan,
-                )
-                for s, maps in zip(scores, model.head_maps(scores), strict=True)
-            ]
-        )
-    return [
-        NormalScores(
-            np.concatenate([part.inconsistency for part in scale]),
-            np.concatenate([part.distortion for part in scale]),
-            HeadMaps(*(torch.cat(m) for m in zip(*(part.maps for part in scale), strict=True))),
-            regression.r2,
-        )
-        for scale, regression in zip(zip(*chunks, strict=True), regressions, strict=True)
-    ]
+def digest(image: np.ndarray) -> str:
+    """A short name of a prepared image's pixels."""
+    return hashlib.sha256(np.ascontiguousarray(image)).hexdigest()[:16]
 
 
-def share_of(r2: float) -> float:
-    """λ_s for a scale whose Global-Net explains ``r2`` of Local-Net's features.
+@torch.inference_mode()
+def fit(model: Glance, features: Iterable[Features]) -> list[NormalScores]:
+    """Set the whitening of every scale from features (z_l, z_g) of normal images, and score them.
 
-    Where the surrounding says little of the patch (textures), the distortion head is as good or better; where
-    it says much (objects), defects of structure are what that head was not trained for, and it hides them.
+    Where the blend is the paper's there is no whitening, and they are scored as any other image.
     """
-    return min(MOST_SHARE, 0.5 + max(r2, 0.0))
+    residuals: list[list[Tensor]] = [[] for _ in model.scales]
+    distortions: list[list[Tensor]] = [[] for _ in model.scales]
+    for chunk in features:
+        for index, (scale, (local, global_)) in enumerate(zip(model.scales, chunk, strict=True)):
+            # Half precision holds what whitening resolves, and halves what all images take.
+            residuals[index].append((local - global_).half().cpu())
+            distortions[index].append(torch.sigmoid(-scale.distortion(local, global_)).cpu())
+    scores = []
+    for scale, parts, distortion in zip(model.scales, residuals, distortions, strict=True):
+        residual = torch.cat(parts)
+        parts.clear()
+        if scale.whitening is None:
+            inconsistency = residual.float().square().mean(2)
+        else:
+            shrinkage = model.config.shrinkage
+            inconsistency = cross_fitted(residual, scale.grid, shrinkage, model.config.seed)
+            for rows, mean, whitening in whitenings(residual, scale.grid, shrinkage):
+                scale.residual_mean[rows] = mean.to(model.device)
+                scale.whitening[rows] = whitening.half().to(model.device)
+        scores.append(NormalScores(inconsistency, torch.cat(distortion)))
+    return scores
 
 
-def calibration_of(scores: list[NormalScores], config: Config) -> Calibration:
-    """Moments and thresholds from the scores of held-out normal images."""
-    statistics = []
-    for scale in scores:
-        if config.blend == "paper":
-            statistics.append(ScaleStatistics(lambda_s=config.lambda_s))
-            continue
-        heads = ScaleStatistics(
-            inconsistency=Moments.of(scale.inconsistency),
-            distortion=Moments.of(scale.distortion),
-            inconsistency_map=Moments.of(scale.maps.inconsistency),
-            distortion_map=Moments.of(scale.maps.distortion),
-            inconsistency_peak=Moments.of(scale.maps.inconsistency.amax((1, 2))),
-            distortion_peak=Moments.of(scale.maps.distortion.amax((1, 2))),
-            lambda_s=config.lambda_s if config.lambda_s is not None else share_of(scale.r2),
-        )
-        blend = blend_heads(scale.maps, heads)
-        statistics.append(dataclasses.replace(heads, map=Moments.of(blend)))
-    calibration = Calibration(tuple(statistics), quantile=config.quantile)
-    blended, image = combine([scale.maps for scale in scores], config, calibration)
-    return dataclasses.replace(
-        calibration,
-        threshold=upper_threshold(image.numpy(), config.quantile),
-        pixel_threshold=upper_threshold(blended.amax((1, 2)).numpy(), config.quantile),
-        scores=tuple(map(float, image)),
+def cross_fitted(residual: Tensor, grid: PatchGrid, shrinkage: float, seed: int) -> Tensor:
+    """s_IAD of residuals [N, P, D], each image's by a whitening fitted to the others: float32 [N, P]."""
+    count = len(residual)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    folds = min(FOLDS, count)
+    out = torch.empty(residual.shape[:2])
+    for fold in range(folds):
+        inside = torch.zeros(count, dtype=torch.bool)
+        inside[order[fold::folds]] = True
+        others, own = residual[~inside], residual[inside]
+        scored = out.new_empty(len(own), len(grid))
+        for rows, mean, whitening in whitenings(others, grid, shrinkage):
+            apart = (own[:, rows].float() - mean).transpose(0, 1)
+            scored[:, rows] = torch.bmm(apart, whitening.mT).square().mean(2).T
+        out[inside] = scored
+    return out
+
+
+def whitenings(residual: Tensor, grid: PatchGrid, shrinkage: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Mean and whitening of every grid position, a band of rows at a time.
+
+    In the space that one covariance over all positions whitens: half a position's own covariance and half the
+    mean over its 3x3 neighbourhood, each about its own mean, then shrunk towards the identity.
+
+    Parameters
+    ----------
+    residual : Tensor
+        z_l - z_g of normal images, [N, P, D].
+    grid : PatchGrid
+        P positions.
+    shrinkage : float
+        Share of the identity.
+
+    Yields
+    ------
+    places : slice
+        Of the P positions.
+    mean : Tensor
+        Float32 [p, D].
+    whitening : Tensor
+        Float32 [p, D, D].
+    """
+    over_all = whitening_of_all(residual)
+    identity = torch.eye(residual.shape[2])
+    for top in range(0, grid.rows, BAND):
+        bottom = min(top + BAND, grid.rows)
+        # A row more on each side: covariances are averaged over neighbours.
+        first, last = max(top - 1, 0), min(bottom + 1, grid.rows)
+        here = residual[:, first * grid.cols : last * grid.cols].float().transpose(0, 1)
+        mean = here.mean(1, keepdim=True)
+        apart = (here - mean) @ over_all.matrix
+        own = torch.bmm(apart.mT, apart) / len(residual)
+        around = own.unflatten(0, (last - first, grid.cols)).flatten(2).permute(2, 0, 1)[:, None]
+        # Only neighbours that exist count.
+        around = F.avg_pool2d(around, 3, 1, 1, count_include_pad=False)[:, 0]
+        around = around.permute(1, 2, 0).reshape(own.shape)
+        kept = slice((top - first) * grid.cols, (bottom - first) * grid.cols)
+        mixed = (1 - shrinkage) * (own[kept] + around[kept]) / 2 + shrinkage * identity
+        factor = torch.linalg.cholesky(mixed)
+        matrix = over_all.matrix.expand_as(factor)
+        places = slice(top * grid.cols, bottom * grid.cols)
+        yield places, mean[kept, 0], torch.linalg.solve_triangular(factor, matrix, upper=False)
+
+
+def whitening_of_all(residual: Tensor) -> GlobalWhitening:
+    """One whitening over all images and positions of residuals [N, P, D]."""
+    count = residual.shape[0] * residual.shape[1]
+    total = torch.zeros(residual.shape[2], dtype=torch.float64)
+    products = torch.zeros(residual.shape[2], residual.shape[2], dtype=torch.float64)
+    for part in residual:
+        part = part.float()
+        total += part.sum(0)
+        products += part.T @ part
+    mean = total / count
+    values, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
+    # Photographs that are all the same leave no variance at all.
+    values = values.clamp_min(1e-12)
+    matrix = (vectors * (values + RIDGE * values.mean()).rsqrt()) @ vectors.T
+    return GlobalWhitening(mean.float(), matrix.float())
+
+
+class RunningMoments:
+    """Moments of more values than are held at a time."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+
+    def add(self, values: Tensor) -> None:
+        """Take all entries of a tensor in."""
+        values = values.double()
+        self.count += values.numel()
+        self.total += float(values.sum())
+        self.squares += float(values.square().sum())
+
+    def moments(self) -> Moments:
+        """Of all that was taken in."""
+        mean = self.total / self.count
+        return Moments(mean, max(self.squares / self.count - mean**2, 1e-12) ** 0.5)
+
+
+@torch.inference_mode()
+def calibration_of(
+    model: Glance, scores: list[NormalScores], shares: Sequence[float] | None = None
+) -> Calibration:
+    """Moments and thresholds from the patch scores of normal images.
+
+    Parameters
+    ----------
+    model : Glance
+    scores : list of NormalScores
+        One a scale.
+    shares : sequence of float, optional
+        λ_s of every scale; the settings' if not given.
+    """
+    config = model.config
+    shares = shares or [config.lambda_s] * len(model.scales)
+    if config.blend == "paper":
+        statistics = [ScaleStatistics(lambda_s=share) for share in shares]
+    else:
+        statistics = _statistics(model, scores, shares)
+    calibration = Calibration(tuple(statistics), false_alarms=config.false_alarms)
+    image, pixel = [], []
+    for maps in _maps(model, scores):
+        blended, score = combine(maps, config, calibration)
+        image.append(score)
+        pixel.append(blended.amax((1, 2)))
+    image, pixel = torch.cat(image).numpy(), torch.cat(pixel).numpy()
+    if config.blend == "calibrated":
+        of_images = Moments.of(image)
+        calibration = dataclasses.replace(calibration, image=of_images)
+        image = (image - of_images.mean) / of_images.std
+    return with_thresholds(
+        dataclasses.replace(calibration, scores=tuple(map(float, image)), peaks=tuple(map(float, pixel))),
+        config.false_alarms,
     )
+
+
+def _statistics(model: Glance, scores: list[NormalScores], shares: Sequence[float]) -> list[ScaleStatistics]:
+    """Moments of every scale's patch scores, maps, peaks and blends."""
+    of_maps = [HeadMaps(RunningMoments(), RunningMoments()) for _ in scores]
+    peaks: list[HeadMaps] = [HeadMaps([], []) for _ in scores]
+    for maps in _maps(model, scores):
+        for head_maps, running, highest in zip(maps, of_maps, peaks, strict=True):
+            for values, moments, found in zip(head_maps, running, highest, strict=True):
+                moments.add(values)
+                found.append(values.amax((1, 2)))
+    statistics = []
+    for scale, running, highest, share in zip(scores, of_maps, peaks, shares, strict=True):
+        statistics.append(
+            ScaleStatistics(
+                inconsistency=Moments.of(scale.inconsistency),
+                distortion=Moments.of(scale.distortion),
+                inconsistency_map=running.inconsistency.moments(),
+                distortion_map=running.distortion.moments(),
+                inconsistency_peak=Moments.of(torch.cat(highest.inconsistency)),
+                distortion_peak=Moments.of(torch.cat(highest.distortion)),
+                lambda_s=share,
+            )
+        )
+    blends = [RunningMoments() for _ in scores]
+    for maps in _maps(model, scores):
+        for head_maps, heads, moments in zip(maps, statistics, blends, strict=True):
+            moments.add(blend_heads(head_maps, heads))
+    return [dataclasses.replace(s, map=m.moments()) for s, m in zip(statistics, blends, strict=True)]
+
+
+def _maps(model: Glance, scores: list[NormalScores]) -> Iterator[list[HeadMaps]]:
+    """Maps of both heads, a few images at a time: of all of them together they may not fit."""
+    step = model.at_once
+    for start in range(0, len(scores[0].inconsistency), step):
+        part = [NormalScores(*(t[start : start + step].to(model.device) for t in s)) for s in scores]
+        yield [HeadMaps(*(m.cpu() for m in maps)) for maps in model.head_maps(part)]

@@ -72,9 +72,15 @@ def score_directory(
     """Score every image below a folder.
 
     Writes ``out/maps/<relative path>.tiff`` (float32, the image's own size), ``out/scores.csv``
-    (path, score, anomalous, error), ``out/run.json`` and, if asked, ``out/overlays/<relative path>.png``.
+    (path, score, above, anomalous, error), ``out/run.json`` and, if asked,
+    ``out/overlays/<relative path>.png``.
     The suffix of the image stays part of the name, so that ``a.png`` and ``a.jpg`` do not meet. Rows are
     appended as they come, and memory does not grow with the number of images but for their names.
+
+    ``score`` is in standard deviations from the mean of normal photographs' scores (for the paper's blend,
+    the largest value of the map). ``above`` is the share of normal photographs that score as high or higher,
+    as `Calibration.share_above` has it: 0.01 is one in a hundred. ``anomalous`` is 1 where the score lies
+    above the threshold.
 
     Parameters
     ----------
@@ -103,10 +109,11 @@ def score_directory(
     Raises
     ------
     UserError
-        No image is found, ``out`` lies among the images or was begun with other arguments, or something
-        cannot be written. What was written stays.
+        The model has no such engine, no image is found, ``out`` lies among the images or was begun with
+        other arguments, or something cannot be written. What was written stays.
     """
     images, out = Path(images), Path(out)
+    model.check(engine, precision)
     listing = find_images(images, out)
     paths, table, run = shard.of(listing), shard.table(out), shard.run(out)
     origin = origin_of(model, images, engine, precision)
@@ -237,14 +244,16 @@ def _score_chunk(
             reason = write.result()
             if reason:
                 errors[i] = reason
-    threshold = model.calibration.threshold
+    calibration = model.calibration
     rows = []
     for i, path in enumerate(paths):
         name = shown(path.relative_to(images))
         if i in errors:
-            rows.append(Row(name, "", "", errors[i]))
+            rows.append(Row(name, "", "", "", errors[i]))
         else:
-            rows.append(Row(name, f"{scores[i]:.6g}", str(int(scores[i] > threshold)), ""))
+            above = f"{calibration.share_above(scores[i]):.3g}"
+            anomalous = str(int(scores[i] > calibration.threshold))
+            rows.append(Row(name, f"{scores[i]:.6g}", above, anomalous, ""))
     return rows
 
 

@@ -16,6 +16,9 @@ from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
 # Standard deviations after which the Gaussian is cut off.
 TRUNCATE = 3.0
+# Deviations up to which a peak counts in full in an image's score, and what counts of the rest: one head that
+# is beside itself (over another background, say) must not outvote those that see nothing.
+FULL, BEYOND = 4.0, 0.01
 
 
 class HeadMaps(NamedTuple):
@@ -71,6 +74,11 @@ def blend_heads(maps: HeadMaps, statistics: ScaleStatistics) -> Tensor:
     return share * inconsistency + (1 - share) * statistics.distortion_map.standardise(maps.distortion)
 
 
+def bounded(peaks: Tensor) -> Tensor:
+    """Standardised peaks, those beyond ``FULL`` brought near to it without a change of order."""
+    return peaks.clamp_max(FULL) + BEYOND * (peaks - FULL).clamp_min(0)
+
+
 def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> tuple[Tensor, Tensor]:
     """All scales together.
 
@@ -85,8 +93,8 @@ def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> t
         Float32 [B, H, W]. Calibrated: the largest over the scales of the standardised blends. Paper: their
         mean.
     scores : Tensor
-        Float32 [B]. Calibrated: the sum over scales and heads of each map's standardised maximum. Paper:
-        the map's maximum.
+        Float32 [B]. Calibrated: the sum over scales and heads of each map's standardised and `bounded`
+        maximum, in deviations from that of normal images. Paper: the map's maximum.
     """
     blends = [blend_heads(m, s) for m, s in zip(maps, calibration.scales, strict=True)]
     if config.blend == "paper":
@@ -97,7 +105,7 @@ def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> t
     for m, s in zip(maps, calibration.scales, strict=True):
         # Peaks are summed evenly: any head alone may be the one that sees the defect.
         if s.lambda_s > 0:
-            image += s.inconsistency_peak.standardise(m.inconsistency.amax((1, 2)))
+            image += bounded(s.inconsistency_peak.standardise(m.inconsistency.amax((1, 2))))
         if s.lambda_s < 1:
-            image += s.distortion_peak.standardise(m.distortion.amax((1, 2)))
-    return torch.stack(standardised).amax(0), image
+            image += bounded(s.distortion_peak.standardise(m.distortion.amax((1, 2))))
+    return torch.stack(standardised).amax(0), calibration.image.standardise(image)

@@ -9,6 +9,7 @@ from glance_fast.config import Config
 from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid
 from glance_fast.nets.global_net import GlobalNet
+from glance_fast.nets.surround import SurroundNet
 from glance_fast.scoring.plan import changes, geometry_of, most_pixels
 
 if TYPE_CHECKING:
@@ -53,6 +54,13 @@ def window_bytes(net: GlobalNet, grid: PatchGrid, itemsize: int) -> int:
     return most_pixels(geometry_of(net), grid) * widest * itemsize
 
 
+def surround_bytes(net: SurroundNet, itemsize: int) -> int:
+    """Bytes of all layers' outputs of one pass over the features of an image."""
+    outputs = len(net.bias)
+    # v, the strips of h and their sum, and three layers of the head, normalised and not.
+    return len(net.grid) * (net.features + len(net.value.bias) + 9 * outputs + 8 * outputs) * itemsize
+
+
 def split(scales: Iterable[Scale], config: Config, itemsize: int, limit: int, most: int) -> Share:
     """Divide what scoring may take.
 
@@ -86,9 +94,15 @@ def split(scales: Iterable[Scale], config: Config, itemsize: int, limit: int, mo
     maps = height * width * 4 * (5 * len(scales) + 1)
     features = sum(len(s.grid) * s.local.features * 2 * 4 for s in scales)
     # Of Local-Net, the first layer's output, which is its largest, and what comes of it.
-    local = 3 * (height // 2) * (width // 2) * 64 * itemsize
-    image = features + max(local, *(pass_bytes(s.global_net, s.grid, itemsize) for s in scales))
-    patch = max(window_bytes(s.global_net, s.grid, itemsize) for s in scales)
+    frame = 2 * max(s.grid.frame for s in scales)
+    local = 3 * ((height + frame) // 2) * ((width + frame) // 2) * 64 * itemsize
+    if config.masked:
+        passes = max(pass_bytes(s.global_net, s.grid, itemsize) for s in scales)
+        patch = max(window_bytes(s.global_net, s.grid, itemsize) for s in scales)
+    else:
+        passes = max(surround_bytes(s.global_net, itemsize) for s in scales)
+        patch = 0
+    image = features + max(local, passes)
     least = tables + maps + image + patch
     if least > limit:
         raise UserError(

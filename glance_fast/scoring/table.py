@@ -18,10 +18,11 @@ ELSEWHERE = "use another --out, or --overwrite in place of --resume"
 
 
 class Row(NamedTuple):
-    """A line of ``scores.csv``: a score, or an error."""
+    """A line of ``scores.csv``: a score and what it means, or an error."""
 
     path: str
     score: str
+    above: str
     anomalous: str
     error: str
 

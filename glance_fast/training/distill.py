@@ -9,17 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glance_fast.config import Config
 from glance_fast.data.folders import ImageCache
-from glance_fast.data.stains import stain_images
 from glance_fast.errors import UserError
 from glance_fast.hardware import has_bf16
 from glance_fast.nets.global_start import GlobalStart
 from glance_fast.nets.student import BATCH, Student
-from glance_fast.nets.teacher import ASSISTANT_INNER, Teacher, save_assistant, to_input
+from glance_fast.nets.teacher import Teacher, to_input
 from glance_fast.training.loop import Log, Stage, run_stage
 from glance_fast.training.pretrain import global_start_stage
 from glance_fast.training.progress import Reporter
@@ -57,20 +55,12 @@ def local_stage(
     symmetry: Symmetry,
     seed: int,
     bf16: bool,
-    stains: bool = False,
 ) -> Stage:
-    """The stage that trains ``student`` on images ``train`` of ``cache``, Eq. 3.
-
-    With ``stains`` half of every batch is stained, so that Local-Net learns what the teacher makes of things
-    that the category does not show. On clean images alone it unlearns to see them: colour, say, where all
-    parts have one.
-    """
+    """The stage that trains ``student`` on images ``train`` of ``cache``, Eq. 3."""
 
     def step(number: int) -> tuple[Tensor, float, float]:
         generator = step_generator(seed, name, number)
         images = _batch(cache, train, generator, shift, brightness, symmetry)
-        if stains:
-            images[: BATCH // 2] = stain_images(images[: BATCH // 2], generator)
         fit, compact = student.losses(teacher, images, bf16)
         return LAMBDA_K * fit + LAMBDA_C * compact, float(fit.detach()), float(compact.detach())
 
@@ -86,7 +76,7 @@ def local_stage(
             for part in _batches(held_out)
         ]
         loss = float(torch.stack(losses).mean())
-        # The target was standardised on other images, and on stained ones.
+        # The target was standardised on other images.
         return {"held_out_loss": loss, "r2": 1 - loss / variance()}
 
     stem = [*student.local.conv1.parameters(), *student.local.layer1.parameters()]
@@ -98,53 +88,6 @@ def local_stage(
     ]
     modules = {"local": student.local, "decoder": student.decoder}
     return Stage(name, steps, modules, groups, step, BATCH, validate)
-
-
-def assistant_stage(
-    assistant: Teacher,
-    teacher: Teacher,
-    cache: ImageCache,
-    train: np.ndarray,
-    held_out: np.ndarray,
-    *,
-    steps: int,
-    rate: float,
-    seed: int,
-    bf16: bool,
-) -> Stage:
-    """The stage that trains a small teacher to give the features of the whole one."""
-
-    def losses(images: Tensor) -> tuple[Tensor, Tensor]:
-        x = to_input(images)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            with torch.no_grad():
-                wanted = teacher(x)
-            given = assistant(x)
-        # Each layer's error as a share of its variance.
-        second, third = (
-            F.mse_loss(g.float(), w.float()) / w.float().var((0, 2, 3)).mean()
-            for g, w in zip(given, wanted, strict=True)
-        )
-        return second, third
-
-    def step(number: int) -> tuple[Tensor, float, float]:
-        generator = step_generator(seed, "assistant", number)
-        images = _batch(cache, train, generator, 0, 0.0, MIRRORS)
-        second, third = losses(images)
-        return second + third, float(second.detach()), float(third.detach())
-
-    def validate() -> dict[str, float]:
-        parts = [losses(torch.from_numpy(cache.batch(part)).float()) for part in _batches(held_out)]
-        second, third = (float(torch.stack(p).mean()) for p in zip(*parts, strict=True))
-        return {"held_out_loss": second + third, "held_out_second": third, "r2": 1 - third}
-
-    new = list(assistant.layer3.parameters())
-    old = [p for m in (assistant.conv1, assistant.layer1, assistant.layer2) for p in m.parameters()]
-    groups = [
-        {"params": old, "lr": rate * STEM_RATE, "weight_decay": WEIGHT_DECAY},
-        {"params": new, "lr": rate, "weight_decay": WEIGHT_DECAY},
-    ]
-    return Stage("assistant", steps, {"assistant": assistant}, groups, step, BATCH, validate)
 
 
 def _batch(
@@ -174,7 +117,7 @@ def distill(
     seed: int,
     reporter: Reporter,
 ) -> str:
-    """Make a Local-Net, the assistant or Global-Net's start from photographs: ``glance-fast distill``.
+    """Make a Local-Net or the masked Global-Net's start from photographs: ``glance-fast distill``.
 
     Parameters
     ----------
@@ -185,8 +128,8 @@ def distill(
     work : Path
         Folder for checkpoints and the log while it runs; removed at the end.
     teacher : Teacher, optional
-        The whole ResNet-18; not needed for "global".
-    kind : {"local-32", "local-64", "assistant", "global"}
+        ResNet-18 through layer3; not needed for "global".
+    kind : {"local-32", "local-64", "global"}
         What to make.
     steps, seed : int
         Of the training.
@@ -217,15 +160,10 @@ def distill(
         torch.manual_seed(seed)
         common = {"steps": steps, "rate": RATE, "seed": seed, "bf16": bf16}
         if kind == "global":
-            start = GlobalStart(Config().patches)
+            start = GlobalStart(Config(net="pyramid").patches)
             stage = global_start_stage(
                 start, cache, train, held_out, steps=steps, symmetry=MIRRORS, seed=seed, bf16=bf16
             )
-        elif kind == "assistant":
-            assistant = Teacher(ASSISTANT_INNER)
-            assistant.start_from(teacher)
-            assistant.to(memory_format=torch.channels_last)
-            stage = assistant_stage(assistant, teacher, cache, train, held_out, **common)
         else:
             student = Student(int(kind.removeprefix("local-")))
             student.local.start_from(teacher)
@@ -256,8 +194,6 @@ def distill(
         }
         if kind == "global":
             start.save(out, notes)
-        elif kind == "assistant":
-            save_assistant(assistant, out, notes)
         else:
             student.whiten(sample)
             student.save(out, notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -16,29 +17,29 @@ from glance_fast.checkpoint import save_model
 from glance_fast.config import Config
 from glance_fast.data.files import write_text
 from glance_fast.data.folders import ImageCache
-from glance_fast.data.stains import stain, stain_images
+from glance_fast.data.stains import stain
 from glance_fast.errors import UserError
 from glance_fast.hardware import has_bf16
 from glance_fast.model import Glance, Scale
-from glance_fast.nets.builtin import builtin_assistant, builtin_local_net, start_global_net
+from glance_fast.nets.builtin import builtin_local_net, builtin_teacher, start_global_net
 from glance_fast.nets.heads import distortion_loss, inconsistency_loss
+from glance_fast.nets.local_net import LocalNet
 from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher, to_input
 from glance_fast.scoring.calibration import calibrate
-from glance_fast.training.distill import local_stage
+from glance_fast.scoring.statistics import promise
+from glance_fast.training.finetune import MOST, Targets, finetune_stage, whiten
 from glance_fast.training.loop import Log, Stage, run_stage
 from glance_fast.training.progress import Reporter
 from glance_fast.training.sampling import augment, crop, draw_holes, draw_indices, step_generator
+from glance_fast.training.surround import features_of, surround_stage
 from glance_fast.training.symmetry import Symmetry, find_symmetry, vary
+from glance_fast.training.variants import Variants, make_variants, number_of_variants
 
 LEAST_IMAGES = 8
 WEIGHT_DECAY = 1e-3
-FINETUNE_RATE = 1e-3
 # Draws of holes for each held-out image.
 VALIDATION_DRAWS = 4
-# Images over which the fine-tuned Local-Net is whitened, and those that its teacher is measured on.
-WHITEN_IMAGES = 200
-MOMENT_IMAGES = 64
 # Images from which the symmetry of the category is found.
 SYMMETRY_IMAGES = 100
 
@@ -74,7 +75,7 @@ def fit(
     local_nets : sequence of Path
         Local-Nets from ``glance-fast distill`` in place of the built-in ones.
     teacher : Teacher, optional
-        What Local-Net is fine-tuned by; the built-in assistant if not given.
+        What Local-Net is fine-tuned by; the built-in one if not given.
     memory_mib : int, optional
         That calibration may take beside the model, as for ``load``.
 
@@ -113,49 +114,48 @@ def fit(
         log = Log(run / "log.csv")
         students = {p: builtin_local_net(p) for p in config.patches}
         students |= {s.local.patch: s for s in map(Student.load, local_nets)}
-        if config.finetune_steps and teacher is None:
-            teacher = builtin_assistant()
+        locals_ = {patch: student.local.to(device) for patch, student in students.items()}
+        symmetry = _symmetry(config, locals_[config.patches[0]], cache, train, held_out, reporter)
 
-        symmetry = _symmetry(config, students[config.patches[0]].to(device), cache, train, held_out, reporter)
+        count = number_of_variants(len(train), config)
+        with reporter.task("augmenting", count) as advance:
+            variants = make_variants(cache, train, count, config, symmetry, "variants", advance)
+        targets = None
+        if config.finetune_steps:
+            teacher = (teacher or builtin_teacher()).to(device)
+            # What the teacher says of a part is as true of a turned one, whatever the category allows.
+            square = config.image_size[0] == config.image_size[1]
+            anyhow = Symmetry(turns=square, mirrors=True)
+            turned = make_variants(cache, train, min(count, MOST), config, anyhow, "turned variants")
+            with reporter.task("asking the teacher", None) as advance:
+                targets = Targets(teacher, turned, config.cache_mib << 19, bf16, advance)
 
         for index, scale in enumerate(model.scales):
             patch = config.patches[index]
-            student = students[patch].to(device)
-            if config.finetune_steps:
-                teacher = teacher.to(device)
-                images = torch.from_numpy(cache.batch(train[:WHITEN_IMAGES]))
-                # What the teacher says of stains lies far outside what it says of the category.
-                sample = images[:MOMENT_IMAGES].float()
-                stained = stain_images(sample, step_generator(config.seed, f"moments-{patch}", 0))
-                student.measure_teacher(teacher, torch.cat([sample, stained]))
-                stage = local_stage(
-                    f"local-{patch}",
-                    student,
-                    teacher,
-                    cache,
-                    train,
-                    held_out,
-                    steps=config.finetune_steps,
-                    rate=FINETUNE_RATE,
-                    stem_rate=1.0,
-                    shift=config.shift,
-                    brightness=config.brightness,
-                    symmetry=symmetry,
-                    seed=config.seed,
-                    bf16=bf16,
-                    stains=True,
+            local = locals_[patch]
+            if targets is not None:
+                stage = finetune_stage(
+                    f"local-{patch}", local, targets, config.finetune_steps, config.seed, bf16
                 )
                 run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
-                student.whiten(images)
-            scale.local.load_state_dict(student.local.state_dict())
+                whiten(local, variants)
+            scale.local.load_state_dict(local.state_dict())
             scale.local.requires_grad_(False)
-            if config.pretrained and not start_global_net(scale.global_net) and index == 0:
-                reporter.say("Global-Net is not of the built-in shape: no built-in weights to start from")
-            stage = global_stage(scale, index, config, cache, train, held_out, symmetry, bf16)
+            if config.masked:
+                if config.pretrained and not start_global_net(scale.global_net) and index == 0:
+                    reporter.say("Global-Net is not of the built-in shape: no built-in weights to start from")
+                stage = global_stage(scale, index, config, cache, train, held_out, symmetry, bf16)
+            else:
+                with reporter.task(f"features of patches of {patch}", None) as advance:
+                    features = features_of(scale, variants, bf16, advance)
+                    apart = _held_out_variants(cache, held_out, config)
+                    others = features_of(scale, apart, bf16)
+                stage = surround_stage(f"global-{patch}", scale, features, others, config, bf16)
             run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
 
         with reporter.task("calibrating", None) as advance:
-            calibrate(model, cache, train, held_out, advance)
+            calibrate(model, cache, np.arange(len(cache)), advance)
+        reporter.say(promise(model.calibration))
         save_model(model, run)
         shutil.rmtree(checkpoints)
     return model
@@ -168,9 +168,15 @@ def split(count: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
+def _held_out_variants(cache: ImageCache, held_out: np.ndarray, config: Config) -> Variants:
+    """The held-out images as they are, and stained."""
+    still = dataclasses.replace(config, shift=0, brightness=0.0)
+    return make_variants(cache, held_out, len(held_out), still, Symmetry(False, False), "held out")
+
+
 def _symmetry(
     config: Config,
-    student: Student,
+    local: LocalNet,
     cache: ImageCache,
     train: np.ndarray,
     held_out: np.ndarray,
@@ -181,7 +187,7 @@ def _symmetry(
         return Symmetry(config.symmetry in ("turns", "all"), config.symmetry in ("mirrors", "all"))
     sample = torch.from_numpy(cache.batch(train[:SYMMETRY_IMAGES]))
     others = torch.from_numpy(cache.batch(held_out[:SYMMETRY_IMAGES]))
-    symmetry, said = find_symmetry(student.local, config.grids[0], sample, others)
+    symmetry, said = find_symmetry(local, config.grids[0], sample, others)
     reporter.say(said)
     return symmetry
 

@@ -32,7 +32,7 @@ def global_start_stage(
     bf16: bool,
 ) -> Stage:
     """The stage that trains ``start`` to give what the built-in Local-Nets give (Eq. 7), sizes in turn."""
-    config = Config()
+    config = Config(net="pyramid")
     locals_ = {patch: builtin_local_net(patch).local.eval() for patch in config.patches}
 
     def pair(images: Tensor, scale: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

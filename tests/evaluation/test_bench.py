@@ -17,8 +17,8 @@ from glance_fast.scoring.stages import measured, stage
 
 
 @pytest.fixture(scope="module")
-def model(run_folder):
-    return load(run_folder, "cpu")
+def model(masked_run):
+    return load(masked_run, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,32 @@ def test_without_the_procedure_the_dense_engine_is_compared_with(model):
 
 
 def test_scores_that_are_all_one_agree_with_nothing(model):
-    alone = Glance(Config(image_size=64, patch=64, stride=64, width=8, pretrained=False))
+    settings = {"image_size": 64, "patch": 64, "stride": 64, "width": 8}
+    alone = Glance(Config(**settings, net="pyramid", pretrained=False))
     result = bench(alone, noise(alone), patchwise=False)
     assert result.rows[0].agreement is None and json.dumps(result.as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("patchwise", [False, True])
+def test_a_net_of_one_engine_is_compared_with_itself(run_folder, patchwise):
+    surround = load(run_folder, "cpu")
+    steps = []
+    result = bench(surround, noise(surround), patchwise=patchwise, progress=lambda *step: steps.append(step))
+    precisions = ("fp32", "bf16") if surround.chosen_precision("bf16") == "bf16" else ("fp32",)
+    together = surround.at_once
+    assert [(r.engine, r.precision, r.images) for r in result.rows] == [
+        ("auto", p, n) for p in precisions for n in (1, together)
+    ]
+    first = result.rows[0]
+    assert (first.times, first.difference) == (1, 0) and first.agreement == pytest.approx(1)
+    for row in result.rows:
+        assert row.times == pytest.approx(first.seconds / row.seconds)
+        assert row.agreement > (0.9999 if row.precision == "fp32" else 0.9)
+    assert result.about["net"] == "surround" and result.about["compared_with"] == "auto"
+    assert set(result.stages) == set(precisions)
+    for stages in result.stages.values():
+        assert {"Local-Net", "Global-Net", "scores", "maps", "rest"} <= set(stages)
+    assert steps[-1][0] == steps[-1][1] and json.dumps(result.as_dict(), allow_nan=False)
 
 
 def test_stages_are_timed_while_someone_measures_and_not_otherwise():

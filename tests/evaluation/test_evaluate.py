@@ -67,7 +67,7 @@ def build(data, counts):
 
 
 def run(model, data, out, **options):
-    return evaluate(model, data, out, engine="grouped", **options)
+    return evaluate(model, data, out, **options)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_everything_agrees_with_direct_calls(model, scored, tmp_path):
         "false_positives": int((above & ~defective).sum()),
         "missed": int((~above & defective).sum()),
     }
-    assert (found["images"], found["engine"], found["precision"]) == (10, "grouped", "fp32")
+    assert (found["images"], found["engine"], found["precision"]) == (10, "auto", "fp32")
     assert found["seconds"] > 0 and found["notes"] == []
     assert calls == [(0, 10), (8, 10), (10, 10)]
 
@@ -306,8 +306,23 @@ def test_scores_that_are_not_finite_are_the_models_fault(model, tmp_path, monkey
 
 def test_an_unknown_engine_is_refused(model, tmp_path):
     data = build(tmp_path / "part", {"good": 1, "cut": 1})
-    with pytest.raises(UserError, match="engine"):
+    with pytest.raises(UserError, match="engine: 'fast' is none of"):
         evaluate(model, data, tmp_path / "out", engine="fast")
+    with pytest.raises(UserError, match="engine: 'grouped' is for masked nets"):
+        evaluate(model, data, tmp_path / "out", engine="grouped")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_masked_net_is_evaluated_by_the_engine_asked_for(plain, scored, tmp_path):
+    masked = Glance(Config(net="pyramid", image_size=64, patch=32, stride=16, width=8))
+    data = build(tmp_path / "part", {"good": 2, "cut": 2})
+    asked, score = [], Glance.score
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Glance, "score", lambda *a: (asked.append(a[2:]), score(*a))[1])
+        found = run(masked, data, tmp_path / "out", engine="grouped")
+    assert found["engine"] == "grouped" and asked == [("grouped", "auto")]
+    _, maps, _, masks, _ = direct(scored, data)
+    assert found["pro"] == metrics.pro_auc(maps, masks)
 
 
 def test_only_so_many_misses_are_shown_and_the_rest_is_counted(model, plain, tmp_path, monkeypatch):

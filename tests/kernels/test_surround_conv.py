@@ -134,7 +134,7 @@ def test_reference_equals_the_loop(case):
 
 
 # In the interpreter a step takes milliseconds: the kernels get some cases there, and float16 one.
-IN_TRITON = ("k3", "half-stride-far", "stride3", "even", "rows-alone", "columns-alone", "nothing-seen")
+IN_TRITON = ("half-stride-far", "even", "rows-alone", "columns-alone", "nothing-seen")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_any_geometry_on_the_cpu(problem):
         assert relative_error(mine, theirs) <= 1e-12
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(problems())
 def test_any_geometry_in_the_triton_kernel(problem):
     inputs, geometry = tensors(*problem[0], seed=problem[1])
@@ -264,10 +264,13 @@ def boxed(geometry, i, j):
     return (..., *(slice(max(s, 0), s + h) for s, h in zip(starts, hole, strict=True)))
 
 
-@pytest.mark.parametrize("name", HIDDEN)
 @pytest.mark.parametrize(
-    ("backend", "dtype"),
-    [*((b, torch.float32) for b in BACKENDS), ("cpu", torch.bfloat16), ("cpu", torch.float16)],
+    ("backend", "dtype", "name"),
+    [
+        *(("cpu", dtype, name) for dtype in TOLERANCES for name in HIDDEN),
+        *(("reference", torch.float32, name) for name in HIDDEN),
+        *(("triton", torch.float32, name) for name in ("far", "half-stride", "even")),
+    ],
     ids=str,
 )
 def test_what_lies_in_the_hole_changes_no_bit(name, dtype, backend):
@@ -339,21 +342,22 @@ def test_opcheck(route):
     y = OPERATOR(*arguments).detach()
     x, weight, _, far_weight = (t.detach() for t in arguments[:4])
     geometry = arguments[4:9]
-    for needs in ([True] * 4, [False, True, False, False]):
-        given_ = torch.ones_like(y), x, weight, far_weight, *geometry, needs, route
-        torch.library.opcheck(BACKWARD, given_, test_utils=checks)
+    given_ = torch.ones_like(y), x, weight, far_weight, *geometry, [True, True, False, True], route
+    torch.library.opcheck(BACKWARD, given_, test_utils=checks[::2])
 
 
-@pytest.mark.parametrize("name", ["k3", "half-stride-far", "nothing-seen"])
-def test_gradcheck(name):
-    n, _, _, *rest = CASES[name]
-    inputs, geometry = tensors(n, 2, 2, *rest, dtype=torch.float64)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    "layer",
+    [((3, 3), (1, 1), 1, (1, 1), (2,)), ((5, 3), (3, 1), 2, (3, 4), ())],
+    ids=["far", "nothing-seen"],
+)
+def test_gradcheck(layer, relu):
+    inputs, geometry = tensors(1, 2, 2, (4, 5), *layer, dtype=torch.float64)
     leaves = [t.requires_grad_() for t in inputs if t is not None]
-    for relu in (False, True):
-        assert torch.autograd.gradcheck(
-            lambda *found, relu=relu: convolve([*found, *[None] * (4 - len(found))], geometry, "cpu", relu),
-            leaves,
-        )
+    assert torch.autograd.gradcheck(
+        lambda *found: convolve([*found, *[None] * (4 - len(found))], geometry, "cpu", relu), leaves
+    )
 
 
 def test_compile_and_export_pass_through():
@@ -420,9 +424,9 @@ def test_inputs_are_left_alone_and_layout_does_not_matter(backend):
     wide = torch.zeros(*x.shape[:2], 2 * x.shape[2], x.shape[3])
     wide[:, :, ::2] = x
     turned = [t.permute(0, 2, 1).contiguous().permute(0, 2, 1) for t in (weight, far_weight)]
-    for other in (x.to(memory_format=torch.channels_last), wide[:, :, ::2]):
-        again = convolve([other, turned[0], bias, turned[1]], geometry, backend)
-        assert torch.equal(again, y)
+    assert torch.equal(convolve([wide[:, :, ::2], turned[0], bias, turned[1]], geometry, backend), y)
+    last = x.to(memory_format=torch.channels_last)
+    assert torch.equal(convolve([last, weight, bias, far_weight], geometry, backend), y)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -25,7 +25,7 @@ from glance_fast.nets.global_net import (
 
 SIZE = (128, 160)
 PRESETS = {
-    "constant": (Config(width=8).widths, (1, 2, 2), "hole"),
+    "constant": (Config(net="pyramid", width=8).widths, (1, 2, 2), "hole"),
     "doubling": (Config(net="paper", width=16).widths, (1, 1, 1), "pool"),
     "doubling-hole": (Config(net="paper", width=16).widths, (1, 1, 1), "hole"),
     "ragged-pool": ((3, 5, 7, 11), (0, 1, 0), "pool"),

@@ -11,7 +11,7 @@ from glance_fast.nets.global_start import GlobalStart, load_global_start
 
 
 def net(patch, width=64):
-    config = Config(width=width)
+    config = Config(net="pyramid", width=width)
     torch.manual_seed(1)
     return GlobalNet(patch, config.widths, config.blocks, config.readout).eval()
 

@@ -11,15 +11,19 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from glance_fast.data.files import read_notes
 from glance_fast.errors import UserError
+from glance_fast.nets.builtin import builtin_teacher
 from glance_fast.nets.teacher import (
+    ALL_FEATURES,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    STEPS,
     Teacher,
     fold_batch_norm,
-    load_assistant,
     load_teacher,
-    save_assistant,
+    read_maps,
+    save_teacher,
     to_input,
 )
 
@@ -62,7 +66,7 @@ def resnet_state(seed=0):
 
 
 def real_resnet(state, x):
-    """Maps of layer2 and layer3 with BatchNorm computed by PyTorch, in float64."""
+    """Maps of layers 1 to 3 with BatchNorm computed by PyTorch, in float64."""
     state = {k: v.double() for k, v in state.items()}
 
     def norm(x, name):
@@ -82,7 +86,7 @@ def real_resnet(state, x):
                 x = norm(x, f"{prefix}.downsample.1")
             x = (x + y).relu()
         maps.append(x)
-    return maps[1:]
+    return maps
 
 
 def close(a, b):
@@ -107,7 +111,8 @@ def test_to_input_normalises_and_turns_the_axes():
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (112, 48)], ids="{0[0]}x{0[1]}".format)
 def test_at_cells_it_reads_the_maps_themselves(teacher, size):
     x = torch.randn(2, 3, *size)
-    second, third = teacher(x)
+    first, second, third = teacher(x)
+    assert first.shape == (2, 64, size[0] // 8, size[1] // 8)
     assert second.shape == (2, 128, size[0] // 8, size[1] // 8)
     assert third.shape == (2, 256, size[0] // 16, size[1] // 16)
     read = teacher.at(x, *(16.0 * torch.arange(s // 16) for s in size))
@@ -119,7 +124,7 @@ def test_at_cells_it_reads_the_maps_themselves(teacher, size):
 @torch.no_grad()
 def test_between_cells_it_interpolates_and_beyond_them_it_holds_the_border(teacher):
     x = torch.randn(1, 3, 64, 96)
-    second, third = teacher(x)
+    _, second, third = teacher(x)
     read = teacher.at(x, torch.tensor([12.0, 500.0]), torch.tensor([-40.0, 18.0]))
     assert close(read[:, :128, 0, 0], second[:, :, 1:3, 0].mean(2)) < 1e-5
     both_ways = (second[:, :, 1:3, 2] * 0.75 + second[:, :, 1:3, 3] * 0.25).mean(2)
@@ -132,11 +137,44 @@ def test_between_cells_it_interpolates_and_beyond_them_it_holds_the_border(teach
 def test_layer2_is_averaged_over_neighbours_that_exist(teacher):
     raw = []
     handle = teacher.layer2.register_forward_hook(lambda module, given, out: raw.append(out))
-    second, _ = teacher(torch.randn(1, 3, 48, 40))
+    _, second, _ = teacher(torch.randn(1, 3, 48, 40))
     handle.remove()
     for y, x in ((0, 0), (2, 3), (5, 4)):
         window = raw[0][:, :, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
         assert close(second[:, :, y, x], window.mean((2, 3))) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(48, 40), (52, 44)], ids=["even", "odd"])
+def test_layer1_is_averaged_over_each_two_by_two(teacher, size):
+    raw = []
+    handle = teacher.layer1.register_forward_hook(lambda module, given, out: raw.append(out))
+    first, _, _ = teacher(torch.randn(1, 3, *size))
+    handle.remove()
+    assert first.shape[2:] == (-(-raw[0].shape[2] // 2), -(-raw[0].shape[3] // 2))
+    for y in range(first.shape[2]):
+        for x in range(first.shape[3]):
+            window = raw[0][:, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
+            assert close(first[:, :, y, x], window.mean((2, 3))) < 1e-5
+
+
+@torch.no_grad()
+def test_all_maps_are_read_where_their_cells_lie(teacher):
+    # Cells 0 and 1 of layer1 at stride 4 lie at pixels 0 and 4, and their mean at 2; the others' at 0.
+    assert STEPS == ((8, 2.0), (8, 0.0), (16, 0.0))
+    x = torch.randn(2, 3, 64, 96)
+    first, second, third = maps = teacher(x)
+    read = read_maps(maps, torch.tensor([2.0, 18.0, 16.0]), torch.tensor([10.0, 32.0]))
+    assert read.shape == (2, ALL_FEATURES, 3, 2) and ALL_FEATURES == 64 + 128 + 256
+    assert close(read[:, :64, 0, 0], first[:, :, 0, 1]) < 1e-5
+    assert close(read[:, :64, 1, 0], first[:, :, 2, 1]) < 1e-5
+    assert close(read[:, :64, 2, 0], first[:, :, 1, 1] / 4 + first[:, :, 2, 1] * 3 / 4) < 1e-5
+    assert close(read[:, 64:192, 2, 1], second[:, :, 2, 4]) < 1e-5
+    assert close(read[:, 192:, 2, 1], third[:, :, 1, 2]) < 1e-5
+    # Fewer maps are the last of them.
+    centres = torch.tensor([16.0]), torch.tensor([31.0, 50.0])
+    assert torch.equal(read_maps(maps[1:], *centres), read_maps(maps, *centres)[:, 64:])
+    assert torch.equal(teacher.at(x, *centres), read_maps(maps, *centres)[:, 64:])
 
 
 # Weights
@@ -151,8 +189,9 @@ def test_a_files_features_are_the_real_resnets(kept, tmp_path):
     teacher = load_teacher(path)
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
     x = torch.randn(2, 3, 64, 48)
-    second, third = teacher(x)
-    expected_second, expected_third = real_resnet(state, x)
+    first, second, third = teacher(x)
+    expected_first, expected_second, expected_third = real_resnet(state, x)
+    assert close(first, F.avg_pool2d(expected_first, 2)) < 1e-4
     assert close(third, expected_third) < 1e-4
     assert close(second, F.avg_pool2d(expected_second, 3, 1, 1, count_include_pad=False)) < 1e-4
 
@@ -219,28 +258,30 @@ def test_bad_files(damage, words, tmp_path, teacher):
 
 
 @torch.no_grad()
-def test_assistant_round_trip_in_half_precision(tmp_path):
-    from glance_fast.nets.teacher import ASSISTANT_INNER
-
-    torch.manual_seed(1)
-    assistant = Teacher(ASSISTANT_INNER).eval()
-    path = tmp_path / "assistant.safetensors"
-    save_assistant(assistant, path, {})
-    again = load_assistant(path)
+def test_saved_in_half_precision_and_loaded_again(teacher, tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    save_teacher(teacher, path, {"from": "noise"})
+    assert read_notes(path) == {"from": "noise"}
+    assert path.stat().st_size < 2.01 * sum(p.numel() for p in teacher.parameters())
+    again = load_teacher(path)
+    assert not again.training and not any(p.requires_grad for p in again.parameters())
     x = torch.randn(1, 3, 48, 64)
-    for mine, theirs in zip(again(x), assistant(x), strict=True):
+    for mine, theirs in zip(again(x), teacher(x), strict=True):
         assert mine.dtype == torch.float32 and mine.shape == theirs.shape
         assert 0 < close(mine, theirs) < 1e-2
-    with pytest.raises(UserError, match="not a"):
-        load_assistant(tmp_path / "nowhere.safetensors")
 
 
 @torch.no_grad()
-def test_starting_from_a_teacher_of_the_same_width_copies_it(teacher):
-    other = Teacher().eval()
-    other.start_from(teacher)
-    x = torch.randn(1, 3, 48, 48)
-    assert all(close(mine, theirs) < 1e-5 for mine, theirs in zip(other(x), teacher(x), strict=True))
+def test_the_built_in_teacher_tells_things_apart():
+    teacher = builtin_teacher()
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    ramp = torch.arange(96, dtype=torch.float32).expand(96, 96)
+    pixels = torch.stack([ramp, 95 - ramp, (ramp // 8 % 2) * 95], -1).mul(2).byte()[None]
+    centres = torch.tensor([16.0, 48.0]), torch.tensor([16.0, 48.0, 80.0])
+    features = read_maps(teacher(to_input(pixels)), *centres)
+    assert features.shape == (1, ALL_FEATURES, 2, 3) and features.isfinite().all()
+    for part in features.split((64, 128, 256), dim=1):
+        assert part.std() > 0.1 and (part[..., 0] - part[..., 2]).abs().max() > 0.1
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from glance_fast.scoring import plan as plan_module
 from glance_fast.scoring.plan import alike, changes, geometry_of, plan
 
 NETS = {
-    "default": ((8, 8, 8, 8), (1, 1, 1), "hole"),
+    "pyramid": ((8, 8, 8, 8), (1, 1, 1), "hole"),
     "paper": ((4, 6, 8, 12), (1, 1, 1), "pool"),
     "no-blocks": ((4, 4, 4, 4), (0, 0, 0), "hole"),
     "ragged": ((3, 5, 7, 6), (2, 0, 1), "hole"),
@@ -77,7 +77,7 @@ def test_equals_the_papers_procedure(name, height, width, patch, stride, batch):
 @pytest.mark.parametrize("budget", [1, 1 << 16, 1 << 30])
 def test_the_budget_changes_nothing(budget):
     grid = PatchGrid(96, 128, 32, 16)
-    net, x = net_of("default", 32), images(2, grid)
+    net, x = net_of("pyramid", 32), images(2, grid)
     expected = patchwise.global_features(net, x, grid)
     assert difference(dense.global_features(net, x, grid, budget), expected) <= 1e-5
 
@@ -97,7 +97,7 @@ def extended(net: GlobalNet) -> None:
     ids=["a norm over the map", "a layer of another kind", "BatchNorm in training"],
 )
 def test_a_net_that_looks_further_than_its_convolutions_is_refused(change, name):
-    net, grid = net_of("default", 32), PatchGrid(64, 64, 32, 32)
+    net, grid = net_of("pyramid", 32), PatchGrid(64, 64, 32, 32)
     change(net)
     for engine, more in ((dense, ()), (grouped, (64,))):
         with pytest.raises(UserError, match=f"engines dense and grouped: {name}.*"):
@@ -113,7 +113,7 @@ def test_no_images():
 @torch.no_grad()
 def test_an_image_is_not_touched_by_its_neighbours_in_the_batch():
     grid = PatchGrid(96, 96, 32, 16)
-    net, x = net_of("default", 32), images(3, grid)
+    net, x = net_of("pyramid", 32), images(3, grid)
     alone = dense.global_features(net, x[1:2], grid)
     assert difference(dense.global_features(net, x, grid)[1:2], alone) <= 1e-6
 
@@ -121,7 +121,7 @@ def test_an_image_is_not_touched_by_its_neighbours_in_the_batch():
 @torch.no_grad()
 def test_bfloat16_is_close():
     grid = PatchGrid(96, 96, 32, 16)
-    net, x = net_of("default", 32), images(1, grid)
+    net, x = net_of("pyramid", 32), images(1, grid)
     exact = dense.global_features(net, x, grid)
     with torch.autocast("cpu", torch.bfloat16):
         z = dense.global_features(net, x, grid)
@@ -167,7 +167,7 @@ def test_outside_its_window_a_patch_changes_nothing(name, height, width, scale, 
 @pytest.mark.parametrize("step", [1, 5, 1000])
 def test_every_patch_stands_in_one_chunk(step):
     grid = PatchGrid(96, 128, 32, 16)
-    chunks = plan(geometry_of(net_of("default", 32)), grid, CPU, step, 1)
+    chunks = plan(geometry_of(net_of("pyramid", 32)), grid, CPU, step, 1)
     assert sorted(torch.cat([c.patches for c in chunks]).tolist()) == list(range(len(grid)))
     assert all(len(c.patches) <= step for c in chunks)
 
@@ -207,8 +207,8 @@ def test_no_group_is_worth_nothing():
 
 def test_a_plan_is_made_once():
     grid = PatchGrid(96, 96, 32, 16)
-    first = plan(geometry_of(net_of("default", 32)), grid, CPU, 9, 1)
-    assert plan(geometry_of(net_of("default", 32, seed=5)), grid, CPU, 9, 1) is first
+    first = plan(geometry_of(net_of("pyramid", 32)), grid, CPU, 9, 1)
+    assert plan(geometry_of(net_of("pyramid", 32, seed=5)), grid, CPU, 9, 1) is first
     assert plan(geometry_of(net_of("no-blocks", 32)), grid, CPU, 9, 1) is not first
 
 
@@ -217,10 +217,10 @@ def test_a_plan_is_made_once():
 @pytest.mark.parametrize(
     ("name", "height", "width", "patch", "stride", "batch"),
     [
-        ("default", 256, 256, 32, 8, 1),
-        ("default", 512, 512, 64, 16, 1),
-        ("default", 256, 384, 64, 32, 5),
-        ("default", 512, 256, 64, 8, 1),
+        ("pyramid", 256, 256, 32, 8, 1),
+        ("pyramid", 512, 512, 64, 16, 1),
+        ("pyramid", 256, 384, 64, 32, 5),
+        ("pyramid", 512, 256, 64, 8, 1),
         ("paper", 256, 256, 32, 16, 2),
         ("paper", 512, 512, 32, 32, 3),
         ("paper", 384, 256, 64, 16, 4),
@@ -237,7 +237,7 @@ def test_whole_nets_at_whole_sizes(name, height, width, patch, stride, batch, pi
         brick = np.repeat(skimage.data.brick()[..., None], 3, axis=2)
         pictures = np.stack([brick[y : y + height, x : x + width] for y, x in zip(*tops, strict=True)])
     scale = model.scales[0]
-    local, dense_ = scale.features(to_input(torch.from_numpy(pictures)), "dense", 1 << 28)
+    local, dense_ = scale.features(torch.from_numpy(pictures), "dense", 1 << 28)
     last = len(grid) - 1
     chosen = {0, grid.cols - 1, last - grid.cols + 1, last, grid.cols // 2, grid.rows // 2 * grid.cols}
     chosen = torch.tensor(sorted({*chosen, *rng.integers(0, last, 8).tolist()}))

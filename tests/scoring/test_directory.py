@@ -49,7 +49,7 @@ def small_chunks(monkeypatch):
 
 
 def score(model, photos, out, **more):
-    return score_directory(model, photos, out, engine="grouped", **more)
+    return score_directory(model, photos, out, **more)
 
 
 def table(out):
@@ -97,11 +97,13 @@ def test_every_image_gets_its_row_map_and_overlay(model, photos, tmp_path):
         *(f"maps/{name}.tiff" for name in NAMES),
         *(f"overlays/{name}.png" for name in NAMES),
     }
-    expected = model.score([photos / name for name in NAMES], "grouped")
-    threshold = model.calibration.threshold
+    expected = model.score([photos / name for name in NAMES])
+    threshold, normal = model.calibration.threshold, np.array(model.calibration.scores)
     for row, score_map, value in zip(rows, expected.maps, expected.scores, strict=True):
         assert float(row.score) == pytest.approx(value, rel=1e-4, abs=1e-3) and row.error == ""
         assert row.anomalous == str(int(value > threshold))
+        # The share of normal photographs and of this one that score as high.
+        assert float(row.above) == pytest.approx((1 + (normal >= value).sum()) / (1 + len(normal)), rel=5e-3)
         found = tifffile.imread(out / "maps" / f"{row.path}.tiff")
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, score_map, rtol=1e-4, atol=1e-4)
@@ -110,7 +112,7 @@ def test_every_image_gets_its_row_map_and_overlay(model, photos, tmp_path):
     assert done == [(0, 7), (2, 7), (4, 7), (6, 7), (7, 7)]
     told = json.loads((out / "run.json").read_text())
     assert (told["scored"], told["anomalous"], told["errors"]) == (7, anomalous, 0)
-    assert (told["engine"], told["precision"], told["threshold"]) == ("grouped", "fp32", threshold)
+    assert (told["engine"], told["precision"], told["threshold"]) == ("auto", "fp32", threshold)
 
 
 def test_maps_have_the_size_of_each_image_as_it_is_seen(model, tmp_path):
@@ -156,7 +158,8 @@ def test_bad_images_are_recorded_and_all_others_scored(model, photos, tmp_path):
         ("text.jpg", "is not an image"),
         ("gone.png", "no such file"),
     ):
-        assert rows[name].error.startswith(reason) and rows[name].score == rows[name].anomalous == ""
+        assert rows[name].error.startswith(reason)
+        assert rows[name].score == rows[name].above == rows[name].anomalous == ""
         assert not (tmp_path / "out/maps" / f"{name}.tiff").exists()
     assert all(rows[name].score and not rows[name].error for name in NAMES)
 
@@ -224,6 +227,15 @@ def test_no_images(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_share_is_written_with_three_digits(model, photos, tmp_path):
+    close = copy.deepcopy(model)
+    # 213 of 214: 1/215 of normal photographs score as high as whatever lies above them all.
+    scores = tuple(float(score) for score in range(-1000, -786))
+    close.calibration = dataclasses.replace(model.calibration, scores=scores)
+    score(close, photos, tmp_path / "out")
+    assert {row.above for row in table(tmp_path / "out")} == {"0.00465"}
+
+
 # ---------------------------------------------------------------- flat memory
 
 
@@ -259,10 +271,10 @@ def test_a_row_is_written_by_appending(tmp_path, monkeypatch):
     path = tmp_path / "scores.csv"
     write_rows(path, [])
     inode = path.stat().st_ino
-    append_rows(path, [Row("a", "1", "0", "")])
-    append_rows(path, [Row("b", "", "", "bad")])
+    append_rows(path, [Row("a", "1", "0.25", "0", "")])
+    append_rows(path, [Row("b", "", "", "", "bad")])
     assert path.stat().st_ino == inode
-    assert path.read_text() == "path,score,anomalous,error\na,1,0,\nb,,,bad\n"
+    assert path.read_text() == "path,score,above,anomalous,error\na,1,0.25,0,\nb,,,,bad\n"
 
 
 # ---------------------------------------------------------------- stopped and resumed
@@ -327,7 +339,7 @@ def test_resume_makes_files_that_are_missing(model, photos, tmp_path, monkeypatc
     assert counting.images == 8
 
 
-def test_resume_of_something_else_is_refused(model, photos, tmp_path):
+def test_resume_of_something_else_is_refused(model, photos, tmp_path, monkeypatch):
     out = tmp_path / "out"
     score(model, photos, out)
     before = contents(out) | {"run": (out / "run.json").read_bytes()}
@@ -342,12 +354,29 @@ def test_resume_of_something_else_is_refused(model, photos, tmp_path):
     ):
         with pytest.raises(UserError, match=f"out: was begun with {text}.*--overwrite"):
             score(*arguments, out, resume=True)
-    for text, more in (("--engine", {"engine": "dense"}), ("--precision", {"precision": "bf16"})):
-        with pytest.raises(UserError, match=f"was begun with another {text}"):
-            score_directory(model, photos, out, resume=True, **{"engine": "grouped", **more})
+    with monkeypatch.context() as patch:
+        patch.setattr("glance_fast.model.has_bf16", lambda device: True)
+        with pytest.raises(UserError, match="was begun with another --precision"):
+            score(model, photos, out, resume=True, precision="bf16")
     assert contents(out) | {"run": (out / "run.json").read_bytes()} == before
     # "auto" is fp32: the same numbers.
     assert score(model, photos, out, precision="fp32", resume=True).scored == 7
+
+
+def test_engines_of_a_masked_net_are_not_mixed(masked_run, photos, tmp_path):
+    masked = load(masked_run, "cpu")
+    score(masked, photos, tmp_path / "out", engine="grouped")
+    with pytest.raises(UserError, match="was begun with another --engine"):
+        score(masked, photos, tmp_path / "out", engine="dense", resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_engine_that_the_net_has_not_is_refused_before_anything_is_written(
+    model, photos, tmp_path, resume
+):
+    with pytest.raises(UserError, match="engine: 'grouped' is for masked nets"):
+        score(model, photos, tmp_path / "out", engine="grouped", resume=resume)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"text"'])
@@ -358,12 +387,14 @@ def test_resume_with_a_damaged_run_file(model, photos, tmp_path, text):
         score(model, photos, tmp_path / "out", resume=True)
 
 
-def test_resume_with_a_foreign_table(model, photos, tmp_path):
+# The second is that of a version which knew no column "above".
+@pytest.mark.parametrize("text", ["name;value\n1;2\n", "path,score,anomalous,error\na.png,1.5,0,\n"])
+def test_resume_with_a_foreign_table(model, photos, tmp_path, text):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/scores.csv").write_text("name;value\n1;2\n")
+    (tmp_path / "out/scores.csv").write_text(text)
     with pytest.raises(UserError, match=r"scores\.csv: not a table of score-dir"):
         score(model, photos, tmp_path / "out", resume=True)
-    assert (tmp_path / "out/scores.csv").read_text() == "name;value\n1;2\n"
+    assert (tmp_path / "out/scores.csv").read_text() == text
 
 
 def test_without_resume_everything_is_scored_anew(model, photos, tmp_path, monkeypatch):
@@ -376,11 +407,11 @@ def test_without_resume_everything_is_scored_anew(model, photos, tmp_path, monke
 def test_a_table_cut_anywhere_gives_its_whole_rows(tmp_path):
     path = tmp_path / "scores.csv"
     rows = [
-        Row("plain.png", "1.5", "0", ""),
-        Row('a "quoted", one.png', "-2e-05", "1", ""),
-        Row("two\nlines.png", "3", "0", ""),
-        Row("größe 部品.png", "", "", 'bad: "x", y'),
-        Row("last.png", "12.25", "1", ""),
+        Row("plain.png", "1.5", "0.05", "0", ""),
+        Row('a "quoted", one.png', "-2e-05", "0.5", "1", ""),
+        Row("two\nlines.png", "3", "0.00467", "0", ""),
+        Row("größe 部品.png", "", "", "", 'bad: "x", y'),
+        Row("last.png", "12.25", "1", "1", ""),
     ]
     write_rows(path, rows)
     data = path.read_bytes()
@@ -418,7 +449,7 @@ def test_full_disk_under_a_map_keeps_what_was_done(model, photos, tmp_path, monk
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_under_the_table():
     with pytest.raises(UserError, match="/dev/full: cannot be written: No space left") as caught:
-        append_rows(Path("/dev/full"), [Row("a", "1", "0", "")])
+        append_rows(Path("/dev/full"), [Row("a", "1", "0.5", "0", "")])
     assert caught.value.__cause__.errno == errno.ENOSPC
 
 
@@ -428,4 +459,4 @@ def test_a_table_that_may_not_be_written(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match=r"a\.csv: cannot be written: Read-only .*; choose another folder$"):
-        append_rows(tmp_path / "a.csv", [Row("a", "1", "0", "")])
+        append_rows(tmp_path / "a.csv", [Row("a", "1", "0.5", "0", "")])

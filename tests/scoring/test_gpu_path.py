@@ -12,15 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from glance_fast.config import Config
-from glance_fast.kernels import dispatch, idw, partial_conv, patch_score, window_conv
+from glance_fast.kernels import dispatch, idw, partial_conv, patch_score, surround_conv, window_conv
 from glance_fast.model import Glance
-from glance_fast.nets.teacher import to_input
 from glance_fast.scoring import dense
 from glance_fast.scoring.maps import combine
 
 
-def small(**settings) -> Glance:
-    model = Glance(Config(image_size=(48, 64), patch=32, stride=16, width=8, pretrained=False, **settings))
+def small(net: str = "pyramid", **settings) -> Glance:
+    model = Glance(
+        Config(net=net, image_size=(48, 64), patch=32, stride=16, width=8, pretrained=False, **settings)
+    )
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.bias, 0, 0.2)
@@ -36,7 +37,7 @@ def kernels(monkeypatch):
         asked.append(backend)
         return dispatch.choose_backend("triton" if backend == "auto" else backend, device)
 
-    for module in (idw, partial_conv, patch_score, window_conv):
+    for module in (idw, partial_conv, patch_score, surround_conv, window_conv):
         monkeypatch.setattr(module, "choose_backend", choose)
     return asked
 
@@ -57,11 +58,27 @@ def test_all_of_a_pass_by_tritons_kernels(kernels, monkeypatch, engine):
     np.testing.assert_allclose(by_triton.scores, expected.scores, rtol=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gives_the_cpus_numbers():
-    model = small()
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_all_of_a_pass_over_features_by_tritons_kernels(kernels, monkeypatch):
+    model = small("surround")
     images = list(np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), np.uint8))
-    expected = model.score(images, "patchwise")
+    by_triton = model.score(images)
+    # The surrounding, the scores, and a map of each of the two.
+    assert kernels == ["auto"] * 4
+    monkeypatch.undo()
+    expected = model.score(images)
+    np.testing.assert_allclose(by_triton.patch_scores, expected.patch_scores, rtol=1e-4)
+    np.testing.assert_allclose(by_triton.maps, expected.maps, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by_triton.scores, expected.scores, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("net", "engine"), [("pyramid", "patchwise"), ("surround", "auto")])
+def test_a_gpu_gives_the_cpus_numbers(net, engine):
+    model = small(net)
+    images = list(np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), np.uint8))
+    expected = model.score(images, engine)
     found = model.to("cuda").score(images)
     # tf32 in the convolutions.
     np.testing.assert_allclose(found.patch_scores, expected.patch_scores, rtol=1e-2)
@@ -89,14 +106,15 @@ def windows(source, weight, bias, holes, images, origins, size, *more, **options
     return out.contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("net", ["pyramid", "surround"])
 @pytest.mark.parametrize("smoothing", [0.0, 4.0])
-def test_the_device_is_not_waited_for_within_a_batch(monkeypatch, smoothing):
+def test_the_device_is_not_waited_for_within_a_batch(monkeypatch, smoothing, net):
     # Meta tensors stand for a device's: whoever wanted to read one would raise.
     monkeypatch.setattr(dense, "window_conv2d_inner", windows)
     monkeypatch.setitem(dense.USEFUL, "meta", 1 << 20)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())
-    model = small(smoothing=smoothing)
+    model = small(net, smoothing=smoothing)
     # All neighbours: the table of some is made once, and where maps are made of meta tensors, never kept.
     monkeypatch.setattr(
         "glance_fast.scoring.maps.idw_map", lambda s, y, x, h, w, **k: s.new_empty(len(s), h, w)
@@ -106,7 +124,7 @@ def test_the_device_is_not_waited_for_within_a_batch(monkeypatch, smoothing):
 
     def score():
         (scale,), statistics = model.scales, model.calibration.scales
-        features = scale.features(to_input(images), "dense", 1 << 16)
+        features = scale.features(images, "dense" if net == "pyramid" else "auto", 1 << 16)
         scores = [scale.patch_scores(*features, statistics[0])]
         return combine(model.head_maps(scores), model.config, model.calibration)
 

@@ -55,7 +55,7 @@ def test_a_pass_is_the_net_with_all_holes_of_a_lattice(net, images, spacing, lim
 def test_the_spacing_is_a_setting():
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
     settings = {"image_size": 128, "patch": 32, "stride": 16, "width": 8, "pretrained": False}
-    models = {s: Glance(Config(**settings, group_spacing=s)) for s in (1.5, 2, 100)}
+    models = {s: Glance(Config(**settings, net="pyramid", group_spacing=s)) for s in (1.5, 2, 100)}
     assert [m.scales[0].spacing for m in models.values()] == [48, 64, 3200]
     near, far, alone = (m.score([image], "grouped").patch_scores for m in models.values())
     assert np.abs(near - far).max() > 0

@@ -13,16 +13,18 @@ from glance_fast.kernels.idw import idw_map
 from glance_fast.scoring.maps import gaussian, interpolate
 
 
+@pytest.mark.parametrize("frame", [0, 8])
 @pytest.mark.parametrize("deviation", [0.3, 1.0, 4.0, 30.0])
-def test_an_interpolated_map_is_smoothed_as_scipy_does_it(deviation):
-    grid = PatchGrid(48, 72, 32, 8)
+def test_an_interpolated_map_is_smoothed_as_scipy_does_it(deviation, frame):
+    grid = PatchGrid(48, 72, 32, 8, frame)
     scores = torch.from_numpy(np.random.default_rng(0).gamma(2, 3, (3, len(grid))))
-    config = Config(image_size=(48, 72), patch=32, stride=8, smoothing=deviation, idw_neighbours=5)
-    plain = interpolate(
-        scores, grid, Config(image_size=(48, 72), patch=32, stride=8, smoothing=0, idw_neighbours=5)
-    )
+    settings = {"image_size": (48, 72), "patch": 32, "stride": 8, "idw_neighbours": 5, "frame": frame}
+    settings["net"] = "surround" if frame else "pyramid"
+    config = Config(**settings, smoothing=deviation)
+    assert config.grids == (grid,)
+    plain = interpolate(scores, grid, Config(**settings, smoothing=0))
     centres = grid.centers_y, grid.centers_x, 48, 72
-    expected = idw_map(scores.float().reshape(3, 3, 6), *centres, neighbours=5)
+    expected = idw_map(scores.float().reshape(3, grid.rows, grid.cols), *centres, neighbours=5)
     np.testing.assert_array_equal(plain, expected)
     smooth = gaussian_filter(plain.double().numpy(), (0, deviation, deviation), mode="nearest", truncate=3.0)
     np.testing.assert_allclose(interpolate(scores, grid, config), smooth, rtol=2e-6)

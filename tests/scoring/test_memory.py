@@ -6,18 +6,28 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from glance_fast import UserError
 from glance_fast.config import Config
 from glance_fast.model import Glance
-from glance_fast.scoring.memory import IMAGES_TOGETHER, MIB, pass_bytes, split, window_bytes
+from glance_fast.scoring.memory import IMAGES_TOGETHER, MIB, pass_bytes, split, surround_bytes, window_bytes
 
 MOST = IMAGES_TOGETHER["cpu"]
 
 
+SETTINGS = {"image_size": (96, 128), "patch": 32, "stride": 16, "width": 8, "pretrained": False}
+
+
 @pytest.fixture(scope="module")
 def model():
-    return Glance(Config(image_size=(96, 128), patch=32, stride=16, width=8, pretrained=False))
+    """With a masked net."""
+    return Glance(Config(**SETTINGS, net="pyramid"))
+
+
+@pytest.fixture(scope="module")
+def surround():
+    return Glance(Config(**SETTINGS))
 
 
 def test_a_pass_is_counted_layer_by_layer(model):
@@ -30,6 +40,23 @@ def test_a_pass_is_counted_layer_by_layer(model):
     )
     assert pass_bytes(scale.global_net, scale.grid, 4) == 4 * (3 * 96 * 128 + 8 * maps)
     assert pass_bytes(scale.global_net, scale.grid, 2) == 2 * (3 * 96 * 128 + 8 * maps)
+
+
+def test_a_pass_over_features_is_counted_layer_by_layer(surround):
+    scale = surround.scales[0]
+    net, places = scale.global_net, len(scale.grid)
+    counted = surround_bytes(net, 4)
+    assert surround_bytes(net, 2) * 2 == counted
+    # What the layers really give: v, h and what the mean adds to it, and all of the head.
+    given, handles = [], []
+    for module in net.modules():
+        if not list(module.children()):
+            handles.append(module.register_forward_hook(lambda m, i, out: given.append(out.numel())))
+    with torch.no_grad():
+        net(torch.zeros(1, scale.grid.rows, scale.grid.cols, scale.local.features))
+    for handle in handles:
+        handle.remove()
+    assert places * 4 < 4 * sum(given) <= counted <= 8 * sum(given)
 
 
 def least(model):
@@ -56,6 +83,18 @@ def test_what_is_left_suffices_for_a_patch_and_grows_with_the_limit(model):
     assert more.images == more.together == MOST and more.windows > 100 * patch
 
 
+def test_a_net_without_windows_needs_none(surround):
+    smallest = least(surround)
+    assert split(surround.scales, surround.config, 4, smallest, MOST) == (1, 1, 0)
+    for factor in (1.1, 2, 10, 1000):
+        more = split(surround.scales, surround.config, 4, int(smallest * factor), MOST)
+        assert 1 <= more.images <= more.together <= MOST
+    assert more.images == more.together == MOST
+    # Features take more with the frame than without, where there are more patches.
+    bare = Glance(Config(**SETTINGS, frame=0))
+    assert least(bare) < smallest
+
+
 @pytest.mark.parametrize("neighbours", [0, 500, 1 << 20])
 def test_where_all_patches_count_no_table_is_kept(model, neighbours):
     few = dataclasses.replace(model.config, idw_neighbours=5)
@@ -78,7 +117,22 @@ def test_the_limit_changes_no_score(model, engine):
     np.testing.assert_allclose(bound.patch_scores, free.patch_scores, rtol=1e-4, atol=1e-5)
 
 
-def test_an_image_that_cannot_fit_is_refused_with_the_setting(model):
+def test_the_limit_changes_no_score_of_a_net_without_windows(surround):
+    images = list(np.random.default_rng(0).integers(0, 256, (3, 96, 128, 3), np.uint8))
+    free = surround.score(images)
+    surround.memory_mib = -(-least(surround) // MIB)
+    try:
+        assert surround.memory_share().images == 1
+        bound = surround.score(images)
+    finally:
+        surround.memory_mib = None
+    np.testing.assert_allclose(bound.maps, free.maps, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(bound.patch_scores, free.patch_scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("net", ["model", "surround"])
+def test_an_image_that_cannot_fit_is_refused_with_the_setting(net, request):
+    model = request.getfixturevalue(net)
     model.memory_mib = 1
     try:
         with pytest.raises(UserError, match=r"image_size 96x128: .* MiB .* 1 are allowed; .*--memory-mib"):

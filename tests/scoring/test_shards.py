@@ -56,7 +56,7 @@ def one_image_at_a_time(monkeypatch):
 
 
 def score(model, photos, out, shard=WHOLE, **more):
-    return score_directory(model, photos, out, engine="grouped", shard=shard, **more)
+    return score_directory(model, photos, out, shard=shard, **more)
 
 
 def contents(out):
@@ -215,7 +215,7 @@ def test_more_shards_than_images(model, photos, tmp_path):
         joined = join(out, Shard(index, 9))
         if index > 7:
             assert found == Summary(0, 0, 0, ()) and joined is None
-            assert Shard(index, 9).table(out).read_text() == "path,score,anomalous,error\n"
+            assert Shard(index, 9).table(out).read_text() == "path,score,above,anomalous,error\n"
             assert score(model, photos, out, Shard(index, 9), overlays=True, resume=True) == found
     assert joined == summary and contents(out) == expected
 
@@ -389,7 +389,7 @@ def test_taking_over_that_is_killed_between_any_two_steps_loses_nothing(finished
     origin = json.loads(Shard(1, 3).run(folder).read_text())
     names = [*NAMES, "bad.png"]
     rows = {row for index in (1, 2, 3) for row in read_rows(Shard(index, 3).table(folder)).values()}
-    gone = Row("gone.png", "1", "0", "")
+    gone = Row("gone.png", "1", "0.5", "0", "")
     append_rows(Shard(2, 3).table(folder), [gone])
 
     def run(step):
@@ -418,7 +418,7 @@ def test_taking_over_that_is_killed_between_any_two_steps_loses_nothing(finished
 @pytest.mark.parametrize("places", list(itertools.permutations((WHOLE, Shard(1, 2), Shard(1, 3)))))
 def test_a_score_goes_before_an_error_wherever_it_stands(tmp_path, places):
     origin = dict.fromkeys(("model", "images", "engine", "precision"), "")
-    good, bad = Row("a.png", "1.5", "0", ""), Row("a.png", "", "", "damaged")
+    good, bad = Row("a.png", "1.5", "0.05", "0", ""), Row("a.png", "", "", "", "damaged")
     for place, row in zip(places, (good, bad, bad), strict=True):
         write_rows(place.table(tmp_path), [row])
     fold(tmp_path, origin)
@@ -441,7 +441,7 @@ def test_a_shard_whose_work_is_taken_over_says_so(model, photos, tmp_path):
 
 def test_rows_are_added_to_no_table_that_has_gone(tmp_path):
     path = tmp_path / "scores-1-of-2.csv"
-    for use in (lambda: append_rows(path, [Row("a", "1", "0", "")]), lambda: sort_rows(path, ["a"])):
+    for use in (lambda: append_rows(path, [Row("a", "1", "0.5", "0", "")]), lambda: sort_rows(path, ["a"])):
         with pytest.raises(UserError, match=r"scores-1-of-2\.csv: another command joined or removed it"):
             use()
     assert not path.exists()
@@ -450,9 +450,11 @@ def test_rows_are_added_to_no_table_that_has_gone(tmp_path):
 # ---------------------------------------------------------------- what does not go together
 
 
-def test_shards_of_something_else_are_refused(model, photos, tmp_path):
-    out = tmp_path / "out"
-    score(model, photos, out, Shard(1, 2))
+def test_shards_of_something_else_are_refused(masked_run, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("glance_fast.model.has_bf16", lambda device: True)
+    # One that has engines to choose from.
+    model, out = load(masked_run, "cpu"), tmp_path / "out"
+    score(model, photos, out, Shard(1, 2), engine="grouped")
     before = contents(out)
     other = Glance(model.config, seed=4)
     other.calibration = model.calibration

@@ -20,12 +20,13 @@ def pictures(kind: str, count: int, height: int = 64, width: int = 64) -> torch.
     return images
 
 
+@pytest.mark.parametrize("frame", [0, 8])
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [("noise", Symmetry(True, True)), ("left", Symmetry(False, False)), ("top", Symmetry(False, True))],
 )
-def test_found_is_what_the_images_have(kind, expected):
-    grid = PatchGrid(64, 64, 32, 16)
+def test_found_is_what_the_images_have(kind, expected, frame):
+    grid = PatchGrid(64, 64, 32, 16, frame)
     local = builtin_local_net(32).local.eval()
     found, said = find_symmetry(local, grid, pictures(kind, 12), pictures(kind, 5))
     assert found == expected, said

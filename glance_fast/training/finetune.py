@@ -1,0 +1,156 @@
+"""Local-Net's fine-tuning on the category: Eq. 3 with what the teacher says of its images, computed once.
+
+Half of what it sees is stained, so that it learns what the teacher makes of things that the category does not
+show: on clean images alone it unlearns to see them. The teacher's first layer is among what it imitates, for
+the fine structure of textures is lost in the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glance_fast.nets.local_net import LocalNet
+from glance_fast.nets.student import STRIDE, compactness
+from glance_fast.nets.teacher import ALL_FEATURES, Teacher, read_maps, to_input
+from glance_fast.training.loop import Stage
+from glance_fast.training.sampling import step_generator
+from glance_fast.training.variants import Variants
+
+BATCH = 4
+RATE, WEIGHT_DECAY = 1e-3, 1e-4
+# λ_k and λ_c of Eq. 3.
+LAMBDA_K, LAMBDA_C = 1.0, 1.0
+# Variants that are trained on, and those over which targets are standardised and Local-Net is whitened.
+MOST, MEASURED = 160, 40
+# Images at a time where nothing is learned.
+AT_ONCE = 8
+# Added to the first decoder's normal equations, as a share of the number of patches.
+RIDGE = 1e-4
+
+
+class Targets:
+    """What the teacher says of the clean and of the stained variants, standardised.
+
+    Parameters
+    ----------
+    teacher : Teacher
+    variants : Variants
+    limit : int
+        Bytes that its maps may take; fewer variants are used where they are larger.
+    bf16 : bool
+        Whether the teacher runs in bfloat16.
+    progress : callable, optional
+        Called with (images done, images in all).
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        variants: Variants,
+        limit: int,
+        bf16: bool,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.device = next(teacher.parameters()).device
+        # Numbers a cell of stride 8, in half precision, clean and stained.
+        a_variant = 4 * (64 + 128 + 256 // 4) * (variants.clean[0, ..., 0].size // 64)
+        self.count = max(min(len(variants), MOST, limit // max(a_variant, 1)), 2)
+        self.variants = variants
+        parts: list[tuple[Tensor, ...]] = []
+        images = (variants.clean[: self.count], variants.stained[: self.count])
+        for kind, pictures in enumerate(images):
+            for start in range(0, self.count, AT_ONCE):
+                x = to_input(torch.from_numpy(pictures[start : start + AT_ONCE]).to(self.device))
+                with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+                    parts.append(tuple(m.half().cpu() for m in teacher(x)))
+                if progress:
+                    progress(kind * self.count + min(start + AT_ONCE, self.count), 2 * self.count)
+        # [2 * count, ...]: first the clean ones.
+        self.maps = [torch.cat(layer) for layer in zip(*parts, strict=True)]
+
+    def images(self, places: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] of places in [0, 2 * count)."""
+        both = self.variants.clean[: self.count], self.variants.stained[: self.count]
+        chosen = [both[int(i) // self.count][int(i) % self.count] for i in places]
+        return torch.from_numpy(np.stack(chosen)).to(self.device)
+
+    def read(self, places: Tensor, patch: int) -> Tensor:
+        """The teacher's features at all patches of a size, not standardised, [B, 448, rows, cols]."""
+        y, x = (
+            torch.arange((side - patch) // STRIDE + 1) * STRIDE + (patch - 1) / 2
+            for side in self.variants.clean.shape[1:3]
+        )
+        return read_maps([m[places].to(self.device).float() for m in self.maps], y, x)
+
+    def measured(self) -> Tensor:
+        """Places of some variants, as many clean as stained."""
+        some = torch.linspace(0, self.count - 1, min(MEASURED, self.count)).long()
+        return torch.cat([some, some + self.count])
+
+
+class Imitation(nn.Module):
+    """D of Eq. 1, and the moments that standardise the teacher.
+
+    Parameters
+    ----------
+    local : LocalNet
+        What it reads.
+    targets : Targets
+        It starts as their best linear reading of ``local``'s features.
+    """
+
+    def __init__(self, local: LocalNet, targets: Targets) -> None:
+        super().__init__()
+        self.decoder = nn.Conv2d(local.features, ALL_FEATURES, 1)
+        places = targets.measured()
+        wanted = targets.read(places, local.patch)
+        self.register_buffer("mean", wanted.mean((0, 2, 3)))
+        self.register_buffer("std", wanted.std((0, 2, 3)).clamp_min(1e-4))
+        with torch.no_grad():
+            parts = [local(to_input(targets.images(part)), STRIDE) for part in places.split(AT_ONCE)]
+            z, t = (m.transpose(0, 1).flatten(1).double() for m in (torch.cat(parts), self.scaled(wanted)))
+            z = torch.cat([z, torch.ones_like(z[:1])])
+            square = z @ z.T + RIDGE * z.shape[1] * torch.eye(len(z), dtype=z.dtype, device=z.device)
+            solved = torch.linalg.solve(square, z @ t.T).T
+            self.decoder.weight.copy_(solved[:, :-1, None, None])
+            self.decoder.bias.copy_(solved[:, -1])
+
+    def scaled(self, wanted: Tensor) -> Tensor:
+        """The teacher's features [B, 448, ...], standardised."""
+        return (wanted - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+def finetune_stage(name: str, local: LocalNet, targets: Targets, steps: int, seed: int, bf16: bool) -> Stage:
+    """The stage that trains ``local`` to say of the category's patches what the teacher says (Eq. 3)."""
+    imitation = Imitation(local, targets).to(targets.device)
+
+    def step(number: int) -> tuple[Tensor, float, float]:
+        generator = step_generator(seed, name, number)
+        places = torch.randint(0, targets.count, (BATCH,), generator=generator)
+        places[BATCH // 2 :] += targets.count
+        wanted = imitation.scaled(targets.read(places, local.patch))
+        x = to_input(targets.images(places))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            features = local(x, STRIDE)
+            decoded = imitation.decoder(features)
+        fit, compact = F.mse_loss(decoded.float(), wanted), compactness(features.float())
+        return LAMBDA_K * fit + LAMBDA_C * compact, float(fit.detach()), float(compact.detach())
+
+    parameters = [*local.parameters(), *imitation.decoder.parameters()]
+    groups = [{"params": parameters, "lr": RATE, "weight_decay": WEIGHT_DECAY}]
+    return Stage(name, steps, {"local": local, "decoder": imitation}, groups, step, BATCH)
+
+
+@torch.no_grad()
+def whiten(local: LocalNet, variants: Variants) -> None:
+    """Fold a whitening over clean variants into Local-Net."""
+    device = next(local.parameters()).device
+    images = torch.from_numpy(variants.clean[: 3 * MEASURED])
+    parts = [local(to_input(part.to(device)), STRIDE) for part in images.split(AT_ONCE)]
+    features = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], dim=1)
+    local.whiten(features.mean(1), torch.cov(features))

@@ -1,0 +1,212 @@
+"""Global-Net over Local-Net's features, and the distortion head, trained on features computed once (Eq. 10).
+
+Global-Net sees surroundings of clean and of stained variants alike, and is to say in both cases what
+Local-Net says of the clean patch: a defect that reaches beyond its patch must not predict itself. The
+distortion head learns from patches whose middle is stained, with the surroundings that go with them, stained
+too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from glance_fast.config import Config
+from glance_fast.geometry import PatchGrid
+from glance_fast.model import Scale
+from glance_fast.nets.heads import distortion_loss, inconsistency_loss
+from glance_fast.training.loop import Stage
+from glance_fast.training.sampling import draw_indices, step_generator
+from glance_fast.training.variants import Variants
+
+WEIGHT_DECAY = 1e-2
+# Noise on the features of the surrounding, as a share of their deviation.
+NOISE = 0.1
+# Cells between those that a step computes: neighbours say nearly the same.
+EVERY = 2
+# Patches of each kind that the distortion head sees a step.
+PATCHES = 1500
+AT_ONCE = 8
+# Share of a grid's sides that a transplanted box has at most.
+MOST_TRANSPLANTED = 0.7
+# A patch is clean, or its middle is stained, or only its edge: neither.
+CLEAN, STAINED, NEITHER = 0, 1, 2
+# Pixels of a patch's middle, half as wide, of which more must be stained; for a patch of 32.
+LEAST = 5
+
+
+@dataclass(frozen=True)
+class Features:
+    """Local-Net's features of variants.
+
+    Attributes
+    ----------
+    clean, stained : Tensor
+        float16 [N, rows, cols, D].
+    kinds : Tensor
+        int8 [N, rows, cols]: whether a patch is CLEAN, STAINED or NEITHER in ``stained``.
+    """
+
+    clean: Tensor
+    stained: Tensor
+    kinds: Tensor
+
+
+def features_of(
+    scale: Scale, variants: Variants, bf16: bool, progress: Callable[[int, int], None] | None = None
+) -> Features:
+    """Local-Net's features of all patches of variants."""
+    found = []
+    for number, images in enumerate((variants.clean, variants.stained)):
+        parts = []
+        for start in range(0, len(images), AT_ONCE):
+            parts.append(local_features(scale, images[start : start + AT_ONCE], bf16).half().cpu())
+            if progress:
+                progress(number * len(images) + start + len(parts[-1]), 2 * len(images))
+        found.append(torch.cat(parts))
+    return Features(*found, patch_kinds(variants.masks, scale.grid))
+
+
+@torch.inference_mode()
+def local_features(scale: Scale, images: NDArray[np.uint8], bf16: bool) -> Tensor:
+    """z_l of uint8 images [B, H, W, 3], float32 [B, rows, cols, D]."""
+    device = next(scale.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        return scale.local_features(torch.from_numpy(images).to(device)).float()
+
+
+def patch_kinds(masks: NDArray[np.bool_], grid: PatchGrid) -> Tensor:
+    """What every patch is by the mask of its image.
+
+    Parameters
+    ----------
+    masks : ndarray, bool [N, H, W]
+        Stained pixels.
+    grid : PatchGrid
+
+    Returns
+    -------
+    Tensor
+        int8 [N, rows, cols].
+    """
+    mirrored = np.pad(masks, ((0, 0), *((grid.frame,) * 2,) * 2), mode="symmetric")
+    mask = torch.from_numpy(mirrored).float()[:, None]
+    anywhere = F.max_pool2d(mask, grid.patch, grid.stride)[:, 0]
+    quarter = grid.patch // 4
+    middle = mask[:, :, quarter : mask.shape[2] - quarter, quarter : mask.shape[3] - quarter]
+    side = grid.patch - 2 * quarter
+    stained = F.avg_pool2d(middle, side, grid.stride)[:, 0] * side**2 > LEAST * grid.patch / 32
+    kinds = torch.full(anywhere.shape, NEITHER, dtype=torch.int8)
+    kinds[anywhere == 0] = CLEAN
+    kinds[stained] = STAINED
+    return kinds
+
+
+def surround_stage(
+    name: str, scale: Scale, features: Features, held_out: Features, config: Config, bf16: bool
+) -> Stage:
+    """The stage that trains Global-Net and the distortion head of one scale of net "surround"."""
+    device = next(scale.parameters()).device
+    deviation = features.clean.float().flatten(0, 2).std(0).to(device)
+    variance = float(deviation.square().mean())
+    net, head = scale.global_net, scale.distortion
+
+    def on_device(values: Tensor, indices: NDArray[np.integer]) -> Tensor:
+        return values[torch.from_numpy(indices)].to(device).float()
+
+    def step(number: int) -> tuple[Tensor, float, float]:
+        generator = step_generator(config.seed, name, number)
+        indices = draw_indices(len(features.clean), config.batch, generator)
+        clean, stained = on_device(features.clean, indices), on_device(features.stained, indices)
+        half = config.batch // 2
+        # The first half shows the surrounding with its stains, some of it of other images altogether.
+        context = torch.cat([transplanted(stained[:half], clean[half:], generator), clean[half:]])
+        noise = torch.randn(context.shape, generator=generator).to(device)
+        y, x = torch.randint(0, EVERY, (2,), generator=generator).tolist()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            z_g = net(context + NOISE * deviation * noise, EVERY, (y, x)).float()
+        clean, stained = (t[:, y::EVERY, x::EVERY] for t in (clean, stained))
+        inconsistency = inconsistency_loss(clean, z_g)
+        # Patches in the surrounding that z_g was told from, and stained ones in a clean surrounding.
+        z = torch.cat([stained[:half], clean[half:], stained[half:]]).flatten(0, 2)
+        told = torch.cat([z_g, z_g[half:]]).flatten(0, 2)
+        kinds = features.kinds[torch.from_numpy(indices)][:, y::EVERY, x::EVERY]
+        all_clean = torch.full_like(kinds[half:], CLEAN)
+        kinds = torch.cat([kinds[:half], all_clean, kinds[half:]]).flatten()
+        chosen = draw_pairs(kinds, PATCHES, generator).to(device)
+        if chosen.numel():
+            logits = head(z[chosen], told[chosen])
+            distortion = distortion_loss(*logits.chunk(2))
+        else:
+            distortion = z_g.new_zeros(())
+        # In deviations of z_l: what a patch's features vary by differs from one category to the next.
+        loss = inconsistency / variance + config.lambda_t * distortion
+        return loss, float(inconsistency.detach()), float(distortion.detach())
+
+    def validate() -> dict[str, float]:
+        parts = []
+        for start in range(0, len(held_out.clean), AT_ONCE):
+            here = np.arange(start, min(start + AT_ONCE, len(held_out.clean)))
+            clean, stained = on_device(held_out.clean, here), on_device(held_out.stained, here)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                z_g, z_g_stained = net(clean).float(), net(stained).float()
+            parts.append((clean, z_g, head(clean, z_g), head(stained, z_g_stained)))
+        z, z_g, logits, logits_stained = (torch.cat(part) for part in zip(*parts, strict=True))
+        error = inconsistency_loss(z, z_g)
+        found = {
+            "held_out_loss": float(error),
+            "r2": float(1 - error / (z - z.mean((0, 1, 2))).square().mean()),
+        }
+        middle = held_out.kinds == STAINED
+        if middle.any():
+            pair = logits.flatten(), logits_stained[middle.to(device)]
+            least = min(map(len, pair))
+            found["held_out_second"] = float(distortion_loss(*(p[:least] for p in pair)))
+        return found
+
+    modules = {"global": net, "distortion": head}
+    parameters = [p for module in modules.values() for p in module.parameters()]
+    groups = [{"params": parameters, "lr": config.learning_rate, "weight_decay": WEIGHT_DECAY}]
+    return Stage(name, config.steps, modules, groups, step, config.batch, validate)
+
+
+def transplanted(local: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
+    """Features with a box of another image's, from another place, in every second image on average.
+
+    A part that is missing or lies in a wrong place changes more of a surrounding than stains do.
+
+    Parameters
+    ----------
+    local, others : Tensor
+        [B, rows, cols, D], and the same of other images, one at least.
+    """
+    out = local.clone()
+    sides = torch.tensor(local.shape[1:3])
+    for image in out:
+        if torch.rand((), generator=generator) < 0.5:
+            continue
+        share = MOST_TRANSPLANTED * torch.rand(2, generator=generator)
+        size = (share * sides).long().clamp_min(1)
+        top, left = ((sides - size + 1) * torch.rand(2, generator=generator)).long().tolist()
+        from_y, from_x = ((sides - size + 1) * torch.rand(2, generator=generator)).long().tolist()
+        donor = others[int(torch.randint(0, len(others), (), generator=generator))]
+        height, width = size.tolist()
+        piece = donor[from_y : from_y + height, from_x : from_x + width]
+        image[top : top + height, left : left + width] = piece
+    return out
+
+
+def draw_pairs(kinds: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Places of clean patches, then of as many stained ones: int64 [2 * n], n at most ``most``."""
+    places = [(kinds == kind).nonzero()[:, 0] for kind in (CLEAN, STAINED)]
+    count = min(most, *map(len, places))
+    if count < 2:
+        # BatchNorm needs more than one of a kind.
+        return places[0][:0]
+    return torch.cat([p[torch.randperm(len(p), generator=generator)[:count]] for p in places])

@@ -1,0 +1,89 @@
+"""Copies of the training images that features are computed from once: augmented, and the same stained."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from glance_fast.config import Config
+from glance_fast.data.folders import ImageCache
+from glance_fast.data.stains import stain_image
+from glance_fast.training.sampling import augment, step_generator
+from glance_fast.training.symmetry import Symmetry, vary
+
+# Images from which stains take their pieces.
+OTHERS = 32
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Augmented copies of images.
+
+    Attributes
+    ----------
+    clean, stained : ndarray, uint8 [N, H, W, 3]
+        The same copies without and with stains.
+    masks : ndarray, bool [N, H, W]
+        Where they differ visibly.
+    """
+
+    clean: NDArray[np.uint8]
+    stained: NDArray[np.uint8]
+    masks: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+
+def make_variants(
+    cache: ImageCache,
+    indices: NDArray[np.integer],
+    count: int,
+    config: Config,
+    symmetry: Symmetry,
+    name: str,
+    progress: Callable[[int], None] | None = None,
+) -> Variants:
+    """Augmented and stained copies, the same for one seed and the same images.
+
+    Parameters
+    ----------
+    cache : ImageCache
+    indices : ndarray of int
+        The images to take; each is taken once before one is taken twice.
+    count : int
+        N.
+    config : Config
+        ``shift``, ``brightness`` and ``seed``.
+    symmetry : Symmetry
+        Turns and mirroring that the category allows.
+    name : str
+        Another name draws other numbers.
+    progress : callable, optional
+        Called with the copies made so far.
+    """
+    rng = np.random.default_rng((config.seed, zlib.crc32(name.encode())))
+    order = np.concatenate([rng.permutation(indices) for _ in range(-(-count // len(indices)))])[:count]
+    others = cache.batch(rng.permutation(indices)[:OTHERS])
+    shape = (count, *config.image_size)
+    clean, stained = np.empty((*shape, 3), np.uint8), np.empty((*shape, 3), np.uint8)
+    masks = np.empty(shape, bool)
+    for number, index in enumerate(order):
+        generator = step_generator(config.seed, name, number)
+        image = vary(torch.from_numpy(cache.batch([index])), symmetry, generator)
+        moved = augment(image, config.shift, config.brightness, generator)[0]
+        clean[number] = moved.round_().byte().numpy()
+        stained[number], masks[number] = stain_image(clean[number], others, rng)
+        if progress:
+            progress(number + 1)
+    return Variants(clean, stained, masks)
+
+
+def number_of_variants(images: int, config: Config) -> int:
+    """How many copies are trained on: one of every image at least, and at most twice ``variants``."""
+    return min(max(images, config.variants), 2 * config.variants)

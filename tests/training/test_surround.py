@@ -1,0 +1,101 @@
+"""Training of Global-Net over features: what a patch counts as, what a step draws, that it learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from glance_fast import Config, Glance
+from glance_fast.geometry import PatchGrid
+from glance_fast.training.loop import Log, run_stage
+from glance_fast.training.surround import (
+    CLEAN,
+    LEAST,
+    NEITHER,
+    STAINED,
+    Features,
+    draw_pairs,
+    patch_kinds,
+    surround_stage,
+)
+
+GRID = PatchGrid(64, 80, 32, 8, 8)
+
+
+def test_kinds_by_the_definition():
+    rng = np.random.default_rng(0)
+    masks = np.zeros((6, 64, 80), bool)
+    for mask in masks[1:]:
+        y, x = rng.integers(0, 60), rng.integers(0, 70)
+        mask[y : y + rng.integers(1, 20), x : x + rng.integers(1, 20)] = True
+    kinds = patch_kinds(masks, GRID)
+    assert kinds.shape == (6, GRID.rows, GRID.cols) and kinds.dtype == torch.int8
+    assert (kinds[0] == CLEAN).all() and {CLEAN, STAINED, NEITHER} <= set(kinds.unique().tolist())
+    for mask, found in zip(masks, kinds, strict=True):
+        framed = np.pad(mask, 8, mode="symmetric")
+        for (top, left, bottom, right), kind in zip(GRID.holes + 8, found.flatten(), strict=True):
+            patch = framed[top:bottom, left:right]
+            middle = patch[8:-8, 8:-8].sum()
+            expected = STAINED if middle > LEAST else NEITHER if patch.any() else CLEAN
+            assert kind == expected
+
+
+def test_pairs_are_as_many_clean_as_stained():
+    kinds = torch.tensor([CLEAN] * 50 + [STAINED] * 9 + [NEITHER] * 30, dtype=torch.int8)
+    kinds = kinds[torch.randperm(len(kinds), generator=torch.Generator().manual_seed(0))]
+    for most, count in ((100, 9), (5, 5)):
+        places = draw_pairs(kinds, most, torch.Generator().manual_seed(1))
+        clean, stained = kinds[places].chunk(2)
+        assert len(places) == 2 * count == len(places.unique())
+        assert (clean == CLEAN).all() and (stained == STAINED).all()
+    assert len(draw_pairs(torch.zeros(9, dtype=torch.int8), 5, torch.Generator())) == 0
+
+
+@pytest.fixture
+def learnable():
+    """Features that the surrounding tells: one random vector an image, of few kinds, and a little noise."""
+    config = Config(image_size=96, patch=32, stride=16, width=16, steps=80, batch=8, seed=3)
+    scale = Glance(config, 3).scales[0]
+    rows, cols, depth = scale.grid.rows, scale.grid.cols, scale.local.features
+    generator = torch.Generator().manual_seed(0)
+    kinds_of_image = torch.randn(4, depth, generator=generator)
+
+    def draw(count):
+        shares = torch.randn(count, 4, generator=generator) / 2
+        clean = (shares @ kinds_of_image)[:, None, None].expand(-1, rows, cols, -1)
+        clean = clean + 0.1 * torch.randn(count, rows, cols, depth, generator=generator)
+        kinds = torch.full((count, rows, cols), CLEAN, dtype=torch.int8)
+        kinds[:, : rows // 2] = STAINED
+        # Stained patches lie far off, in the surrounding of the others too.
+        stained = torch.where(kinds[..., None] == STAINED, clean + 3, clean)
+        return Features(clean.half(), stained.half(), kinds)
+
+    return config, scale, draw(64), draw(16)
+
+
+def test_it_learns_what_the_surrounding_tells_stained_or_not(learnable, tmp_path):
+    config, scale, features, held_out = learnable
+    stage = surround_stage("global-32", scale, features, held_out, config, False)
+    log = Log(tmp_path / "log.csv")
+    run_stage(stage, tmp_path, log, lambda *_: None, 99)
+    last = log.rows[-1]
+    assert float(last["r2"]) > 0.3 > float(log.rows[0]["r2"])
+    assert float(last["held_out_second"]) < 0.5 * float(log.rows[0]["held_out_second"])
+    with torch.inference_mode():
+        clean, stained = held_out.clean.float(), held_out.stained.float()
+        told = scale.global_net(stained)
+        distorted = torch.sigmoid(-scale.distortion(stained, told))
+        # Told from a stained surrounding, it says what is clean, not what is there.
+        assert (told - clean).square().mean() < 0.5 * (told - stained).square().mean()
+    assert distorted[held_out.kinds == STAINED].mean() > 0.8 > 0.2 > distorted[:, -1].mean()
+
+
+def test_steps_depend_on_seed_and_number_alone(learnable):
+    config, scale, features, held_out = learnable
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(len(losses))
+        stage = surround_stage("global-32", scale, features, held_out, config, False)
+        losses.append([float(stage.step(n)[0].detach()) for n in (4, 7)])
+    assert losses[0] == losses[1] and losses[0][0] != losses[0][1]

@@ -1,0 +1,61 @@
+"""Variants: one for one seed, every image among them, stained where the mask says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from glance_fast.config import Config
+from glance_fast.data.folders import ImageCache, normal_images
+from glance_fast.training.symmetry import Symmetry
+from glance_fast.training.variants import make_variants, number_of_variants
+
+STILL = {"shift": 0, "brightness": 0.0}
+NONE = Symmetry(turns=False, mirrors=False)
+
+
+@pytest.fixture
+def cache(parts):
+    with ImageCache(normal_images(parts), (64, 64)) as cache:
+        yield cache
+
+
+def config(**more):
+    return Config(image_size=64, patch=32, stride=16, **more)
+
+
+def test_the_same_seed_makes_the_same_variants(cache):
+    indices = np.arange(6)
+    one, same, other, renamed = (
+        make_variants(cache, indices, 9, config(seed=seed), Symmetry(True, True), name)
+        for seed, name in ((1, "a"), (1, "a"), (2, "a"), (1, "b"))
+    )
+    for field in dataclasses.fields(one):
+        first = getattr(one, field.name)
+        assert np.array_equal(first, getattr(same, field.name)), field.name
+        assert not np.array_equal(first, getattr(other, field.name)), field.name
+        assert not np.array_equal(first, getattr(renamed, field.name)), field.name
+
+
+def test_every_image_is_taken_once_before_one_is_taken_twice(cache):
+    indices = np.array([1, 4, 5, 9])
+    variants = make_variants(cache, indices, 10, config(**STILL), NONE, "variants")
+    originals = [image.tobytes() for image in cache.batch(indices)]
+    found = [originals.index(image.tobytes()) for image in variants.clean]
+    assert sorted(found[:4]) == sorted(found[4:8]) == [0, 1, 2, 3]
+
+
+def test_stains_are_where_the_mask_says(cache):
+    variants = make_variants(cache, np.arange(12), 24, config(), NONE, "variants")
+    differs = np.abs(variants.clean.astype(int) - variants.stained).mean(3)
+    assert variants.masks.any((1, 2)).mean() > 0.8
+    # Stains that overlap may undo or add up to what none of them did.
+    assert (differs[variants.masks] > 3).mean() > 0.99 and (differs[~variants.masks] < 6).mean() > 0.999
+    assert 0 < variants.masks.mean() < 0.3
+
+
+@pytest.mark.parametrize(("images", "variants", "count"), [(28, 240, 240), (300, 240, 300), (999, 240, 480)])
+def test_number_of_variants(images, variants, count):
+    assert number_of_variants(images, config(variants=variants)) == count
