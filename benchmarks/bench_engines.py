@@ -82,7 +82,7 @@ def efficient_ad() -> Callable[[Tensor], list[Tensor]]:
 
 def runs(stride: int, precision: str) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
-    model = Glance(Config(image_size=SIZE, patch=PATCH, stride=stride))
+    model = Glance(Config(net="pyramid", image_size=SIZE, patch=PATCH, stride=stride))
     scale = model.scales[0]
     holes = torch.from_numpy(scale.grid.holes)
     x = to_input(torch.from_numpy(IMAGE[None])).contiguous(memory_format=torch.channels_last)
@@ -116,7 +116,7 @@ def test_dense_equals_the_definition():
     exact = torch.from_numpy(versions["patchwise"]().patch_scores)
     dense = torch.from_numpy(versions["dense"]().patch_scores)
     assert (dense - exact).abs().max() <= 1e-4 * exact.abs().max()
-    scale = Glance(Config(image_size=SIZE, patch=PATCH, stride=16)).scales[0]
+    scale = Glance(Config(net="pyramid", image_size=SIZE, patch=PATCH, stride=16)).scales[0]
     x = to_input(torch.from_numpy(IMAGE[None]))
     with torch.inference_mode():
         defined = by_definition(scale.global_net, x, torch.from_numpy(scale.grid.holes))

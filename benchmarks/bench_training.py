@@ -51,7 +51,7 @@ class ByDefinition(GlobalNet):
 
 def stepper(cache: ImageCache, holes: int | None, net: type[GlobalNet]) -> tuple[Callable[[], object], int]:
     """A function that takes the next step, and the patches that it trains on."""
-    config = Config(patch=32, stride=8, holes=holes, pretrained=False)
+    config = Config(net="pyramid", patch=32, stride=8, holes=holes, pretrained=False)
     scale = Glance(config).scales[0]
     scale.global_net.__class__ = net
     indices = np.arange(len(cache))

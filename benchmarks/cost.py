@@ -92,7 +92,9 @@ def medians(runs: dict[Any, tuple[int, Callable[[], object]]]) -> dict[Any, floa
 
 def build(side: int, stride: int, **settings: Any) -> tuple[Glance, NDArray[np.uint8]]:
     """An untrained model and a picture of noise; neither changes what the arithmetic costs."""
-    model = Glance(Config(image_size=side, patch=PATCH, stride=stride, pretrained=False, **settings))
+    model = Glance(
+        Config(net="pyramid", image_size=side, patch=PATCH, stride=stride, pretrained=False, **settings)
+    )
     return model, np.random.default_rng(0).integers(0, 256, (*model.config.image_size, 3), np.uint8)
 
 
@@ -187,7 +189,7 @@ def summary(found: dict[str, Any]) -> str:
 def scored(run: Path, path: Path) -> NDArray[np.uint8]:
     """A photograph, and beside it the same with the map that a trained model gives it; uint8 [H, 2 W, 3]."""
     model = load(run)
-    image, found = read_image(path), model.score([path], "dense")
+    image, found = read_image(path), model.score([path])
     shown = resize(image, (SHOWN, SHOWN))
     return np.hstack([shown, overlay(shown, found.maps[0], *display_range(model.calibration))])
 

@@ -243,15 +243,21 @@ def run_cases(
 
 
 def run_images(scene: Scene, deadline: Deadline, table: Table) -> None:
-    """Images a second of an untrained model, for every engine, from decoded images to maps."""
-    config = Config(
-        image_size=scene.image, patch=scene.patch, stride=scene.stride, width=scene.width, pretrained=False
-    )
-    model = Glance(config).to(scene.device)
+    """Images a second of untrained models, for every net and engine, from decoded images to maps."""
+    settings = {
+        "image_size": scene.image,
+        "patch": scene.patch,
+        "stride": scene.stride,
+        "width": scene.width,
+        "pretrained": False,
+    }
+    models = {net: Glance(Config(net=net, **settings)).to(scene.device) for net in ("surround", "pyramid")}
     rng = np.random.default_rng(0)
     base = float("nan")
     for name, precision in engines(scene.device):
-        shape = f"{scene.image}x{scene.image}, {len(scene.grid)} patches"
+        model = models["surround" if name == "auto" else "pyramid"]
+        patches = len(model.scales[0].grid)
+        shape = f"{scene.image}x{scene.image}, {patches} patches, net {model.config.net}"
         row = Row(END_TO_END, shape, precision, name, "gpu" if scene.device.type == "cuda" else "cpu")
         try:
             deadline.check()
@@ -268,8 +274,8 @@ def run_images(scene: Scene, deadline: Deadline, table: Table) -> None:
 
 
 def engines(device: torch.device) -> list[tuple[str, str]]:
-    """Engines that differ, each with its precisions."""
-    distinct = sorted({*ENGINES} - {"auto"}, reverse=True)
+    """Engines that differ, each with its precisions; "auto" is that of net "surround"."""
+    distinct = sorted(ENGINES, reverse=True)
     precisions = ("bf16", "fp32") if device.type == "cuda" else ("fp32",)
     return [(name, precision) for name in distinct for precision in precisions]
 

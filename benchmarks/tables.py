@@ -7,32 +7,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import mean
+
+from benchmarks.accuracy.results import METRICS, ablation, read, select, table
 
 ROOT = Path(__file__).parent.parent
-METRICS = ("pro", "pixel_auroc", "image_auroc")
 
 
 def accuracy(rows: list[dict]) -> str:
-    """A table of the test beds: means over seeds (and over the three textures)."""
-    order = {"aligned": 0, "any-angle": 1, "texture": 2}
-    groups: dict[tuple[str, str, str], list[dict]] = {}
-    for row in rows:
-        groups.setdefault((row["kind"], row["settings"], row["score"]), []).append(row)
-    lines = [
-        "| data | settings | score | seeds | training, min | PRO | pixel AUROC | image AUROC |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for (kind, settings, score), found in sorted(
-        groups.items(), key=lambda item: (order[item[0][0]], item[0][1] != "default", item[0][1])
-    ):
-        seeds = len({row["seed"] for row in found})
-        minutes = f"{mean(row['seconds'] for row in found) / 60:.0f}"
-        if settings == "PaDiM":
-            minutes = "-"  # it has no training to speak of
-        figures = " | ".join(f"{mean(row[m] for row in found):.3f}" for m in METRICS)
-        lines.append(f"| {kind} | {settings} | {score} | {seeds} | {minutes} | {figures} |")
-    return "\n".join(lines)
+    """A table of the test beds, ours beside the baselines; then, where there is ours, what is in it."""
+    parts = [table(rows)]
+    if select(rows, settings="default"):
+        parts.append(ablation(rows))
+    return "\n\n".join(parts)
 
 
 def demo(results: dict[str, dict]) -> str:
@@ -53,12 +39,9 @@ def replace(text: str, name: str, content: str) -> str:
 def main() -> None:
     """Rewrite README.md."""
     readme = ROOT / "README.md"
-    found = {
-        name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
-        for name in ("testbeds", "demo")
-    }
-    text = replace(readme.read_text(encoding="utf-8"), "accuracy", accuracy(found["testbeds"]))
-    readme.write_text(replace(text, "demo", demo(found["demo"])), encoding="utf-8")
+    text = replace(readme.read_text(encoding="utf-8"), "accuracy", accuracy(read()))
+    found = json.loads((ROOT / "benchmarks/results/demo.json").read_text(encoding="utf-8"))
+    readme.write_text(replace(text, "demo", demo(found)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -89,9 +89,10 @@ class TestPicture:
             {"a": 0.49, "b": 0.49 + cost.APART, "c": 0.49 + 2 * cost.APART, "d": 0.9}
         )
 
-    def test_a_run_scores_the_photograph(self, results, parts, run_folder):
+    @pytest.mark.parametrize("run", ["run_folder", "masked_run"])
+    def test_a_run_scores_the_photograph(self, results, parts, run, request):
         path = min((parts / "test/punched").iterdir())
-        plot(results, "--run", str(run_folder), "--photograph", str(path))
+        plot(results, "--run", str(request.getfixturevalue(run)), "--photograph", str(path))
         with Image.open(results / "scored.png") as pair:
             assert pair.size == (2 * cost.SHOWN, cost.SHOWN)
 

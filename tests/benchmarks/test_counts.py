@@ -109,6 +109,19 @@ class TestConvolutions:
         assert work.written == 2 * 2 * 35 * 10
 
 
+class TestSurround:
+    def test_agrees_with_torch_where_all_is_seen(self):
+        # 72 places of a ring, as those of an 8 x 9 kernel.
+        x, weight, dy = torch.randn(2, 3, 17, 20), torch.randn(5, 3, 8, 9), torch.randn(2, 5, 10, 12)
+        sizes = 72 * 120, 72, 2, (17 * 20, 120), (3, 5), 4
+        work = counts.surround(*sizes)
+        assert work.operations == counted(lambda: F.conv2d(x, weight))
+        assert (work.read, work.written) == (4 * (x.numel() + weight.numel()), 4 * dy.numel())
+        layer = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False])
+        back = lambda: torch.ops.aten.convolution_backward(dy, x, weight, *layer)  # noqa: E731
+        assert counts.surround_backward(*sizes).operations == counted(back)
+
+
 class TestWindows:
     @pytest.mark.parametrize(
         ("patch", "stride", "size", "blocks"),

@@ -74,7 +74,8 @@ class TestEndToEnd:
 
     def test_every_operator_has_rows_with_versions_and_times(self, finished):
         _, rows, _ = finished
-        operators = {"partial_conv2d", "partial_conv2d backward", "window_conv2d", "score_patches", "idw_map"}
+        operators = {"surround_conv2d", "partial_conv2d", "partial_conv2d backward", "window_conv2d"}
+        operators |= {"score_patches", "idw_map"}
         assert operators | {gpu.END_TO_END} == {row["operator"] for row in rows}
         assert all(row["torch"] == torch.__version__ and float(row["ms"]) > 0 for row in rows)
         assert {"patchwise", "grouped"} <= {row["version"] for row in rows}
@@ -220,5 +221,6 @@ def test_the_default_net_on_a_gpu_has_all_cases():
     assert len(set(shapes)) == len(shapes)
     count = {name: sum(c.operator == name for c in found) for name in {c.operator for c in found}}
     assert count["window_conv2d"] == len(GlobalNet(32).layers()) and count["partial_conv2d"] == 12
+    assert count["surround_conv2d"] == 3 and count["surround_conv2d backward"] == 1
     assert all(SEQUENCE in c.versions or "definition, whole maps" in c.versions for c in found)
-    assert all(c.ours for c in found if c.operator.startswith(("partial_conv2d", "window_conv2d")))
+    assert all(c.ours for c in found if c.operator.endswith(("conv2d", "backward")))

@@ -1,0 +1,154 @@
+"""The file of results, and the tables of it.
+
+A row holds ``kind`` and ``data`` (the bed), ``settings`` (of ours, or a baseline's name), ``seed``, ``score``
+(which of a model's scores), ``seconds`` until it could score and the ``threads`` they took, ``pro``,
+``pixel_auroc``, ``image_auroc``, and ``ms`` an image where that was timed, else null. Rows of the blend have
+``found`` and ``false_alarms`` too: the shares of defective and of good test images above the threshold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+
+from benchmarks.accuracy.beds import BEDS, Bed
+
+RESULTS = Path(__file__).parents[1] / "results" / "accuracy.json"
+METRICS = ("pro", "pixel_auroc", "image_auroc")
+SHARES = ("found", "false_alarms")
+ANCHOR = "maximum of the map"  # the baselines' only score
+LOCAL = "Local-Net alone"
+BLEND = "blend"
+# Settings and score of each column of the first table.
+COLUMNS = {
+    "ours": ("default", BLEND),
+    "ours without Global-Net": ("default", LOCAL),
+    "ours, pyramid": ("pyramid", BLEND),
+    "PatchCore": ("PatchCore", ANCHOR),
+    "PaDiM": ("PaDiM", ANCHOR),
+}
+NOTHING = "-"
+
+
+def read(path: Path = RESULTS) -> list[dict]:
+    """Read all rows; none where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def select(rows: list[dict], **wanted: object) -> list[dict]:
+    """Rows with these values."""
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def keep(
+    path: Path,
+    bed: Bed,
+    settings: str,
+    seed: int,
+    cost: dict[str, float | None],
+    scores: dict[str, dict[str, float | None]],
+) -> None:
+    """Add a model's rows to the file, in place of earlier ones of the same bed, settings and seed.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    bed, settings, seed
+        What the rows are of.
+    cost : dict
+        ``seconds`` and ``threads``, the same for all of the model's scores.
+    scores : dict
+        Metrics of each score, and ``ms`` where it was timed.
+    """
+    key = {"data": bed.name, "settings": settings, "seed": seed}
+    # Read now and not earlier: another process may have added rows.
+    found = [row for row in read(path) if not select([row], **key)]
+    for score, values in scores.items():
+        rounded = {k: None if values.get(k) is None else round(values[k], 4) for k in METRICS}
+        rounded |= {k: round(values[k], 4) for k in SHARES if k in values}
+        ms = values.get("ms")
+        found.append(
+            {"kind": bed.kind, **key, "score": score}
+            | {"seconds": round(cost["seconds"]), "threads": cost["threads"]}
+            | rounded
+            | {"ms": None if ms is None else round(ms, 1)}
+        )
+        print(bed.name, settings, seed, score, rounded, flush=True)
+    order = list(BEDS)
+    found.sort(key=lambda row: (order.index(row["data"]), row["settings"], row["seed"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def table(rows: list[dict]) -> str:
+    """A Markdown table: beds x methods, PRO / pixel AUROC / image AUROC, then what each costs.
+
+    Means over seeds. An image AUROC that says nothing stands in brackets and is in no mean. A mean over the
+    beds, and a cost, is given to a method that has all beds of the table; milliseconds are of those beds
+    alone whose images have 256 pixels.
+    """
+    columns = dict(COLUMNS)
+    for row in rows:
+        known = {settings for settings, _ in columns.values()}
+        if row["settings"] not in known:
+            columns[f"ours, {row['settings']}"] = (row["settings"], BLEND)
+    return _table(rows, columns, costs=True)
+
+
+def ablation(rows: list[dict], settings: str = "default") -> str:
+    """A Markdown table of all scores of our model: beds x scores, PRO / pixel AUROC / image AUROC."""
+    own = select(rows, settings=settings)
+    return _table(own, {score: (settings, score) for score in dict.fromkeys(row["score"] for row in own)})
+
+
+def _table(rows: list[dict], columns: dict[str, tuple[str, str]], costs: bool = False) -> str:
+    found = {
+        title: select(rows, settings=settings, score=score) for title, (settings, score) in columns.items()
+    }
+    found = {title: own for title, own in found.items() if own}
+    beds = [bed for name, bed in BEDS.items() if any(select(own, data=name) for own in found.values())]
+    lines = [["bed", *found], ["---"] * (1 + len(found))]
+    for bed in beds:
+        lines.append([bed.name, *(_cell(select(own, data=bed.name), [bed]) for own in found.values())])
+    if len(beds) > 1:
+        lines.append(["mean", *(_cell(own, beds) for own in found.values())])
+    if costs:
+        large = [bed for bed in beds if bed.size == 256]
+        lines.append(["seeds", *(_seeds(own, beds) for own in found.values())])
+        lines.append(["training, s", *(_number(_mean(own, "seconds", beds)) for own in found.values())])
+        lines.append(["ms an image", *(_number(_mean(own, "ms", large)) for own in found.values())])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _mean(rows: list[dict], key: str, beds: Iterable[Bed]) -> float | None:
+    """Mean over beds of the means over seeds; none where a bed has no value."""
+    found = [[row[key] for row in select(rows, data=bed.name) if row[key] is not None] for bed in beds]
+    return mean(map(mean, found)) if found and all(found) else None
+
+
+def _cell(rows: list[dict], beds: list[Bed]) -> str:
+    """The three metrics, as means over beds."""
+    telling = [bed for bed in beds if bed.image_auroc]
+    values = [_mean(rows, metric, beds) for metric in METRICS]
+    if None in values:
+        return NOTHING
+    if telling:
+        values[2] = _mean(rows, METRICS[2], telling)
+    pro, pixel, image = (f"{value:.3f}" for value in values)
+    return f"{pro} / {pixel} / {image if telling else f'({image})'}"
+
+
+def _seeds(rows: list[dict], beds: list[Bed]) -> str:
+    """How many seeds are behind a column: one number, or the least and the most."""
+    counts = [len({row["seed"] for row in select(rows, data=bed.name)}) for bed in beds]
+    counts = sorted({count for count in counts if count})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.0f}"

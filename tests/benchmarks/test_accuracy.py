@@ -1,0 +1,382 @@
+"""The test beds, both baselines by plain versions of them, and the tables of the results."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import mahalanobis
+
+from benchmarks import tables
+from benchmarks.accuracy import __main__ as command
+from benchmarks.accuracy import beds, measure, ours, padim, patchcore, results
+from benchmarks.accuracy.beds import BEDS, Bed
+from glance_fast.config import Config
+from glance_fast.nets.teacher import Teacher
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Teacher().eval().requires_grad_(False)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (4, 64, 48, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def points():
+    return torch.from_numpy(np.random.default_rng(1).normal(5, 1, (300, 7)).astype(np.float32))
+
+
+def a_row(data="cookie", settings="PatchCore", seed=0, pro=0.5, score=None, **other) -> dict:
+    score = score or (results.ANCHOR if settings in ("PatchCore", "PaDiM") else results.BLEND)
+    row = {"kind": BEDS[data].kind, "data": data, "settings": settings, "seed": seed, "score": score}
+    row |= {"seconds": 10, "threads": 1, "pro": pro, "pixel_auroc": 0.25, "image_auroc": 1.0, "ms": None}
+    return row | other
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    """A table's lines by their first cells."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    return {first: rest for first, *rest in lines}
+
+
+class TestPatchCore:
+    def test_the_coreset_is_that_of_a_plain_loop(self, points):
+        chosen = [11]
+        while len(chosen) < 20:
+            gaps = torch.cdist(points.double(), points[chosen].double()).amin(1)
+            chosen.append(int(gaps.argmax()))
+        assert patchcore.greedy_coreset(points, 20, first=11).tolist() == chosen
+
+    def test_no_point_is_chosen_twice(self):
+        points = torch.ones(6, 3).index_fill_(0, torch.tensor([2]), 1e4)
+        assert sorted(patchcore.greedy_coreset(points, 6).tolist()) == list(range(6))
+
+    def test_neighbours_are_those_of_scikit_learn(self, points):
+        neighbors = pytest.importorskip("sklearn.neighbors")
+        bank, asked = points[:40], points[40:]
+        found = neighbors.NearestNeighbors(n_neighbors=1).fit(bank.double()).kneighbors(asked.double())[0]
+        torch.testing.assert_close(
+            patchcore.nearest(asked, bank).double(), torch.from_numpy(found[:, 0]), rtol=1e-5, atol=1e-5
+        )
+        assert patchcore.nearest(bank, bank).max() < 5e-3
+
+    def test_places_are_described_by_means_of_two_layers(self, teacher, images):
+        with torch.inference_mode():
+            found = patchcore.features(teacher, torch.from_numpy(images))
+            _, second, third = measure.trunk(teacher, torch.from_numpy(images))
+        assert found.shape == (4, 8, 6, 384)
+        torch.testing.assert_close(found[0, 2, 3, :128], second[0, :, 1:4, 2:5].mean((1, 2)))
+        # Beyond the border there is zero; a corner of the fine grid reads the coarse corner alone.
+        torch.testing.assert_close(found[0, 0, 0, :128], second[0, :, :2, :2].sum((1, 2)) / 9)
+        torch.testing.assert_close(found[0, 0, 0, 128:], third[0, :, :2, :2].sum((1, 2)) / 9)
+
+    def test_what_was_learned_scores_lower(self, teacher, images, monkeypatch):
+        monkeypatch.setattr(patchcore, "SHARE", 0.5)
+        model = patchcore.PatchCore(teacher).fit(images[:3])
+        maps = model.maps(images)
+        assert model.bank.shape == (72, 384) and maps.shape == (4, 64, 48)
+        assert maps[:3].mean() < maps[3].mean()
+        assert np.array_equal(maps, patchcore.PatchCore(teacher).fit(images[:3]).maps(images))
+        np.testing.assert_allclose(model.maps(images[3:])[0], maps[3], rtol=1e-3)
+
+
+class TestPaDiM:
+    def test_distances_are_those_of_scipy(self):
+        rng = np.random.default_rng(2)
+        normal, asked = rng.normal(1, 2, (5, 12, 4)), rng.normal(0, 3, (5, 3, 4))
+        found = padim.mahalanobis(torch.from_numpy(asked), *padim.gaussians(torch.from_numpy(normal)))
+        for place in range(5):
+            inverse = np.linalg.inv(np.cov(normal[place].T) + padim.RIDGE * np.eye(4))
+            expected = [mahalanobis(x, normal[place].mean(0), inverse) for x in asked[place]]
+            np.testing.assert_allclose(found[place], expected, rtol=1e-9)
+
+    def test_a_map_is_made_of_the_distances_at_every_place(self, teacher, images, monkeypatch):
+        monkeypatch.setattr(padim, "to_maps", lambda distances, size: distances.numpy())
+        model = padim.PaDiM(teacher, seed=3).fit(images[:3])
+        assert len(set(model.kept.tolist())) == 100 and model.mean.shape == (16 * 12, 100)
+        maps = model.maps(images)
+        assert maps.shape == (4, 16, 12)
+        with torch.inference_mode():
+            places = padim.features(teacher, torch.from_numpy(images))[:, 5, 7, model.kept].numpy()
+        inverse = np.linalg.inv(np.cov(places[:3].T.astype(np.float64)) + padim.RIDGE * np.eye(100))
+        expected = [mahalanobis(x, places[:3].mean(0), inverse) for x in places]
+        np.testing.assert_allclose(maps[:, 5, 7], expected, rtol=1e-3)
+
+    def test_the_first_layer_is_taken_as_it_is(self, teacher, images):
+        with torch.inference_mode():
+            found = padim.features(teacher, torch.from_numpy(images))
+            first = measure.trunk(teacher, torch.from_numpy(images))[0]
+        assert found.shape == (4, 16, 12, 448)
+        assert torch.equal(found[..., :64], first.permute(0, 2, 3, 1))
+
+
+class TestMeasure:
+    def test_the_trunk_is_the_teacher(self, teacher, images):
+        with torch.inference_mode():
+            _, second, third = measure.trunk(teacher, torch.from_numpy(images))
+            *_, averaged, whole = teacher(measure.to_input(torch.from_numpy(images)))
+        assert torch.equal(third, whole)
+        torch.testing.assert_close(averaged[..., 2, 2], second[..., 1:4, 1:4].mean((2, 3)))
+
+    def test_maps_are_as_large_as_the_image_and_as_high_as_the_distances(self):
+        maps = measure.to_maps(torch.full((2, 4, 6), 3.0), (32, 48))
+        assert maps.shape == (2, 32, 48)
+        np.testing.assert_allclose(maps, 3, rtol=1e-6)
+
+    def test_figures_of_maps_that_are_the_truth(self):
+        masks = np.zeros((3, 16, 16), bool)
+        masks[1:, 4:9, 5:12] = True
+        found = measure.figures(masks.astype(np.float32), masks.max((1, 2)), masks, masks.any((1, 2)))
+        assert found == pytest.approx({"pro": 1, "pixel_auroc": 1, "image_auroc": 1})
+
+    def test_the_median_counts_and_threads_are_given_back(self, monkeypatch):
+        clock = iter(range(10**6))
+        monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock) ** 2)
+        before, seen = torch.get_num_threads(), []
+        # The run number i, from 0, takes 4 i + 1 seconds on this clock.
+        middle = measure.SETTLE + (measure.REPEATS - 1) / 2
+        found = measure.time_one(
+            lambda x: seen.append((x.shape, torch.get_num_threads())), np.zeros((2, 3, 3))
+        )
+        assert found == pytest.approx(1e3 * (4 * middle + 1))
+        assert set(seen) == {((1, 2, 3, 3), 2)} and torch.get_num_threads() == before
+
+    def test_weights_that_are_not_named_are_asked_for(self, monkeypatch):
+        monkeypatch.delenv("GLANCE_FAST_WEIGHTS", raising=False)
+        with pytest.raises(SystemExit, match="GLANCE_FAST_WEIGHTS is not set"):
+            measure.resnet()
+
+
+class TestBeds:
+    def test_there_are_eight(self):
+        names = "transistor any-angle fabric cookie hazelnut grass gravel brick"
+        assert list(BEDS) == names.split()
+        assert {bed.size for bed in BEDS.values()} == {192, 256}
+        # The default net takes them as they are.
+        assert all(Config(image_size=bed.size).image_size == (bed.size,) * 2 for bed in BEDS.values())
+
+    def test_a_given_folder_is_found(self, monkeypatch, tmp_path):
+        monkeypatch.delenv("GLANCE_FAST_DATA", raising=False)
+        with pytest.raises(SystemExit, match="GLANCE_FAST_DATA is not set"):
+            beds.prepare(BEDS["cookie"], tmp_path)
+        monkeypatch.setenv("GLANCE_FAST_DATA", str(tmp_path))
+        with pytest.raises(SystemExit, match="cookie: no such folder"):
+            beds.prepare(BEDS["cookie"], tmp_path)
+        (tmp_path / "cookie").mkdir()
+        assert beds.prepare(BEDS["cookie"], tmp_path) == tmp_path / "cookie"
+
+    def test_pixels_masks_and_labels_are_read(self, parts):
+        found = beds.load(parts, 32)
+        assert found.normal.shape == (12, 32, 32, 3) and found.test.shape == (6, 32, 32, 3)
+        assert found.labels.tolist() == [False] * 3 + [True] * 3
+        assert found.masks.any((1, 2)).tolist() == found.labels.tolist()
+        # Where it is punched, it is dark.
+        assert found.test[found.masks].mean() < 40 < found.test[~found.masks].mean()
+
+    def test_half_covered_is_not_covered(self):
+        mask = np.zeros((4, 4), bool)
+        mask[:2, 0], mask[2, :2], mask[3, 0] = True, True, True
+        assert beds.resize_truth(mask, (2, 2)).tolist() == [[False, False], [True, False]]
+
+    def test_masks_turn_with_their_images(self, parts, monkeypatch, tmp_path):
+        folder = tmp_path / "data"
+        folder.mkdir()
+        (folder / "transistor").symlink_to(parts)
+        monkeypatch.setenv("GLANCE_FAST_DATA", str(folder))
+        out = beds.prepare(BEDS["any-angle"], tmp_path / "work")
+        straight, turned = beds.load(parts, 64), beds.load(out, 64)
+        assert turned.normal.shape == straight.normal.shape
+        assert not np.array_equal(turned.test, straight.test)
+        inside = turned.test[turned.masks].mean()
+        assert inside < 60 < turned.test[~turned.masks].mean()
+        assert np.array_equal(turned.masks.any((1, 2)), straight.labels)
+        # A second time it is found.
+        monkeypatch.delenv("GLANCE_FAST_DATA")
+        assert beds.prepare(BEDS["any-angle"], tmp_path / "work") == out
+
+    def test_one_texture_is_built_at_a_time(self, monkeypatch, tmp_path):
+        def small(out, **settings):
+            assert settings == {
+                "size": 192, "train": 80, "good": 20, "per_defect": 12, "textures": ["gravel"],
+            }  # fmt: skip
+            (out / "gravel" / "train" / "good").mkdir(parents=True)
+
+        monkeypatch.setattr(beds, "build_demo", small)
+        out = beds.prepare(BEDS["gravel"], tmp_path)
+        assert [p.name for p in out.iterdir()] == ["train"] and out.parent == tmp_path / "textures"
+        assert [p.name for p in out.parent.iterdir()] == ["gravel"]
+
+    def test_half_a_bed_is_built_anew(self, monkeypatch, tmp_path):
+        def broken(out, **settings):
+            (out / "left").mkdir()
+            raise OSError
+
+        monkeypatch.setattr(beds, "build_demo", broken)
+        with pytest.raises(OSError):
+            beds.prepare(BEDS["gravel"], tmp_path)
+        monkeypatch.setattr(
+            beds, "build_demo", lambda out, **settings: (out / "gravel" / "test").mkdir(parents=True)
+        )
+        assert [p.name for p in beds.prepare(BEDS["gravel"], tmp_path).iterdir()] == ["test"]
+
+
+class TestResults:
+    def test_later_rows_replace_those_of_the_same_run(self, tmp_path):
+        path = tmp_path / "new" / "accuracy.json"
+        figures = {"pro": 0.12345678, "pixel_auroc": 0.5, "image_auroc": 1.0}
+        cost = {"seconds": 12.6, "threads": 1}
+        results.keep(path, BEDS["cookie"], "default", 0, cost, {"a": figures, "b": figures | {"ms": 3.14159}})
+        results.keep(path, BEDS["transistor"], "default", 0, cost, {"a": figures})
+        results.keep(path, BEDS["cookie"], "default", 1, cost, {"a": figures})
+        results.keep(path, BEDS["cookie"], "default", 0, cost, {"b": figures | {"pro": 0.9}})
+        found = results.read(path)
+        assert [(row["data"], row["seed"], row["score"], row["pro"]) for row in found] == [
+            ("transistor", 0, "a", 0.1235), ("cookie", 0, "b", 0.9), ("cookie", 1, "a", 0.1235)
+        ]  # fmt: skip
+        assert list(found[0]) == list(a_row()) and found[0]["seconds"] == 13 and found[0]["ms"] is None
+        assert [p.name for p in path.parent.iterdir()] == ["accuracy.json"]
+
+    def test_no_file_has_no_rows(self, tmp_path):
+        assert results.read(tmp_path / "none.json") == []
+
+    def test_a_table_holds_means_over_seeds_then_over_beds(self):
+        rows = [
+            a_row(pro=0.2),
+            a_row(seed=1, pro=0.4, seconds=30, ms=20.0),
+            a_row("transistor", pro=0.9, ms=40.0),
+        ]
+        found = cells(results.table(rows))
+        assert found["bed"] == ["PatchCore"]
+        assert list(found)[2:] == ["transistor", "cookie", "mean", "seeds", "training, s", "ms an image"]
+        assert found["cookie"] == ["0.300 / 0.250 / 1.000"] and found["mean"] == ["0.600 / 0.250 / 1.000"]
+        assert found["seeds"] == ["1 to 2"]
+        assert found["training, s"] == ["15"] and found["ms an image"] == ["30"]
+
+    def test_columns_have_their_order_and_other_settings_come_last(self):
+        rows = [a_row(settings=s) for s in ("wide", "PaDiM", "PatchCore", "pyramid", "default")] + [
+            a_row(settings="default", score=results.LOCAL, pro=0.75)
+        ]
+        found = cells(results.table(rows))
+        assert found["bed"] == [*results.COLUMNS, "ours, wide"]
+        assert [cell[:5] for cell in found["cookie"]] == ["0.500", "0.750", *["0.500"] * 4]
+        assert "mean" not in found  # of one bed
+
+    def test_a_method_without_all_beds_has_no_mean(self):
+        rows = [a_row(), a_row("brick", seed=1, ms=5.0), a_row(settings="default")]
+        found = cells(results.table(rows))
+        assert found["brick"] == ["-", "0.500 / 0.250 / 1.000"]
+        assert found["mean"] == ["-", "0.500 / 0.250 / 1.000"]
+        assert found["training, s"] == ["-", "10"]
+        assert found["ms an image"] == ["-", "-"]  # not of a smaller image
+
+    def test_image_auroc_of_fabric_counts_nowhere(self):
+        found = cells(results.table([a_row("fabric", image_auroc=1.0), a_row(image_auroc=0.5)]))
+        assert found["fabric"] == ["0.500 / 0.250 / (1.000)"]
+        assert found["mean"] == ["0.500 / 0.250 / 0.500"]
+
+    def test_the_ablation_is_of_ours(self):
+        rows = [a_row(), *(a_row(settings="default", score=s) for s in (results.BLEND, "IAD alone"))]
+        found = cells(results.ablation(rows))
+        assert found["bed"] == ["blend", "IAD alone"] and list(found)[2:] == ["cookie"]
+
+    def test_the_readme_has_both_tables(self):
+        rows = [a_row(), a_row(settings="default")]
+        assert tables.accuracy(rows[:1]) == results.table(rows[:1])
+        first, second = tables.accuracy(rows).split("\n\n")
+        assert (first, second) == (results.table(rows), results.ablation(rows))
+
+    def test_the_kept_file_is_of_these_beds(self):
+        rows = results.read()
+        assert all(list(row) == list(a_row()) and row["data"] in BEDS for row in rows)
+        assert len({(r["data"], r["settings"], r["seed"], r["score"]) for r in rows}) == len(rows)
+
+    def test_the_demo_has_a_table(self):
+        found = tables.demo({"brick": {"pro": 0.5, "pixel_auroc": 0.25, "image_auroc": 1.0}})
+        assert cells(found)["brick"] == ["0.500", "0.250", "1.000"]
+
+
+class TestCommand:
+    @pytest.fixture
+    def call(self, tmp_path, monkeypatch, parts, teacher, capsys):
+        """Run the command on a small bed; what was run is noted."""
+        noted = []
+        monkeypatch.setitem(BEDS, "cookie", Bed("cookie", "any-angle", 64))
+        monkeypatch.setattr(command, "prepare", lambda bed, work: parts)
+        monkeypatch.setattr(command, "resnet", lambda: teacher)
+        monkeypatch.setattr(measure, "REPEATS", 2)
+        monkeypatch.setattr(patchcore, "SHARE", 0.05)
+
+        def instead(bed, folder, run, settings, seed, timed):
+            noted.append((run.name, settings, timed))
+            score = {"pro": 0.5, "pixel_auroc": 0.5, "image_auroc": 0.5, "ms": 7.0 if timed else None}
+            return {"seconds": 1, "threads": 1}, {results.BLEND: score}
+
+        monkeypatch.setattr(ours, "measure", instead)
+
+        def run(*arguments):
+            noted.clear()
+            command.main([*arguments, "--results", str(tmp_path / "r.json"), "--work", str(tmp_path)])
+            return list(noted), results.read(tmp_path / "r.json"), capsys.readouterr().out
+
+        return run
+
+    def test_what_is_missing_is_run_and_the_rest_is_not(self, call):
+        noted, rows, text = call("cookie")
+        assert noted == [
+            ("cookie-default-0", {}, False),
+            ("cookie-pyramid-0", ours.FAMILIES["pyramid"], False),
+        ]
+        assert {row["settings"] for row in rows} == {"default", "pyramid", "PatchCore", "PaDiM"}
+        assert all(0 <= row[m] <= 1 and row["ms"] is None for row in rows for m in results.METRICS)
+        assert text.endswith(results.table(rows) + "\n")
+        noted, again, _ = call("cookie")
+        assert noted == [] and again == rows
+        assert call("cookie", "--seeds", "2", "--only", "ours")[0] == [("cookie-default-1", {}, False)]
+        assert len(call("cookie", "--again", "--only", "ours")[0]) == 1
+        assert call()[1] == call()[1] != []
+
+    def test_time_is_taken_of_the_first_seed(self, call):
+        call("cookie", "--only", "padim", "--only", "ours")
+        noted, rows, _ = call("cookie", "--only", "padim", "--only", "ours", "--seeds", "2", "--time")
+        assert [timed for *_, timed in noted] == [True, False]
+        assert all((row["ms"] is not None) == (row["seed"] == 0) for row in rows)
+
+    def test_other_settings_have_a_name(self, call):
+        noted, rows, _ = call("cookie", "--set", "width=8", "--set", "patch=[32]", "--label", "thin")
+        assert noted == [("cookie-thin-0", {"width": 8, "patch": [32]}, False)]
+        assert [row["settings"] for row in rows] == ["thin"]
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            ["nothing"],
+            ["cookie", "--set", "width=8"],
+            ["cookie", "--label", "thin"],
+            ["cookie", "--set", "width=8", "--label", "PaDiM"],
+            ["cookie", "--set", "width=8", "--label", "thin", "--only", "padim"],
+        ],
+    )
+    def test_what_cannot_be_meant_is_refused(self, call, wrong):
+        with pytest.raises(SystemExit):
+            call(*wrong)
+
+
+@pytest.mark.slow
+class TestOurs:
+    def test_a_model_is_trained_once_and_taken_apart(self, parts, small, tmp_path, monkeypatch):
+        bed, run = Bed("small", "aligned", 64), tmp_path / "run"
+        monkeypatch.setattr(measure, "REPEATS", 1)
+        cost, scores = ours.measure(bed, parts, run, small, seed=1)
+        assert {results.BLEND, "IAD alone", "DAD alone", results.LOCAL} <= set(scores)
+        assert all(0 <= found[m] <= 1 for found in scores.values() for m in results.METRICS)
+        assert cost == json.loads((run / "cost.json").read_text()) and cost["threads"] > 0
+        monkeypatch.setattr(ours, "fit", None)
+        again = ours.measure(bed, parts, run, small, seed=1, timed=True)
+        assert again[1][results.BLEND].pop("ms") > 0
+        assert again == (cost, scores)
