@@ -44,7 +44,7 @@ def test_defaults_of_a_masked_net(net):
     assert config.masked
     assert [(g.patch, g.stride, g.frame, len(g)) for g in config.grids] == [(32, 8, 0, 841), (64, 16, 0, 169)]
     assert (config.steps, config.batch, config.learning_rate) == (1600, 12, 1e-2)
-    assert (config.finetune_steps, config.lambda_s) == (250, 0.7)
+    assert (config.finetune_steps, config.lambda_s) == (250, 0.8)
     assert config.blocks == (1, 1, 1) and config.readout == MASKED[net][2]
     assert config.widths == {"pyramid": (64, 64, 64, 64), "paper": (16, 32, 64, 128)}[net]
 
@@ -82,13 +82,10 @@ def test_what_a_preset_sets_can_be_overruled(values, blocks, readout, widths):
     assert (config.blocks, config.readout, config.widths) == (blocks, readout, widths)
 
 
-@pytest.mark.parametrize(
-    ("values", "share"),
-    [({}, 0.7), ({"blend": "paper"}, 0.8), ({"blend": "paper", "lambda_s": 0}, 0.0)],
-    ids=["calibrated", "paper", "given"],
-)
-def test_lambda_s_goes_with_the_blend(values, share):
-    assert Config(**values).lambda_s == share
+@pytest.mark.parametrize("blend", ["calibrated", "paper"])
+def test_lambda_s_is_the_papers_unless_given(blend):
+    assert Config(blend=blend).lambda_s == 0.8
+    assert Config(blend=blend, lambda_s=0).lambda_s == 0.0
 
 
 @pytest.mark.parametrize("net", NETS)

@@ -69,7 +69,7 @@ def test_what_the_threshold_promises_is_said(parts, tmp_path, small, capsys):
     said = Reporter(Console(width=300))
     fit(normal_images(parts), tmp_path / "run", Config(**small, false_alarms=0.2), reporter=said)
     out = capsys.readouterr().out
-    assert "threshold: 20.00% of good photographs or fewer will lie above it (from 12" in out
+    assert "threshold: a share of 0.2 of good photographs or less will lie above it (from 12;" in out
     calibration = json.loads((tmp_path / "run/calibration.json").read_text())
     assert sum(score > calibration["threshold"] for score in calibration["scores"]) == 1
 
