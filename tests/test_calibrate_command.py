@@ -79,7 +79,7 @@ def earlier(run):
     """Make it one of a version that kept neither peaks nor the names of images."""
     path = run / "calibration.json"
     values = json.loads(path.read_text())
-    for name in ("image", "peaks", "trained_on", "false_alarms"):
+    for name in ("image", "peaks", "trained_on", "bound", "false_alarms"):
         del values[name]
     path.write_text(json.dumps(values | {"quantile": 0.95}))
     return run

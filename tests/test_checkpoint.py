@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pickle
 import shutil
 
@@ -143,7 +144,7 @@ def former(masked_run, tmp_path):
     run = shutil.copytree(masked_run, tmp_path / "former")
     (run / "config.toml").write_text(FORMER_CONFIG, encoding="utf-8")
     values = json.loads((run / "calibration.json").read_text(encoding="utf-8"))
-    for name in ("image", "peaks", "trained_on", "false_alarms"):
+    for name in ("image", "peaks", "trained_on", "bound", "false_alarms"):
         del values[name]
     # It came from what surroundings told, and stands in no settings.
     values["scales"][0]["lambda_s"] = 0.83
@@ -161,7 +162,10 @@ def test_a_run_folder_of_an_earlier_version_scores_as_the_model_in_it(former, ma
     # What the earlier version did with these weights and statistics.
     (statistics,) = now.calibration.scales
     now.calibration = dataclasses.replace(
-        now.calibration, scales=(dataclasses.replace(statistics, lambda_s=0.83),), image=Moments()
+        now.calibration,
+        scales=(dataclasses.replace(statistics, lambda_s=0.83),),
+        image=Moments(),
+        bound=math.inf,
     )
     images = [draw_part(np.random.default_rng(i), defect=i > 1) for i in range(4)]
     for engine in ("auto", "dense", "grouped", "patchwise"):

@@ -68,7 +68,7 @@ def train(
     the very result that an uninterrupted training has.
 
     [dim]glance-fast train photos/good --out run
-    glance-fast train photos/good --out run --set image_size=384 --steps 5000[/dim]
+    glance-fast train photos/good --out run --set image_size=384 --steps 1000[/dim]
     """
     from glance_fast.config import Config, checked_names, load_config, parse_setting
     from glance_fast.data.files import write_text

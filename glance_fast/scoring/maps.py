@@ -16,9 +16,8 @@ from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
 # Standard deviations after which the Gaussian is cut off.
 TRUNCATE = 3.0
-# Deviations up to which a peak counts in full in an image's score, and what counts of the rest: one head that
-# is beside itself (over another background, say) must not outvote those that see nothing.
-FULL, BEYOND = 4.0, 0.01
+# What counts in an image's score of a peak beyond the calibration's bound.
+BEYOND = 0.01
 
 
 class HeadMaps(NamedTuple):
@@ -74,9 +73,12 @@ def blend_heads(maps: HeadMaps, statistics: ScaleStatistics) -> Tensor:
     return share * inconsistency + (1 - share) * statistics.distortion_map.standardise(maps.distortion)
 
 
-def bounded(peaks: Tensor) -> Tensor:
-    """Standardised peaks, those beyond ``FULL`` brought near to it without a change of order."""
-    return peaks.clamp_max(FULL) + BEYOND * (peaks - FULL).clamp_min(0)
+def bounded(peaks: Tensor, bound: float) -> Tensor:
+    """Standardised peaks, those beyond ``bound`` brought near to it without a change of order.
+
+    One head that is beside itself, over another background, say, must not outvote those that see nothing.
+    """
+    return peaks.clamp_max(bound) + BEYOND * (peaks - bound).clamp_min(0)
 
 
 def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> tuple[Tensor, Tensor]:
@@ -105,7 +107,9 @@ def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> t
     for m, s in zip(maps, calibration.scales, strict=True):
         # Peaks are summed evenly: any head alone may be the one that sees the defect.
         if s.lambda_s > 0:
-            image += bounded(s.inconsistency_peak.standardise(m.inconsistency.amax((1, 2))))
+            peak = s.inconsistency_peak.standardise(m.inconsistency.amax((1, 2)))
+            image += bounded(peak, calibration.bound)
         if s.lambda_s < 1:
-            image += bounded(s.distortion_peak.standardise(m.distortion.amax((1, 2))))
+            peak = s.distortion_peak.standardise(m.distortion.amax((1, 2)))
+            image += bounded(peak, calibration.bound)
     return torch.stack(standardised).amax(0), calibration.image.standardise(image)

@@ -90,6 +90,9 @@ class Calibration:
     scores, peaks : tuple of float
         Image scores and highest pixels of normal images, each by a whitening that had not seen it; the
         thresholds come from them.
+    bound : float
+        Deviations up to which a peak counts in full in an image's score; infinite in run folders of an
+        earlier version, which had no bound.
     trained_on : tuple of str
         Names of the images behind the whitening (`glance_fast.scoring.calibration.digest`).
     """
@@ -102,6 +105,7 @@ class Calibration:
     aspect: float = 1.0
     scores: tuple[float, ...] = field(default=())
     peaks: tuple[float, ...] = field(default=())
+    bound: float = 4.0
     trained_on: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -111,6 +115,8 @@ class Calibration:
                 raise ValueError(f"{name} must be a number, got {value!r}")
         if not (_is_number(self.false_alarms) and 0 < self.false_alarms < 1):
             raise ValueError(f"false_alarms must lie between 0 and 1, got {self.false_alarms!r}")
+        if not (_is_number(self.bound) and self.bound > 0):
+            raise ValueError(f"bound must be positive, got {self.bound!r}")
         if not (_is_number(self.aspect) and 0 < self.aspect < math.inf):
             raise ValueError(f"aspect must be finite and positive, got {self.aspect!r}")
         if not all(_is_number(score) and math.isfinite(score) for score in (*self.scores, *self.peaks)):
@@ -139,6 +145,7 @@ class Calibration:
                 # Of a run folder of an earlier version.
                 values["false_alarms"] = 1 - values.pop("quantile")
                 values |= {"image": {"mean": 0.0, "std": 1.0}, "peaks": [], "trained_on": []}
+                values["bound"] = math.inf
             values["scales"] = tuple(
                 _whole(
                     ScaleStatistics,

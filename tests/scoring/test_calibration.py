@@ -32,7 +32,7 @@ from glance_fast.scoring.calibration import (
     whitening_of_all,
     whitenings,
 )
-from glance_fast.scoring.maps import BEYOND, FULL, HeadMaps, blend_heads, bounded, combine
+from glance_fast.scoring.maps import BEYOND, HeadMaps, blend_heads, bounded, combine
 from glance_fast.scoring.statistics import (
     Calibration,
     Moments,
@@ -421,15 +421,16 @@ def test_false_alarms_are_counted_among_the_normal_scores(false_alarms):
 
 def test_one_head_that_is_beside_itself_does_not_outvote_the_others():
     peaks = torch.linspace(-5, 1000, 5000)
-    found = bounded(peaks)
-    assert torch.equal(found[peaks <= FULL], peaks[peaks <= FULL])
+    assert torch.equal(bounded(peaks, math.inf), peaks), "an earlier version had no bound"
+    found = bounded(peaks, 4.0)
+    assert torch.equal(found[peaks <= 4], peaks[peaks <= 4])
     assert (found.diff() > 0).all(), "the order stays"
-    torch.testing.assert_close(found[-1], torch.tensor(FULL + BEYOND * (1000 - FULL)))
+    torch.testing.assert_close(found[-1], torch.tensor(4 + BEYOND * (1000 - 4)))
     config = Config(patch=32, stride=16, image_size=96)
     calibration = Calibration((ScaleStatistics(),), image=Moments(2.0, 4.0))
     one = HeadMaps(*(torch.full((1, 4, 4), value) for value in (104.0, 1.0)))
     _, score = combine([one], config, calibration)
-    torch.testing.assert_close(score, torch.tensor([(FULL + BEYOND * 100 + 1 - 2) / 4]))
+    torch.testing.assert_close(score, torch.tensor([(4 + BEYOND * 100 + 1 - 2) / 4]))
 
 
 @pytest.mark.parametrize(("share", "heads"), [(1.0, (0,)), (0.0, (1,)), (0.5, (0, 1))])
@@ -656,6 +657,7 @@ def test_json_keeps_every_number(calibration):
                 "aspect",
                 "image",
                 "peaks",
+                "bound",
                 "trained_on",
             )
         ),
@@ -683,7 +685,7 @@ def test_damaged_text_is_named(text):
 def former(calibration):
     """The file that an earlier version wrote."""
     values = json.loads(calibration.to_json())
-    for name in ("image", "peaks", "trained_on"):
+    for name in ("image", "peaks", "trained_on", "bound"):
         del values[name]
     values["quantile"] = 1 - values.pop("false_alarms")
     return json.dumps(values, indent=2)
@@ -694,7 +696,7 @@ def test_a_file_of_an_earlier_version_is_read():
     read = Calibration.from_json(former(now), 2, "calibration.json")
     assert read.false_alarms == pytest.approx(0.05, abs=1e-12)
     assert read == dataclasses.replace(
-        now, false_alarms=read.false_alarms, image=Moments(), peaks=(), trained_on=()
+        now, false_alarms=read.false_alarms, image=Moments(), peaks=(), trained_on=(), bound=math.inf
     )
     # It is of this version once it is written again.
     assert Calibration.from_json(read.to_json(), 2, "calibration.json") == read
