@@ -270,16 +270,21 @@ class Config:
 
     def _check_surrounding(self, size: tuple[int, int], scales: list[tuple[int, int, int]]) -> None:
         """Every patch needs another beside it that shares no pixel with it."""
-        grids = [PatchGrid(*size, *scale) for scale in scales]
-        if all(grid.surrounded for grid in grids):
+        failing = [g for g in (PatchGrid(*size, *scale) for scale in scales) if not g.surrounded]
+        if not failing:
             return
         # One cell more than the hole, along an axis, and no pixel in common with it.
-        least = max((g.hidden * g.stride + g.patch - 2 * g.frame) for g in grids)
-        fits = fitting_size(least, scales, least)
+        least = {g.patch: g.hidden * g.stride + g.patch - 2 * g.frame for g in failing}
+        worst = max(least, key=least.__getitem__)
+        fits = fitting_size(least[worst], scales, least[worst])
+        others = [(s.patch, s.stride) for s in (PatchGrid(*size, *scale) for scale in scales) if s.surrounded]
+        smaller = others[0] if others else (32, 8)
+        advice = f"{fits} and more fit"
+        if smaller[0] < worst:
+            advice += f", or patches of {smaller[0]} alone (--set patch={smaller[0]} --set stride={smaller[1]})"
         raise UserError(
-            f"image_size: {size[0]}x{size[1]} leaves no surrounding beside a patch of {max(self.patches)} "
-            f"pixels; {fits} and more fit, or a smaller patch (--set patch=32 --set stride=8), or a masked "
-            "net (--set net=pyramid)"
+            f"image_size: {size[0]}x{size[1]} leaves no surrounding beside a patch of {worst} pixels; {advice}, "
+            "or a masked net (--set net=pyramid)"
         )
 
     @property

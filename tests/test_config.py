@@ -218,7 +218,16 @@ def test_an_image_without_a_surrounding_is_refused_with_the_least_that_has_one(v
         pytest.param({"frame": (1, 2, 3)}, "frame: one number, or one for each", id="frame-count"),
         pytest.param({"net": "pyramid", "frame": 8}, "frame: net 'pyramid' would find", id="frame-masked"),
         pytest.param({"frame": (8, 9)}, "image_size: no image size fits all", id="frame-odd"),
-        pytest.param({"image_size": 64}, "leaves no surrounding beside a patch of 64", id="no-surrounding"),
+        pytest.param(
+            {"image_size": 64},
+            r"leaves no surrounding beside a patch of 64 .* 144 and more fit, or patches of 32 alone \(--set",
+            id="no-surrounding",
+        ),
+        pytest.param(
+            {"image_size": 48, "patch": 32, "stride": 8},
+            r"beside a patch of 32 pixels; 72 and more fit, or a masked net \(",
+            id="no-surrounding-32",
+        ),
         pytest.param({"blend": "raw"}, "blend: 'raw' is neither", id="blend"),
         pytest.param({"symmetry": "yes"}, "symmetry: 'yes' is none of auto, none", id="symmetry"),
         pytest.param({"symmetry": "turns", "image_size": (256, 192)}, "turns need a square", id="turns"),
