@@ -40,7 +40,7 @@ def trunk(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def to_maps(distances: Tensor, size: tuple[int, int]) -> np.ndarray:
     """Distances of a grid of places [N, h, w] to smoothed maps [N, H, W]."""
-    maps = F.interpolate(distances[:, None], size, mode="bilinear")[:, 0].numpy()
+    maps = F.interpolate(distances[:, None].float(), size, mode="bilinear")[:, 0].numpy()
     return gaussian_filter(maps, (0, SMOOTHING, SMOOTHING))
 
 
