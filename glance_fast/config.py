@@ -277,14 +277,14 @@ class Config:
         least = {g.patch: g.hidden * g.stride + g.patch - 2 * g.frame for g in failing}
         worst = max(least, key=least.__getitem__)
         fits = fitting_size(least[worst], scales, least[worst])
-        others = [(s.patch, s.stride) for s in (PatchGrid(*size, *scale) for scale in scales) if s.surrounded]
-        smaller = others[0] if others else (32, 8)
+        smaller = [patch for patch in self.patches if patch not in least] or [min(LOCAL_LAYOUTS)]
         advice = f"{fits} and more fit"
         if smaller[0] < worst:
-            advice += f", or patches of {smaller[0]} alone (--set patch={smaller[0]} --set stride={smaller[1]})"
+            stride = self.strides[self.patches.index(smaller[0])] if smaller[0] in self.patches else 8
+            advice += f", or patches of {smaller[0]} alone (--set patch={smaller[0]} --set stride={stride})"
         raise UserError(
-            f"image_size: {size[0]}x{size[1]} leaves no surrounding beside a patch of {worst} pixels; {advice}, "
-            "or a masked net (--set net=pyramid)"
+            f"image_size: {size[0]}x{size[1]} leaves no surrounding beside a patch of {worst} pixels; "
+            f"{advice}, or a masked net (--set net=pyramid)"
         )
 
     @property

@@ -23,7 +23,7 @@ from glance_fast.nets.local_net import LocalNet
 from glance_fast.nets.surround import SurroundNet
 from glance_fast.nets.teacher import to_input
 from glance_fast.scoring import dense, grouped, patchwise
-from glance_fast.scoring.maps import HeadMaps, combine, interpolate
+from glance_fast.scoring.maps import HeadMaps, combine, distances, interpolate
 from glance_fast.scoring.memory import DEFAULT_MIB, IMAGES_TOGETHER, MIB, Share, split
 from glance_fast.scoring.stages import stage
 from glance_fast.scoring.statistics import Calibration, ScaleStatistics
@@ -141,6 +141,7 @@ class Glance(nn.Module):
         self.calibration = Calibration(
             tuple(ScaleStatistics(lambda_s=config.lambda_s) for _ in self.scales),
             false_alarms=config.false_alarms,
+            distances=config.blend == "calibrated",
         )
         self.precision, self.memory_mib = "auto", None
         self.to(memory_format=torch.channels_last)
@@ -299,14 +300,14 @@ class Glance(nn.Module):
 
     @stage("maps")
     def head_maps(self, patch_scores: list[PatchScores]) -> list[HeadMaps]:
-        """Maps of the two scores, one pair a scale."""
-        return [
-            HeadMaps(
-                interpolate(p.inconsistency, s.grid, self.config),
-                interpolate(p.distortion, s.grid, self.config),
-            )
-            for p, s in zip(patch_scores, self.scales, strict=True)
-        ]
+        """Maps of the two scores, or of `distances`, one pair a scale."""
+        maps = []
+        for found, scale in zip(patch_scores, self.scales, strict=True):
+            heads = found.inconsistency, found.distortion
+            if self.calibration.distances:
+                heads = distances(*heads)
+            maps.append(HeadMaps(*(interpolate(values, scale.grid, self.config) for values in heads)))
+        return maps
 
 
 def mirrored(images: Tensor, frame: int) -> Tensor:

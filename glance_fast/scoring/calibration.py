@@ -31,6 +31,8 @@ FOLDS = 5
 RIDGE = 1e-3
 # Rows of the grid whose covariances are held at a time.
 BAND = 8
+# What the map of a patch size counts by at least, beside that of the size that is explained best.
+LEAST_WEIGHT = 0.5
 
 Features = list[tuple[Tensor, Tensor]]
 
@@ -61,6 +63,7 @@ def calibrate(
     cache: ImageCache,
     indices: Sequence[int] | np.ndarray,
     progress: Callable[[int, int], None] | None = None,
+    held_out: Sequence[int] | np.ndarray = (),
 ) -> None:
     """Estimate whitening, moments and thresholds on normal images, at most ``MOST_IMAGES`` of them.
 
@@ -74,12 +77,18 @@ def calibrate(
         Those to use.
     progress : callable, optional
         Called with (images done, images in all).
+    held_out : sequence of int
+        Those that no net was trained on: they tell what each of several patch sizes counts by in the map
+        (`weights_of`). Without any, all count the same.
     """
     chosen = np.random.default_rng(model.config.seed).permutation(np.asarray(indices))[:MOST_IMAGES]
+    weights = None
+    if len(held_out) and len(model.scales) > 1 and model.config.blend == "calibrated":
+        weights = weights_of(explained(features_of(model, cache, held_out)))
     scores = fit(model, features_of(model, cache, chosen, progress))
     aspect = float(np.median([width / height for height, width in cache.shapes]))
     model.calibration = dataclasses.replace(
-        calibration_of(model, scores), aspect=aspect, trained_on=digests(cache, indices)
+        calibration_of(model, scores, weights=weights), aspect=aspect, trained_on=digests(cache, indices)
     )
 
 
@@ -105,9 +114,9 @@ def recalibrate(
         scored = (s.patch_scores(*f, ScaleStatistics()) for s, f in zip(model.scales, chunk, strict=True))
         parts.append([NormalScores(s.inconsistency.cpu(), s.distortion.cpu()) for s in scored])
     scores = [NormalScores(*map(torch.cat, zip(*scale, strict=True))) for scale in zip(*parts, strict=True)]
-    shares = [s.lambda_s for s in before.scales]
+    shares, weights = zip(*((s.lambda_s, s.weight) for s in before.scales), strict=True)
     model.calibration = dataclasses.replace(
-        calibration_of(model, scores, shares), aspect=before.aspect, trained_on=before.trained_on
+        calibration_of(model, scores, shares, weights), aspect=before.aspect, trained_on=before.trained_on
     )
 
 
@@ -125,6 +134,31 @@ def features_of(
         yield model.features(images, precision=precision)
         if progress:
             progress(start + len(images), len(indices))
+
+
+def explained(features: Iterable[Features]) -> list[float]:
+    """Share of the variance of z_l that z_g explains, R², of every scale."""
+    locals_, errors = [], []
+    for chunk in features:
+        locals_.append([local.cpu() for local, _ in chunk])
+        errors.append([float((local - global_).double().square().sum()) for local, global_ in chunk])
+    shares = []
+    for scale, error in zip(zip(*locals_, strict=True), zip(*errors, strict=True), strict=True):
+        local = torch.cat(scale).flatten(0, 1).double()
+        shares.append(1 - sum(error) / max(float((local - local.mean(0)).square().sum()), 1e-12))
+    return shares
+
+
+def weights_of(shares: Sequence[float]) -> list[float]:
+    """What the maps of the scales count by, from the R² of each: in proportion to the best.
+
+    Where the surroundings of large patches tell nothing of them, as in a texture without order, large patches
+    only blur what small ones see.
+    """
+    best = max(shares)
+    if best <= 0:
+        return [1.0] * len(shares)
+    return [min(max(share / best, LEAST_WEIGHT), 1.0) for share in shares]
 
 
 def digests(cache: ImageCache, indices: Sequence[int] | np.ndarray) -> tuple[str, ...]:
@@ -268,7 +302,10 @@ class RunningMoments:
 
 @torch.inference_mode()
 def calibration_of(
-    model: Glance, scores: list[NormalScores], shares: Sequence[float] | None = None
+    model: Glance,
+    scores: list[NormalScores],
+    shares: Sequence[float] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Calibration:
     """Moments and thresholds from the patch scores of normal images.
 
@@ -279,14 +316,20 @@ def calibration_of(
         One a scale.
     shares : sequence of float, optional
         λ_s of every scale; the settings' if not given.
+    weights : sequence of float, optional
+        What every scale counts by in the map; all the same if not given.
     """
     config = model.config
     shares = shares or [config.lambda_s] * len(model.scales)
+    weights = weights or [1.0] * len(model.scales)
     if config.blend == "paper":
         statistics = [ScaleStatistics(lambda_s=share) for share in shares]
     else:
         statistics = _statistics(model, scores, shares)
-    calibration = Calibration(tuple(statistics), false_alarms=config.false_alarms)
+        statistics = [dataclasses.replace(s, weight=w) for s, w in zip(statistics, weights, strict=True)]
+    calibration = Calibration(
+        tuple(statistics), false_alarms=config.false_alarms, distances=model.calibration.distances
+    )
     image, pixel = [], []
     for maps in _maps(model, scores):
         blended, score = combine(maps, config, calibration)

@@ -16,8 +16,8 @@ from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
 # Standard deviations after which the Gaussian is cut off.
 TRUNCATE = 3.0
-# What counts in an image's score of a peak beyond the calibration's bound.
-BEYOND = 0.01
+# Least probability that is told from 0 or 1, about float32's step below 1.
+LEAST = 1e-7
 
 
 class HeadMaps(NamedTuple):
@@ -25,6 +25,15 @@ class HeadMaps(NamedTuple):
 
     inconsistency: Tensor
     distortion: Tensor
+
+
+def distances(inconsistency: Tensor, distortion: Tensor) -> tuple[Tensor, Tensor]:
+    """What maps show of s_IAD and s_DAD: the root, a Mahalanobis distance, and the log odds.
+
+    On normal images they are spread about evenly, where the scores themselves have a long tail or end at 1. A
+    patch that shows little of a defect lights up less beside one that shows all of it.
+    """
+    return inconsistency.sqrt(), torch.logit(distortion, eps=LEAST)
 
 
 def interpolate(patch_scores: Tensor, grid: PatchGrid, config: Config) -> Tensor:
@@ -73,14 +82,6 @@ def blend_heads(maps: HeadMaps, statistics: ScaleStatistics) -> Tensor:
     return share * inconsistency + (1 - share) * statistics.distortion_map.standardise(maps.distortion)
 
 
-def bounded(peaks: Tensor, bound: float) -> Tensor:
-    """Standardised peaks, those beyond ``bound`` brought near to it without a change of order.
-
-    One head that is beside itself, over another background, say, must not outvote those that see nothing.
-    """
-    return peaks.clamp_max(bound) + BEYOND * (peaks - bound).clamp_min(0)
-
-
 def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> tuple[Tensor, Tensor]:
     """All scales together.
 
@@ -92,24 +93,22 @@ def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> t
     Returns
     -------
     maps : Tensor
-        Float32 [B, H, W]. Calibrated: the largest over the scales of the standardised blends. Paper: their
-        mean.
+        Float32 [B, H, W]. Calibrated: the largest over the scales of the standardised and weighted blends.
+        Paper: their mean.
     scores : Tensor
-        Float32 [B]. Calibrated: the sum over scales and heads of each map's standardised and `bounded`
-        maximum, in deviations from that of normal images. Paper: the map's maximum.
+        Float32 [B]. Calibrated: the sum over scales and heads of each map's standardised maximum, in
+        deviations from that of normal images. Paper: the map's maximum.
     """
     blends = [blend_heads(m, s) for m, s in zip(maps, calibration.scales, strict=True)]
     if config.blend == "paper":
         total = torch.stack(blends).mean(0)
         return total, total.amax((1, 2))
-    standardised = [s.map.standardise(b) for b, s in zip(blends, calibration.scales, strict=True)]
+    weighted = [s.weight * s.map.standardise(b) for b, s in zip(blends, calibration.scales, strict=True)]
     image = blends[0].new_zeros(len(blends[0]))
     for m, s in zip(maps, calibration.scales, strict=True):
         # Peaks are summed evenly: any head alone may be the one that sees the defect.
         if s.lambda_s > 0:
-            peak = s.inconsistency_peak.standardise(m.inconsistency.amax((1, 2)))
-            image += bounded(peak, calibration.bound)
+            image += s.inconsistency_peak.standardise(m.inconsistency.amax((1, 2)))
         if s.lambda_s < 1:
-            peak = s.distortion_peak.standardise(m.distortion.amax((1, 2)))
-            image += bounded(peak, calibration.bound)
-    return torch.stack(standardised).amax(0), calibration.image.standardise(image)
+            image += s.distortion_peak.standardise(m.distortion.amax((1, 2)))
+    return torch.stack(weighted).amax(0), calibration.image.standardise(image)

@@ -53,6 +53,8 @@ class ScaleStatistics:
         Of the maxima of the two maps, one an image.
     lambda_s : float
         Share of the inconsistency score in the blend.
+    weight : float
+        What the scale's blend counts by in the map.
     """
 
     inconsistency: Moments = Moments()
@@ -63,10 +65,13 @@ class ScaleStatistics:
     inconsistency_peak: Moments = Moments()
     distortion_peak: Moments = Moments()
     lambda_s: float = 0.5
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not (_is_number(self.lambda_s) and 0 <= self.lambda_s <= 1):
             raise ValueError(f"lambda_s must lie in [0, 1], got {self.lambda_s!r}")
+        if not (_is_number(self.weight) and 0 < self.weight <= 1):
+            raise ValueError(f"weight must lie in (0, 1], got {self.weight!r}")
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,9 @@ class Calibration:
     scores, peaks : tuple of float
         Image scores and highest pixels of normal images, each by a whitening that had not seen it; the
         thresholds come from them.
-    bound : float
-        Deviations up to which a peak counts in full in an image's score; infinite in run folders of an
-        earlier version, which had no bound.
+    distances : bool
+        Whether maps show the root of s_IAD, a Mahalanobis distance, and the log odds of s_DAD. If not, they
+        show the scores themselves: in the paper's blend, and in run folders of an earlier version.
     trained_on : tuple of str
         Names of the images behind the whitening (`glance_fast.scoring.calibration.digest`).
     """
@@ -105,7 +110,7 @@ class Calibration:
     aspect: float = 1.0
     scores: tuple[float, ...] = field(default=())
     peaks: tuple[float, ...] = field(default=())
-    bound: float = 4.0
+    distances: bool = False
     trained_on: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -115,8 +120,8 @@ class Calibration:
                 raise ValueError(f"{name} must be a number, got {value!r}")
         if not (_is_number(self.false_alarms) and 0 < self.false_alarms < 1):
             raise ValueError(f"false_alarms must lie between 0 and 1, got {self.false_alarms!r}")
-        if not (_is_number(self.bound) and self.bound > 0):
-            raise ValueError(f"bound must be positive, got {self.bound!r}")
+        if not isinstance(self.distances, bool):
+            raise ValueError(f"distances must be true or false, got {self.distances!r}")
         if not (_is_number(self.aspect) and 0 < self.aspect < math.inf):
             raise ValueError(f"aspect must be finite and positive, got {self.aspect!r}")
         if not all(_is_number(score) and math.isfinite(score) for score in (*self.scores, *self.peaks)):
@@ -145,11 +150,12 @@ class Calibration:
                 # Of a run folder of an earlier version.
                 values["false_alarms"] = 1 - values.pop("quantile")
                 values |= {"image": {"mean": 0.0, "std": 1.0}, "peaks": [], "trained_on": []}
-                values["bound"] = math.inf
+                values["distances"] = False
+                values["scales"] = [{**scale, "weight": 1.0} for scale in values["scales"]]
             values["scales"] = tuple(
                 _whole(
                     ScaleStatistics,
-                    {n: v if n == "lambda_s" else _whole(Moments, v) for n, v in scale.items()},
+                    {n: _whole(Moments, v) if isinstance(v, dict) else v for n, v in scale.items()},
                 )
                 for scale in values["scales"]
             )

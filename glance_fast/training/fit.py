@@ -154,7 +154,7 @@ def fit(
             run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
 
         with reporter.task("calibrating", None) as advance:
-            calibrate(model, cache, np.arange(len(cache)), advance)
+            calibrate(model, cache, np.arange(len(cache)), advance, held_out)
         reporter.say(promise(model.calibration))
         save_model(model, run)
         shutil.rmtree(checkpoints)

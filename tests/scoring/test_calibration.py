@@ -20,6 +20,7 @@ from glance_fast.scoring import calibration as module
 from glance_fast.scoring.calibration import (
     BAND,
     FOLDS,
+    LEAST_WEIGHT,
     RIDGE,
     NormalScores,
     RunningMoments,
@@ -27,12 +28,14 @@ from glance_fast.scoring.calibration import (
     calibration_of,
     cross_fitted,
     digest,
+    explained,
     fit,
     recalibrate,
+    weights_of,
     whitening_of_all,
     whitenings,
 )
-from glance_fast.scoring.maps import BEYOND, HeadMaps, blend_heads, bounded, combine
+from glance_fast.scoring.maps import HeadMaps, blend_heads, combine, distances, interpolate
 from glance_fast.scoring.statistics import (
     Calibration,
     Moments,
@@ -419,18 +422,50 @@ def test_false_alarms_are_counted_among_the_normal_scores(false_alarms):
     )
 
 
-def test_one_head_that_is_beside_itself_does_not_outvote_the_others():
-    peaks = torch.linspace(-5, 1000, 5000)
-    assert torch.equal(bounded(peaks, math.inf), peaks), "an earlier version had no bound"
-    found = bounded(peaks, 4.0)
-    assert torch.equal(found[peaks <= 4], peaks[peaks <= 4])
-    assert (found.diff() > 0).all(), "the order stays"
-    torch.testing.assert_close(found[-1], torch.tensor(4 + BEYOND * (1000 - 4)))
-    config = Config(patch=32, stride=16, image_size=96)
-    calibration = Calibration((ScaleStatistics(),), image=Moments(2.0, 4.0))
-    one = HeadMaps(*(torch.full((1, 4, 4), value) for value in (104.0, 1.0)))
-    _, score = combine([one], config, calibration)
-    torch.testing.assert_close(score, torch.tensor([(4 + BEYOND * 100 + 1 - 2) / 4]))
+def test_maps_show_the_distance_and_the_log_odds():
+    config = Config(patch=32, stride=16, image_size=96, width=8)
+    model = Glance(config)
+    (scores,) = normal_scores_of(model, images=3)
+    assert model.calibration.distances
+    (shown,) = model.head_maps([scores])
+    grid = model.scales[0].grid
+    expected = interpolate(scores.inconsistency**0.5, grid, config)
+    torch.testing.assert_close(shown.inconsistency, expected)
+    odds = torch.log(scores.distortion / (1 - scores.distortion))
+    torch.testing.assert_close(shown.distortion, interpolate(odds, grid, config), rtol=1e-4, atol=1e-4)
+    # As in run folders of before, and in the paper's blend.
+    model.calibration = dataclasses.replace(model.calibration, distances=False)
+    (shown,) = model.head_maps([scores])
+    torch.testing.assert_close(shown.inconsistency, interpolate(scores.inconsistency, grid, config))
+    torch.testing.assert_close(shown.distortion, interpolate(scores.distortion, grid, config))
+    assert not Glance(dataclasses.replace(config, blend="paper")).calibration.distances
+    assert not calibration_of(model, [scores]).distances, "a calibration anew shows what the one before did"
+
+
+def test_what_is_certain_has_finite_log_odds():
+    root, odds = distances(torch.tensor([0.0, 4.0]), torch.tensor([0.0, 1.0]))
+    assert root.tolist() == [0, 2] and odds[0] == pytest.approx(-16.1, abs=0.1) and 15 < odds[1] < 17
+
+
+def test_a_size_counts_by_what_its_surroundings_explain():
+    assert weights_of([0.6, 0.45]) == [1, pytest.approx(0.75)]
+    assert weights_of([0.2, 0.25]) == [pytest.approx(0.8), 1]
+    assert weights_of([0.02, -0.01]) == [1, LEAST_WEIGHT], "half at least"
+    assert weights_of([-0.1, 0.0]) == [1, 1], "nothing is explained: no reason to prefer one"
+    local = torch.randn(4, 9, 5, generator=torch.Generator().manual_seed(0))
+    half = local.mean((0, 1)) + (local - local.mean((0, 1))) / 2
+    chunks = [
+        [(local[:1], half[:1]), (local[:1], local[:1])],
+        [(local[1:], half[1:]), (local[1:], local[1:])],
+    ]
+    assert explained(chunks) == pytest.approx([0.75, 1])
+    config = Config(**TWO)
+    maps = [HeadMaps(*(torch.full((1, 4, 4), value) for _ in "id")) for value in (2.0, 3.0)]
+    calibration = Calibration((ScaleStatistics(), ScaleStatistics(weight=0.5)))
+    blended, score = combine(maps, config, calibration)
+    assert blended.unique().tolist() == [2] and float(score) == 10, "peaks are summed evenly"
+    given = calibration_of(model_of(**TWO), normal_scores_of(model_of(**TWO)), weights=[1.0, 0.6])
+    assert [s.weight for s in given.scales] == [1, 0.6]
 
 
 @pytest.mark.parametrize(("share", "heads"), [(1.0, (0,)), (0.0, (1,)), (0.5, (0, 1))])
@@ -603,7 +638,13 @@ def example():
 
 
 @pytest.mark.parametrize(
-    "calibration", [example(), Calibration((ScaleStatistics(),))], ids=["set", "never set"]
+    "calibration",
+    [
+        example(),
+        Calibration((ScaleStatistics(),)),
+        Calibration((ScaleStatistics(weight=0.6),), distances=True),
+    ],
+    ids=["set", "never set", "distances"],
 )
 def test_json_keeps_every_number(calibration):
     read = Calibration.from_json(calibration.to_json(), len(calibration.scales), "calibration.json")
@@ -634,6 +675,9 @@ def test_json_keeps_every_number(calibration):
         lambda values: values["scales"][0].update(lambda_s=1.5),
         lambda values: values["scales"][0].update(lambda_s="0.5"),
         lambda values: values["scales"][0].pop("lambda_s"),
+        lambda values: values["scales"][0].pop("weight"),
+        lambda values: values["scales"][0].update(weight=0),
+        lambda values: values["scales"][0].update(weight=1.1),
         lambda values: values["scales"][0].pop("map"),
         lambda values: values["scales"][0]["map"].pop("mean"),
         lambda values: values["scales"][0]["map"].update(mean=10**400),
@@ -645,6 +689,7 @@ def test_json_keeps_every_number(calibration):
                 "false_alarms": ("0.01", None, 0, 1, -0.5, float("nan"), float("inf")),
                 "quantile": ("0.99", None, 0, 1, -0.5, float("nan"), [0.99]),
                 "aspect": ("1", None, 0, -1.5, float("nan"), float("inf")),
+                "distances": ("true", None, 1),
             }.items()
             for value in wrong
         ),
@@ -657,7 +702,7 @@ def test_json_keeps_every_number(calibration):
                 "aspect",
                 "image",
                 "peaks",
-                "bound",
+                "distances",
                 "trained_on",
             )
         ),
@@ -685,8 +730,10 @@ def test_damaged_text_is_named(text):
 def former(calibration):
     """The file that an earlier version wrote."""
     values = json.loads(calibration.to_json())
-    for name in ("image", "peaks", "trained_on", "bound"):
+    for name in ("image", "peaks", "trained_on", "distances"):
         del values[name]
+    for scale in values["scales"]:
+        del scale["weight"]
     values["quantile"] = 1 - values.pop("false_alarms")
     return json.dumps(values, indent=2)
 
@@ -696,7 +743,7 @@ def test_a_file_of_an_earlier_version_is_read():
     read = Calibration.from_json(former(now), 2, "calibration.json")
     assert read.false_alarms == pytest.approx(0.05, abs=1e-12)
     assert read == dataclasses.replace(
-        now, false_alarms=read.false_alarms, image=Moments(), peaks=(), trained_on=(), bound=math.inf
+        now, false_alarms=read.false_alarms, image=Moments(), peaks=(), trained_on=(), distances=False
     )
     # It is of this version once it is written again.
     assert Calibration.from_json(read.to_json(), 2, "calibration.json") == read
