@@ -32,8 +32,9 @@ BY_NET = {
     "steps": (300, 1600),
     "batch": (16, 12),
     "learning_rate": (5e-3, 1e-2),
-    "finetune_steps": (250, 250),
 }
+# Steps of Local-Net's fine-tuning by patch size: the larger net has the more to learn.
+FINETUNE_STEPS = {32: 250, 64: 500}
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ class Config:
         done, and further from the definition's scores; ``glance-fast bench`` says how far.
     false_alarms : float
         Share of normal images that the threshold behind ``anomalous`` may call anomalous.
-    finetune_steps : int, optional
-        Steps of Local-Net's fine-tuning on the category, for each scale; 250 if not given, 0 switches it off.
+    finetune_steps : int or tuple of int, optional
+        Steps of Local-Net's fine-tuning on the category, one entry a scale; 250 for patch 32 and 500 for patch
+        64 if not given, 0 switches it off.
     steps : int, optional
         Steps of Global-Net's training, for each scale; if not given, 300 for "surround" and 1600 for the
         masked nets.
@@ -133,7 +135,7 @@ class Config:
     smoothing: float = 4.0
     group_spacing: float = 2.0
     false_alarms: float = 0.01
-    finetune_steps: int | None = None
+    finetune_steps: int | tuple[int, ...] | None = None
     steps: int | None = None
     batch: int | None = None
     variants: int = 240
@@ -164,6 +166,9 @@ class Config:
             if getattr(self, name) is None:
                 _set(self, name, values[self.masked])
         self._check()
+        if self.finetune_steps is None:
+            steps = tuple(FINETUNE_STEPS[patch] for patch in self.patches)
+            _set(self, "finetune_steps", steps if isinstance(self.patch, tuple) else steps[0])
         if self.frame is None:
             frames = tuple(map(self._usual_frame, self.patches, self.strides))
             _set(self, "frame", frames if isinstance(self.patch, tuple) else frames[0])
@@ -201,6 +206,12 @@ class Config:
             raise UserError(f"blocks: none may be negative, got {self.blocks}")
         if self.holes is not None and len(_tuple(self.holes)) not in (1, len(self.patches)):
             raise UserError("holes: one number, or one for each patch size")
+        if self.finetune_steps is not None:
+            given = _tuple(self.finetune_steps)
+            if len(given) not in (1, len(self.patches)):
+                raise UserError("finetune_steps: one number, or one for each patch size")
+            if not 0 <= min(given) <= max(given) <= 1 << 24:
+                raise UserError(f"finetune_steps: {self.finetune_steps} lies outside [0, {1 << 24}]")
         if self.holes is not None and min(_tuple(self.holes)) < 1:
             raise UserError(f"holes: at least 1 is needed, got {self.holes}")
         for name, low, high in (
@@ -213,7 +224,6 @@ class Config:
             ("smoothing", 0, 1e3),
             ("group_spacing", 1, 1e3),
             ("false_alarms", 1e-5, 0.5),
-            ("finetune_steps", 0, 1 << 24),
             ("steps", 1, 1 << 24),
             ("batch", 2, 4096),
             ("variants", 8, 1 << 20),
@@ -329,6 +339,11 @@ class Config:
         else:
             wanted = _tuple(self.holes)[scale if len(_tuple(self.holes)) > 1 else 0]
         return max(1, min(wanted, cells))
+
+    def finetune_steps_of(self, scale: int) -> int:
+        """Steps of Local-Net's fine-tuning, for a scale."""
+        steps = _tuple(self.finetune_steps)
+        return steps[scale if len(steps) > 1 else 0]
 
     def to_toml(self) -> str:
         """The settings as TOML; one that is None is left out, for TOML has no such value."""

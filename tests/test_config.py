@@ -34,7 +34,7 @@ def test_defaults():
         (64, 16, 16, 15 * 15),
     ]
     assert (config.steps, config.batch, config.learning_rate) == (300, 16, 5e-3)
-    assert (config.finetune_steps, config.lambda_s, config.false_alarms) == (250, 0.8, 0.01)
+    assert (config.finetune_steps, config.lambda_s, config.false_alarms) == ((250, 500), 0.8, 0.01)
     assert config.blocks is None and config.readout is None
 
 
@@ -44,7 +44,7 @@ def test_defaults_of_a_masked_net(net):
     assert config.masked
     assert [(g.patch, g.stride, g.frame, len(g)) for g in config.grids] == [(32, 8, 0, 841), (64, 16, 0, 169)]
     assert (config.steps, config.batch, config.learning_rate) == (1600, 12, 1e-2)
-    assert (config.finetune_steps, config.lambda_s) == (250, 0.8)
+    assert (config.finetune_steps, config.lambda_s) == ((250, 500), 0.8)
     assert config.blocks == (1, 1, 1) and config.readout == MASKED[net][2]
     assert config.widths == {"pyramid": (64, 64, 64, 64), "paper": (16, 32, 64, 128)}[net]
 
@@ -55,6 +55,14 @@ def test_defaults_of_a_masked_net(net):
 )
 def test_what_goes_with_the_net_can_be_given(net, name, value):
     assert getattr(Config(net=net, **{name: value}), name) == value
+
+
+def test_fine_tuning_follows_the_patch_size():
+    assert [Config().finetune_steps_of(i) for i in (0, 1)] == [250, 500]
+    assert Config(patch=64, stride=16).finetune_steps == 500 and Config(patch=32, stride=8).finetune_steps == 250
+    assert Config(patch=(64, 32), stride=(16, 8)).finetune_steps == (500, 250)
+    assert [Config(finetune_steps=7).finetune_steps_of(i) for i in (0, 1)] == [7, 7]
+    assert [Config(finetune_steps=(0, 9)).finetune_steps_of(i) for i in (0, 1)] == [0, 9]
 
 
 def test_frozen():
@@ -245,6 +253,7 @@ def test_an_image_without_a_surrounding_is_refused_with_the_least_that_has_one(v
         pytest.param({"blocks": (1, -1, 1)}, "blocks: none may be negative", id="blocks-negative"),
         pytest.param({"holes": (1, 2, 3)}, "holes: one number, or one for each", id="holes-count"),
         pytest.param({"holes": 0}, "holes: at least 1", id="holes-zero"),
+        pytest.param({"finetune_steps": (1, 2, 3)}, "finetune_steps: one number, or", id="finetune-count"),
         pytest.param({"pretrained": 1}, "pretrained: expected bool", id="pretrained"),
         pytest.param({"image_size": (64, 64, 3)}, "image_size: expected one side", id="size-of-three"),
         pytest.param({"image_size": 8}, "image_size: expected one side", id="size-tiny"),

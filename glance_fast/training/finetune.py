@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from glance_fast.nets.local_net import LocalNet
@@ -34,12 +35,13 @@ RIDGE = 1e-4
 
 
 class Targets:
-    """What the teacher says of the clean and of the stained variants, standardised.
+    """What the teacher says of clean and of stained variants, standardised.
 
     Parameters
     ----------
     teacher : Teacher
-    variants : Variants
+    clean, stained : ndarray, uint8 [N, H, W, 3]
+        Need not be the same variants.
     limit : int
         Bytes that its maps may take; fewer variants are used where they are larger.
     bf16 : bool
@@ -51,19 +53,19 @@ class Targets:
     def __init__(
         self,
         teacher: Teacher,
-        variants: Variants,
+        clean: NDArray[np.uint8],
+        stained: NDArray[np.uint8],
         limit: int,
         bf16: bool,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.device = next(teacher.parameters()).device
         # Numbers a cell of stride 8, in half precision, clean and stained.
-        a_variant = 4 * (64 + 128 + 256 // 4) * (variants.clean[0, ..., 0].size // 64)
-        self.count = max(min(len(variants), MOST, limit // max(a_variant, 1)), 2)
-        self.variants = variants
+        a_variant = 4 * (64 + 128 + 256 // 4) * (clean[0, ..., 0].size // 64)
+        self.count = max(min(len(clean), len(stained), MOST, limit // max(a_variant, 1)), 2)
+        self.pictures = clean[: self.count], stained[: self.count]
         parts: list[tuple[Tensor, ...]] = []
-        images = (variants.clean[: self.count], variants.stained[: self.count])
-        for kind, pictures in enumerate(images):
+        for kind, pictures in enumerate(self.pictures):
             for start in range(0, self.count, AT_ONCE):
                 x = to_input(torch.from_numpy(pictures[start : start + AT_ONCE]).to(self.device))
                 with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
@@ -75,15 +77,14 @@ class Targets:
 
     def images(self, places: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] of places in [0, 2 * count)."""
-        both = self.variants.clean[: self.count], self.variants.stained[: self.count]
-        chosen = [both[int(i) // self.count][int(i) % self.count] for i in places]
+        chosen = [self.pictures[int(i) // self.count][int(i) % self.count] for i in places]
         return torch.from_numpy(np.stack(chosen)).to(self.device)
 
     def read(self, places: Tensor, patch: int) -> Tensor:
         """The teacher's features at all patches of a size, not standardised, [B, 448, rows, cols]."""
         y, x = (
             torch.arange((side - patch) // STRIDE + 1) * STRIDE + (patch - 1) / 2
-            for side in self.variants.clean.shape[1:3]
+            for side in self.pictures[0].shape[1:3]
         )
         return read_maps([m[places].to(self.device).float() for m in self.maps], y, x)
 

@@ -121,22 +121,22 @@ def fit(
         with reporter.task("augmenting", count) as advance:
             variants = make_variants(cache, train, count, config, symmetry, "variants", advance)
         targets = None
-        if config.finetune_steps:
+        steps = [config.finetune_steps_of(index) for index in range(len(config.patches))]
+        if any(steps):
             teacher = (teacher or builtin_teacher()).to(device)
-            # What the teacher says of a part is as true of a turned one, whatever the category allows.
+            # Stained copies show what the category does not: they may be turned, too, whatever it allows.
             square = config.image_size[0] == config.image_size[1]
             anyhow = Symmetry(turns=square, mirrors=True)
             turned = make_variants(cache, train, min(count, MOST), config, anyhow, "turned variants")
             with reporter.task("asking the teacher", None) as advance:
-                targets = Targets(teacher, turned, config.cache_mib << 19, bf16, advance)
+                limit = config.cache_mib << 19
+                targets = Targets(teacher, variants.clean, turned.stained, limit, bf16, advance)
 
         for index, scale in enumerate(model.scales):
             patch = config.patches[index]
             local = locals_[patch]
-            if targets is not None:
-                stage = finetune_stage(
-                    f"local-{patch}", local, targets, config.finetune_steps, config.seed, bf16
-                )
+            if steps[index]:
+                stage = finetune_stage(f"local-{patch}", local, targets, steps[index], config.seed, bf16)
                 run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
                 whiten(local, variants)
             scale.local.load_state_dict(local.state_dict())

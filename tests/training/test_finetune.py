@@ -32,7 +32,9 @@ def variants(parts):
 
 def test_targets_are_the_teachers_features_at_the_middle_of_every_patch(variants, teacher):
     done = []
-    targets = Targets(teacher, variants, LARGE, False, lambda *progress: done.append(progress))
+    targets = Targets(
+        teacher, variants.clean, variants.stained, LARGE, False, lambda *progress: done.append(progress)
+    )
     assert targets.count == 12 and done[-1] == (24, 24)
     places = torch.tensor([3, 12 + 3])
     found = targets.read(places, 32)
@@ -63,14 +65,14 @@ def test_layer1_is_read_where_its_means_lie(teacher):
 
 
 def test_less_memory_takes_fewer_variants(variants, teacher):
-    whole = Targets(teacher, variants, LARGE, False)
+    whole = Targets(teacher, variants.clean, variants.stained, LARGE, False)
     a_variant = 2 * sum(m[0].numel() * m.element_size() for m in whole.maps)
-    assert Targets(teacher, variants, 5 * a_variant, False).count == 5
-    assert Targets(teacher, variants, 1, False).count == 2
+    assert Targets(teacher, variants.clean, variants.stained, 5 * a_variant, False).count == 5
+    assert Targets(teacher, variants.clean, variants.stained, 1, False).count == 2
 
 
 def test_the_decoder_starts_as_the_best_linear_reading(variants, teacher):
-    targets = Targets(teacher, variants, LARGE, False)
+    targets = Targets(teacher, variants.clean, variants.stained, LARGE, False)
     local = builtin_local_net(32).local.eval()
     imitation = Imitation(local, targets)
     places = targets.measured()
@@ -82,7 +84,7 @@ def test_the_decoder_starts_as_the_best_linear_reading(variants, teacher):
 
 
 def test_fine_tuning_comes_nearer_and_whitens(variants, teacher, tmp_path):
-    targets = Targets(teacher, variants, LARGE, False)
+    targets = Targets(teacher, variants.clean, variants.stained, LARGE, False)
     local = builtin_local_net(32).local
     log = Log(tmp_path / "log.csv")
     stage = finetune_stage("local-32", local, targets, 30, 0, False)
