@@ -211,6 +211,34 @@ def test_fine_tuning_keeps_an_eye_for_what_the_category_never_shows(parts, tmp_p
     assert told_apart(tmp_path / "with") > 1.5 * told_apart(tmp_path / "without")
 
 
+def test_only_stained_copies_are_turned_beyond_what_the_category_allows(
+    parts, tmp_path, small, reporter, monkeypatch
+):
+    class Seen(Exception):
+        pass
+
+    def asked(teacher, clean, stained, *more):
+        raise Seen(clean, stained)
+
+    def near(one, other):
+        return np.abs(one.astype(int) - other).mean((-3, -2, -1))
+
+    monkeypatch.setattr("glance_fast.training.fit.Targets", asked)
+    monkeypatch.setattr(variants_module, "stain_image", lambda image, *_: (image, np.zeros((64, 64), bool)))
+    small |= {"image_size": 64, "symmetry": "none", "shift": 0, "brightness": 0.0}
+    with pytest.raises(Seen) as caught:
+        fit(normal_images(parts), tmp_path / "run", Config(**small), reporter=reporter)
+    clean, stained = caught.value.args
+    with ImageCache(normal_images(parts), (64, 64)) as cache:
+        images = cache.batch(range(len(cache)))
+    assert all(near(copy, images).min() < 1 for copy in clean)
+    upright = np.array([near(copy, images).min() < 1 for copy in stained])
+    assert 0 < upright.sum() < len(upright), "an eighth of them, on average"
+    poses = [np.rot90(images, k, (1, 2)) for k in range(4)]
+    poses = np.concatenate([*poses, *(p[:, :, ::-1] for p in poses)])
+    assert all(near(copy, poses).min() < 1 for copy in stained)
+
+
 def test_a_teacher_of_ones_own_is_what_local_net_is_fine_tuned_by(parts, tmp_path, small, reporter):
     small |= {"steps": 1, "finetune_steps": 20}
     torch.manual_seed(0)
