@@ -152,8 +152,8 @@ def _scored(model: Glance, chunks: Chunks) -> tuple[np.ndarray, np.ndarray]:
 def _paper_model(model: Glance) -> Glance:
     """Patch 64 of a model of two patch sizes, scored by Eq. 11 to 13 as they stand."""
     frame = model.config.frames[model.config.patches.index(64)]
-    settings = {"patch": 64, "stride": 16, "holes": None, "blend": "paper", "lambda_s": 0.8, "frame": frame}
-    paper = Glance(dataclasses.replace(model.config, **settings))
+    one = {"patch": 64, "stride": 16, "holes": None, "finetune_steps": None, "frame": frame}
+    paper = Glance(dataclasses.replace(model.config, **one, blend="paper", lambda_s=0.8))
     state = model.scales[model.config.patches.index(64)].state_dict()
     paper.scales[0].load_state_dict(
         {k: v for k, v in state.items() if k not in ("residual_mean", "whitening")}
