@@ -17,6 +17,8 @@ from glance_fast.model import PRECISIONS, Glance
 from glance_fast.scoring.statistics import Calibration
 
 MODEL, CONFIG, CALIBRATION = "model.safetensors", "config.toml", "calibration.json"
+# Its name in a ``state_dict``.
+CALIBRATION_STATE = "_extra_state"
 # In the notes of the weights; another one where their meaning changes.
 FORMAT = 1
 
@@ -25,7 +27,12 @@ def save_model(model: Glance, run: Path) -> None:
     """Write a model to a run folder, the weights last: a folder that has them is complete."""
     write_text(run / CONFIG, model.config.to_toml())
     write_text(run / CALIBRATION, model.calibration.to_json())
-    write_tensors(run / MODEL, model.state_dict(), {"format": FORMAT})
+    write_tensors(run / MODEL, weights(model), {"format": FORMAT})
+
+
+def weights(model: Glance) -> dict[str, Tensor]:
+    """The model's ``state_dict`` without the calibration, which has a file of its own."""
+    return {name: value for name, value in model.state_dict().items() if name != CALIBRATION_STATE}
 
 
 def load(
@@ -85,14 +92,14 @@ def load(
     calibration = Calibration.from_json(text, len(config.patches), str(run / CALIBRATION))
     tensors = _read_tensors(run / MODEL)
     model = Glance(config)
-    wanted = model.state_dict()
+    wanted = weights(model)
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape:
             raise UserError(f"{run / MODEL}: does not fit {CONFIG} beside it ({name}); train again")
         if tensors[name].dtype != wanted[name].dtype or not torch.isfinite(tensors[name]).all():
             raise UserError(f"{run / MODEL}: damaged ({name} has another type or is not finite); train again")
-    model.load_state_dict(tensors)
     model.calibration = calibration
+    model.load_state_dict(tensors | {CALIBRATION_STATE: model.get_extra_state()})
     model.precision, model.memory_mib = precision, memory_mib
     if chosen.index is not None:
         torch.cuda.set_device(chosen)

@@ -83,8 +83,8 @@ class Config:
     false_alarms : float
         Share of normal images that the threshold behind ``anomalous`` may call anomalous.
     finetune_steps : int or tuple of int, optional
-        Steps of Local-Net's fine-tuning on the category, one entry a scale; 250 for patch 32 and 500 for patch
-        64 if not given, 0 switches it off.
+        Steps of Local-Net's fine-tuning on the category, one entry a scale; 250 for patch 32 and 500 for
+        patch 64 if not given, 0 switches it off.
     steps : int, optional
         Steps of Global-Net's training, for each scale; if not given, 300 for "surround" and 1600 for the
         masked nets.

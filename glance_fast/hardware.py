@@ -21,11 +21,11 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name}: no such device; use auto, cpu or cuda") from error
+        raise UserError(f"device {name}: no such device; use auto, cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: not supported; use auto, cpu or cuda")
+        raise UserError(f"device {name}: not supported; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: this PyTorch ({torch.__version__}) finds no CUDA device")
+        raise UserError(f"device {name}: this PyTorch ({torch.__version__}) finds no CUDA device")
     return device
 
 
@@ -56,8 +56,8 @@ def device_of_process(name: str, local_rank: int, processes: int) -> str:
         devices = torch.cuda.device_count()
         if processes > devices:
             raise UserError(
-                f"--device {name}: {processes} processes, but this machine's CUDA devices number {devices}; "
-                f"give torchrun --nproc-per-node {devices}, or --device cpu"
+                f"device {name}: {processes} processes, but this machine's CUDA devices number {devices}; "
+                f"give torchrun --nproc-per-node {devices}, or the CPU"
             )
         device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)

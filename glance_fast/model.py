@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -83,12 +84,12 @@ class Scale(nn.Module):
 
     @stage("Local-Net")
     def local_features(self, images: Tensor) -> Tensor:
-        """z_l of all patches of images uint8 [B, H, W, 3], [B, rows, cols, D]."""
+        """z_l of all patches of images [B, H, W, 3], values from 0 to 255, [B, rows, cols, D]."""
         x = to_input(mirrored(images, self.grid.frame))
         return self.local(x, self.grid.stride).permute(0, 2, 3, 1)
 
     def features(self, images: Tensor, engine: str, limit: int) -> tuple[Tensor, Tensor]:
-        """z_l and z_g of all patches of images uint8 [B, H, W, 3], each float32 [B, P, D]."""
+        """z_l and z_g of all patches of images as for `local_features`, each float32 [B, P, D]."""
         local = self.local_features(images)
         flat = local.float().flatten(1, 2)
         if not self.masked:
@@ -147,6 +148,15 @@ class Glance(nn.Module):
         self.to(memory_format=torch.channels_last)
         self.eval()
 
+    def get_extra_state(self) -> Tensor:
+        """The calibration, as bytes: a ``state_dict`` holds all that scoring needs."""
+        return torch.frombuffer(bytearray(self.calibration.to_json().encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the calibration of a ``state_dict``."""
+        text = bytes(state.cpu().numpy()).decode()
+        self.calibration = Calibration.from_json(text, len(self.scales), "calibration in state_dict")
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -171,6 +181,39 @@ class Glance(nn.Module):
         itemsize = 2 if self.chosen_precision(precision) == "bf16" else 4
         return split(self.scales, self.config, itemsize, limit, most)
 
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps and scores of a batch of images that are tensors already.
+
+        Parameters
+        ----------
+        images : Tensor
+            Floating point [B, 3, H, W], RGB in [0, 1], on the model's device. Resized to the model's image
+            size.
+
+        Returns
+        -------
+        maps : Tensor
+            Float32 [B, H, W], resized back.
+        scores : Tensor
+            Float32 [B].
+
+        Raises
+        ------
+        UserError
+            ``images`` is of another shape or type or, on a CPU, holds values outside [0, 1]; or the model is
+            in training mode.
+        """
+        # A GPU is not waited for to look at the values.
+        if images.device.type == "cpu" and images.is_floating_point() and images.numel():
+            low, high = (float(value) for value in images.aminmax())
+            if not (low >= 0 and high <= 1):
+                raise UserError(f"images: values from {low:g} to {high:g}; they must lie in [0, 1]")
+        maps, scores = combine(self.head_maps(self.patch_scores(images)), self.config, self.calibration)
+        if maps.shape[1:] != images.shape[2:]:
+            maps = F.interpolate(maps[:, None], images.shape[2:], mode="bilinear")[:, 0]
+        return maps, scores
+
     def score(
         self,
         images: Sequence[str | Path | np.ndarray | Image.Image],
@@ -181,7 +224,7 @@ class Glance(nn.Module):
 
         Parameters
         ----------
-        images : sequence of paths, uint8 arrays [H, W, 3] or [H, W], or PIL images
+        images : sequence of paths, uint8 arrays [H, W, 3], [H, W, 4] or [H, W], or PIL images
             Resized to the model's image size.
         engine : {"auto", "dense", "patchwise", "grouped"}
             How a masked Global-Net runs. "dense" ("auto") gives the paper's numbers from one pass and what
@@ -246,13 +289,21 @@ class Glance(nn.Module):
 
     @torch.inference_mode()
     def features(
-        self, batch: np.ndarray, engine: str = "auto", precision: str = "auto"
+        self, batch: np.ndarray | Tensor, engine: str = "auto", precision: str = "auto"
     ) -> list[tuple[Tensor, Tensor]]:
-        """z_l and z_g of all patches of prepared images uint8 [B, H, W, 3], one pair a scale."""
+        """z_l and z_g of all patches, each float32 [B, P, D], one pair a scale.
+
+        Parameters
+        ----------
+        batch : ndarray or Tensor
+            Prepared images, uint8 [B, H, W, 3], or a tensor as `forward` takes it.
+        engine, precision : str
+            As for `score`.
+        """
         self.check(engine, precision)
         bf16 = self.chosen_precision(precision) == "bf16"
         share = self.memory_share(precision)
-        images = torch.from_numpy(batch).to(self.device)
+        images = self._pixels(batch)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             parts = [
                 [scale.features(part, engine, share.windows) for scale in self.scales]
@@ -264,13 +315,22 @@ class Glance(nn.Module):
         ]
 
     def check(self, engine: str, precision: str) -> None:
-        """Refuse an engine or a precision that there is not.
+        """Refuse an engine or a precision that there is not, and a model in no state to score.
 
         Raises
         ------
         UserError
-            It is unknown, or not for this net.
+            It is unknown, or not for this net; or the model is in training mode, where scores would change it
+            and depend on what is scored together; or its weights are not float32.
         """
+        if any(module.training for module in self.modules()):
+            raise UserError("the model is in training mode; call model.eval() before it scores")
+        dtype = next(self.parameters()).dtype
+        if dtype != torch.float32:
+            raise UserError(
+                f"the model's weights are {str(dtype).removeprefix('torch.')}, they must be float32: "
+                'model.float(); to compute in bfloat16, give precision="bf16"'
+            )
         if engine not in ENGINES:
             raise UserError(f"engine: {engine!r} is none of {', '.join(ENGINES)}")
         if engine != "auto" and not self.config.masked:
@@ -281,6 +341,19 @@ class Glance(nn.Module):
         if precision not in PRECISIONS:
             raise UserError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")
 
+    def _pixels(self, batch: np.ndarray | Tensor) -> Tensor:
+        """Images as [B, H, W, 3] of the model's size, values from 0 to 255, on the model's device."""
+        if isinstance(batch, np.ndarray):
+            return torch.from_numpy(batch).to(self.device)
+        if batch.dim() != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
+            raise UserError(
+                f"images: floating point [B, 3, H, W] is needed, got {batch.dtype} {list(batch.shape)}"
+            )
+        images = batch.float()
+        if batch.shape[2:] != self.config.image_size:
+            images = F.interpolate(images, self.config.image_size, mode="bilinear", antialias=True)
+        return images.permute(0, 2, 3, 1) * 255
+
     def chosen_precision(self, wanted: str = "auto") -> str:
         """The precision that ``wanted`` comes to on this machine: "fp32" or "bf16"."""
         wanted = self.precision if wanted == "auto" else wanted
@@ -288,9 +361,9 @@ class Glance(nn.Module):
 
     @torch.inference_mode()
     def patch_scores(
-        self, batch: np.ndarray, engine: str = "auto", precision: str = "auto"
+        self, batch: np.ndarray | Tensor, engine: str = "auto", precision: str = "auto"
     ) -> list[PatchScores]:
-        """Scores of all patches of prepared images uint8 [B, H, W, 3], one set a scale."""
+        """Scores of all patches, one set a scale; parameters as for `features`."""
         return [
             scale.patch_scores(*features, statistics)
             for scale, features, statistics in zip(

@@ -86,8 +86,8 @@ def test_missing_file_is_named(run, name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"device": "tpu9"}, "--device tpu9: no such device; use auto, cpu or cuda"),
-        ({"device": "meta"}, "--device meta: not supported"),
+        ({"device": "tpu9"}, "device tpu9: no such device; use auto, cpu or cuda"),
+        ({"device": "meta"}, "device meta: not supported"),
         ({"precision": "int8"}, "precision: 'int8' is none of auto, fp32, bf16"),
     ],
 )
@@ -98,7 +98,7 @@ def test_wrong_arguments(run_folder, arguments, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_without_cuda(run_folder):
-    with pytest.raises(UserError, match=r"--device cuda: this PyTorch .* finds no CUDA device"):
+    with pytest.raises(UserError, match=r"device cuda: this PyTorch .* finds no CUDA device"):
         load(run_folder, "cuda")
 
 

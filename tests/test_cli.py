@@ -170,7 +170,7 @@ def never(*arguments, **more):
         (["--config", "{tmp}/none.toml"], "{tmp}/none.toml: no such file"),
         (["--config", "{tmp}/broken.toml"], "{tmp}/broken.toml: no readable TOML file"),
         (["--config", "{tmp}/odd.toml"], "{tmp}/odd.toml: no setting 'colour'"),
-        (["--device", "tpu9"], "--device tpu9: no such device; use auto, cpu or cuda"),
+        (["--device", "tpu9"], "device tpu9: no such device; use auto, cpu or cuda"),
         (["--resume"], "{tmp}/run: nothing to resume there; leave --resume away to begin"),
         (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
         (["--local-net", "{tmp}/broken.toml"], "{tmp}/broken.toml: not a Local-Net"),

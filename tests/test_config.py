@@ -59,7 +59,8 @@ def test_what_goes_with_the_net_can_be_given(net, name, value):
 
 def test_fine_tuning_follows_the_patch_size():
     assert [Config().finetune_steps_of(i) for i in (0, 1)] == [250, 500]
-    assert Config(patch=64, stride=16).finetune_steps == 500 and Config(patch=32, stride=8).finetune_steps == 250
+    assert Config(patch=64, stride=16).finetune_steps == 500
+    assert Config(patch=32, stride=8).finetune_steps == 250
     assert Config(patch=(64, 32), stride=(16, 8)).finetune_steps == (500, 250)
     assert [Config(finetune_steps=7).finetune_steps_of(i) for i in (0, 1)] == [7, 7]
     assert [Config(finetune_steps=(0, 9)).finetune_steps_of(i) for i in (0, 1)] == [0, 9]

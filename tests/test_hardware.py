@@ -33,7 +33,7 @@ def test_a_device_that_is_named_is_for_all(two_devices):
 
 def test_fewer_devices_than_processes(two_devices):
     with pytest.raises(
-        UserError, match=r"^--device auto: 3 processes, .* number 2; give torchrun --nproc-per-node 2"
+        UserError, match=r"^device auto: 3 processes, .* number 2; give torchrun --nproc-per-node 2"
     ):
         device_of_process("auto", 0, 3)
     assert not two_devices

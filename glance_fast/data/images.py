@@ -85,7 +85,8 @@ def as_rgb(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
 
     Parameters
     ----------
-    image : ndarray of uint8, [H, W], [H, W, 1] or [H, W, 3], or PIL image
+    image : ndarray of uint8, [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], or PIL image
+        A fourth channel is alpha, and left out as it is of a file.
 
     Returns
     -------
@@ -103,15 +104,15 @@ def as_rgb(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
     if (
         array.dtype != np.uint8
         or not 2 <= array.ndim <= 3
-        or (array.ndim == 3 and array.shape[2] not in (1, 3))
+        or (array.ndim == 3 and array.shape[2] not in (1, 3, 4))
     ):
         raise UserError(
-            f"an image is a path, a PIL image, or a uint8 array [H, W] or [H, W, 3], not {array.dtype} "
-            f"{list(array.shape)}"
+            f"an image is a path, a PIL image, or a uint8 array [H, W], [H, W, 3] or [H, W, 4], not "
+            f"{array.dtype} {list(array.shape)}"
         )
     if 0 in array.shape:
         raise UserError(f"an image of shape {list(array.shape)} holds no pixel")
-    array = array if array.ndim == 3 else array[..., None]
+    array = array[..., :3] if array.ndim == 3 else array[..., None]
     return np.broadcast_to(array, (*array.shape[:2], 3))
 
 
