@@ -354,6 +354,10 @@ class Glance(nn.Module):
             images = F.interpolate(images, self.config.image_size, mode="bilinear", antialias=True)
         return images.permute(0, 2, 3, 1) * 255
 
+    def chosen_engine(self, wanted: str = "auto") -> str:
+        """The engine that ``wanted`` comes to with this net: "auto" is "dense" for a masked one."""
+        return "dense" if wanted == "auto" and self.config.masked else wanted
+
     def chosen_precision(self, wanted: str = "auto") -> str:
         """The precision that ``wanted`` comes to on this machine: "fp32" or "bf16"."""
         wanted = self.precision if wanted == "auto" else wanted

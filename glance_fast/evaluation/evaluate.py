@@ -137,7 +137,7 @@ def evaluate(
     found = _summary(samples, maps, truth, scores, defective, threshold)
     # What "auto" stands for is the model's business, and part of the result.
     found |= {
-        "engine": engine,
+        "engine": model.chosen_engine(engine),
         "precision": model.chosen_precision(precision),
         "seconds": round(seconds, 3),
     }

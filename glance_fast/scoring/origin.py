@@ -40,7 +40,7 @@ def origin_of(model: Glance, images: Path, engine: str, precision: str) -> dict[
         "glance_fast": glance_fast.__version__,
         "model": digest.hexdigest(),
         "images": shown(images.resolve()),
-        "engine": engine,
+        "engine": model.chosen_engine(engine),
         "precision": model.chosen_precision(precision),
         "device": str(model.device),
         "image_size": list(model.config.image_size),

@@ -368,6 +368,10 @@ def test_engines_of_a_masked_net_are_not_mixed(masked_run, photos, tmp_path):
     score(masked, photos, tmp_path / "out", engine="grouped")
     with pytest.raises(UserError, match="was begun with another --engine"):
         score(masked, photos, tmp_path / "out", engine="dense", resume=True)
+    # "auto" is dense: the same numbers.
+    score(masked, photos, tmp_path / "other", engine="auto")
+    assert json.loads((tmp_path / "other/run.json").read_text())["engine"] == "dense"
+    assert score(masked, photos, tmp_path / "other", engine="dense", resume=True).scored == 7
 
 
 @pytest.mark.parametrize("resume", [False, True])
