@@ -36,3 +36,15 @@ def test_another_name_is_refused_with_a_hint(statement):
 def test_the_right_name_works_from_the_same_place():
     done = run("import sys, glance_fast.kernels; assert 'kernels' not in sys.modules; print('fine')")
     assert (done.returncode, done.stdout.strip()) == (0, "fine"), done.stderr
+
+
+def test_a_cpu_needs_no_triton(run_folder):
+    done = run(
+        "import sys; sys.modules['triton'] = None\n"
+        "import numpy as np, torch, glance_fast\n"
+        f"model = glance_fast.load({str(run_folder)!r}, 'cpu')\n"
+        "image = np.zeros((64, 64, 3), np.uint8)\n"
+        "assert np.isfinite(model.score([image]).maps).all()\n"
+        "print('fine')"
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "fine"), done.stderr
