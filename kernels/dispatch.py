@@ -60,6 +60,14 @@ def choose_backend(backend: str, device: torch.device) -> str:
     return backend
 
 
+def tf32_allowed() -> bool:
+    """Whether torch's convolutions may multiply float32 as tf32.
+
+    Not ``torch.backends.cudnn.allow_tf32``: reading that raises where the setting that replaces it was used.
+    """
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
 def configuration(tensor: Tensor, kernel: str, shape: str, otherwise: dict[str, int]) -> dict[str, Any]:
     """Block sizes and options of a launch.
 

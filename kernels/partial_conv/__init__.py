@@ -17,6 +17,9 @@ from glance_fast.kernels.partial_conv.reference import (
 
 __all__ = ["choose_route", "inside_holes", "partial_conv2d", "partial_conv2d_inner"]
 
+# Sums of box masks are int16.
+MOST_PLACES = 2**15 - 1
+
 
 def partial_conv2d(
     x: Tensor,
@@ -65,9 +68,9 @@ def partial_conv2d(
     TypeError
         An argument is no tensor, or has a dtype that does not fit.
     ValueError
-        A shape, a device or ``backend`` does not fit; the mask requires a gradient; holes of one image
-        overlap, or together (not one alone) hide all that an output sees, so that the new mask is no set
-        of boxes.
+        A shape, a device or ``backend`` does not fit; the mask requires a gradient; a kernel of more than
+        32,767 places comes with holes; holes of one image overlap, or together (not one alone) hide all that
+        an output sees, so that the new mask is no set of boxes.
     """
     _check(x, weight, bias, mask, stride, padding)
     x, weight, bias = _cast(x, weight, bias)
@@ -260,3 +263,8 @@ def _check(x, weight, bias, mask, stride, padding) -> None:
         raise TypeError(f"mask: holes are integers, got {mask.dtype}")
     if padding >= min(kernel):
         raise ValueError(f"padding: with holes it must be smaller than the kernel, got {padding}")
+    if kernel[0] * kernel[1] > MOST_PLACES:
+        raise ValueError(
+            f"weight: with holes a kernel has at most {MOST_PLACES} places, got {kernel[0]} x {kernel[1]}; "
+            "give a mask [N, 1, H, W]"
+        )

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glance_fast.geometry import output_size
-from glance_fast.kernels.dispatch import configuration, memory_format, tuned
+from glance_fast.kernels.dispatch import configuration, memory_format, tf32_allowed, tuned
 from glance_fast.kernels.partial_conv.reference import clip, fault_of_holes, inside
 
 # Programs that fill the multiprocessors of a large GPU about twice.
@@ -447,7 +447,7 @@ def faster_route(x: Tensor, weight: Tensor, stride: int) -> str:
     The guess: one kernel spares a trip of y through memory, which counts where matrix units make the sum
     cheap; without them (fp32 with tf32 switched off) the library's sum is the faster one.
     """
-    otherwise = {"triton": int(x.element_size() < 4 or torch.backends.cudnn.allow_tf32)}
+    otherwise = {"triton": int(x.element_size() < 4 or tf32_allowed())}
     found = tuned(torch.cuda.get_device_name(x.device)) if x.is_cuda else {}
     shape = shape_of(x, weight, stride)
     return "triton" if found.get("partial_conv_route", {}).get(shape, otherwise)["triton"] else "cudnn"
@@ -481,7 +481,7 @@ def blocks(rows: int, outputs: int, depth: int, channels: int, size: int) -> dic
 
 def precision() -> str:
     """How matrix units round float32: torch's own switch for convolutions."""
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    return "tf32" if tf32_allowed() else "ieee"
 
 
 def rows_of(x: Tensor) -> Tensor:

@@ -114,6 +114,8 @@ def _refusal(chosen: str, tensors: list[Tensor], units: int) -> Exception | None
     dtype, features = tensors[0].dtype, tensors[0].shape[2]
     if dtype != torch.float32:
         return TypeError(f"local, global_: 'triton' takes float32, got {dtype}; use 'reference'")
+    if any(t.dtype == torch.float64 for t in tensors):
+        return TypeError("mean, whitening: 'triton' takes no float64; use float32, or 'reference'")
     if max(features, units) > MOST:
         return ValueError(
             f"backend: 'triton' takes up to {MOST} features and hidden units, got {features} and {units}"

@@ -69,7 +69,7 @@ def surround_conv2d(
     backend : {"auto", "reference", "cpu", "triton"}
         "auto" takes "cpu" on a CPU, "triton" on a CUDA device (there the reference for float64) and
         "reference" elsewhere. On CUDA, float32 is multiplied as tf32 where
-        ``torch.backends.cudnn.allow_tf32`` lets torch's convolutions do so.
+        ``torch.backends.cudnn.conv.fp32_precision`` lets torch's convolutions do so.
 
     Returns
     -------

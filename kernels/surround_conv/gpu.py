@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glance_fast.kernels import tf32
-from glance_fast.kernels.dispatch import configuration
+from glance_fast.kernels.dispatch import configuration, tf32_allowed
 from glance_fast.kernels.surround_conv.reference import count_seen, output_sizes, places
 
 # Programs that fill the multiprocessors of a large GPU about twice.
@@ -405,11 +405,6 @@ def options(kernel, hole, stride, padding, dilations) -> dict:
     (kh, kw), (hh, hw), (ph, pw) = kernel, hole, padding
     layer = {"KH": kh, "KW": kw, "HH": hh, "HW": hw, "STRIDE": stride, "PH": ph, "PW": pw}
     return layer | {"DILATIONS": dilations, "FAR": len(dilations)}
-
-
-def tf32_allowed() -> bool:
-    """Torch's own switch for convolutions."""
-    return torch.backends.cudnn.allow_tf32
 
 
 def forward(

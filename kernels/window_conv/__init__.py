@@ -76,7 +76,8 @@ def window_conv2d(
         act: ReLU, or nothing.
     backend : {"auto", "reference", "cpu", "triton"}
         "auto" takes "cpu" on a CPU, "triton" on a CUDA device and "reference" elsewhere. On CUDA, float32
-        is multiplied as tf32 where ``torch.backends.cudnn.allow_tf32`` lets torch's convolutions do so.
+        is multiplied as tf32 where ``torch.backends.cudnn.conv.fp32_precision`` lets torch's convolutions
+        do so.
 
     Returns
     -------

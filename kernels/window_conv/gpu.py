@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glance_fast.kernels.dispatch import configuration
+from glance_fast.kernels.dispatch import configuration, tf32_allowed
 from glance_fast.kernels.window_conv.reference import WindowedMap
 
 # Bytes of the widest load, which pixels of a multiple of so many channels allow in every type. Others are
@@ -238,7 +238,7 @@ def window_conv2d_triton(
         return out
     packed = channels % CHANNELS != 0 or not aligned(base, window)
     # As torch has it for convolutions.
-    precision = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    precision = "tf32" if tf32_allowed() else "ieee"
     matrix = base.itemsize < 4 or precision == "tf32"
     chosen = configuration(
         base,

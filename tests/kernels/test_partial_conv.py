@@ -635,11 +635,23 @@ BOX = torch.tensor([[0, 0, 4, 4], [1, 1, 5, 5]])
         pytest.param({"mask": BOX.float()}, TypeError, "mask: holes are integers", id="holes-float"),
         pytest.param({"mask": BOX.bool()}, TypeError, "mask: holes are integers", id="holes-bool"),
         pytest.param({"mask": BOX, "padding": 3}, ValueError, "padding: with holes", id="padding-wide"),
+        pytest.param(
+            {"x": torch.zeros(2, 3, 182, 182), "weight": torch.zeros(4, 3, 182, 182), "mask": BOX},
+            ValueError,
+            "weight: with holes a kernel has at most 32767 places, got 182 x 182",
+            id="kernel-large",
+        ),
     ],
 )
 def test_refused(changed, error, words):
     with pytest.raises(error, match=words):
         partial_conv2d(**{**GOOD, **changed})
+
+
+def test_the_largest_kernel_that_may_come_with_holes_counts_right():
+    x, weight = torch.ones(1, 1, 181, 181), torch.full((1, 1, 181, 181), 2.0**-15)
+    y, _ = partial_conv2d(x, weight, mask=torch.tensor([[0, 0, 1, 1]]))
+    torch.testing.assert_close(y, torch.full((1, 1, 1, 1), 181**2 / 2**15))
 
 
 def test_padding_as_wide_as_the_kernel_is_fine_without_holes():

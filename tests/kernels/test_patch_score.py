@@ -416,6 +416,13 @@ def test_refused(changed, error, words):
         score_patches(**{**GOOD, **changed})
 
 
+def test_triton_takes_no_float64_beside_float32():
+    single = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in GOOD.items()}
+    single["distortion"] = DistortionWeights(*(t.float() for t in GOOD["distortion"]))
+    with pytest.raises(TypeError, match="mean, whitening: 'triton' takes no float64"):
+        score_patches(**single | {"mean": torch.zeros(4).double()}, backend="triton")
+
+
 def test_the_cpu_backend_is_for_the_cpu():
     arguments = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in GOOD.items()}
     arguments["distortion"] = DistortionWeights(*(t.to("meta") for t in GOOD["distortion"]))
