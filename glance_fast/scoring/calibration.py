@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from operator import add
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -138,15 +139,19 @@ def features_of(
 
 def explained(features: Iterable[Features]) -> list[float]:
     """Share of the variance of z_l that z_g explains, R², of every scale."""
-    locals_, errors = [], []
+    # Of each scale: patches, sum of z_l, of its squares, and of the squared errors.
+    sums: list[list[Any]] = []
     for chunk in features:
-        locals_.append([local.cpu() for local, _ in chunk])
-        errors.append([float((local - global_).double().square().sum()) for local, global_ in chunk])
-    shares = []
-    for scale, error in zip(zip(*locals_, strict=True), zip(*errors, strict=True), strict=True):
-        local = torch.cat(scale).flatten(0, 1).double()
-        shares.append(1 - sum(error) / max(float((local - local.mean(0)).square().sum()), 1e-12))
-    return shares
+        found = []
+        for local, global_ in chunk:
+            z = local.flatten(0, 1).double()
+            error = (local - global_).double().square().sum()
+            found.append([len(z), z.sum(0).cpu(), float(z.square().sum()), float(error)])
+        sums = found if not sums else [list(map(add, *pair)) for pair in zip(sums, found, strict=True)]
+    return [
+        1 - error / max(squares - float(total.square().sum()) / count, 1e-12)
+        for count, total, squares, error in sums
+    ]
 
 
 def weights_of(shares: Sequence[float]) -> list[float]:
