@@ -14,11 +14,18 @@ if TYPE_CHECKING:
     from glance_fast.checkpoint import load
     from glance_fast.config import Config
     from glance_fast.model import Glance, ScoreResult
+    from glance_fast.training.api import fit
 
-__all__ = ["Config", "Glance", "ImageError", "ScoreResult", "UserError", "load"]
+__all__ = ["Config", "Glance", "ImageError", "ScoreResult", "UserError", "fit", "load"]
 __version__ = version("glance-fast")
 # Imported when first asked for: they bring PyTorch, which takes seconds.
-_LAZY = {"Config": "config", "Glance": "model", "ScoreResult": "model", "load": "checkpoint"}
+_LAZY = {
+    "Config": "config",
+    "Glance": "model",
+    "ScoreResult": "model",
+    "fit": "training.api",
+    "load": "checkpoint",
+}
 
 
 _MODULES = ("config", "evaluation", "kernels")
