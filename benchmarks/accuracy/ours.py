@@ -117,7 +117,10 @@ def ablate(model: Glance, folder: Path) -> dict[str, dict[str, float]]:
 
     def row(name: str, judge: Glance, normal_chunks: Chunks, test_chunks: Chunks, lambda_s: float) -> None:
         judge.config = dataclasses.replace(judge.config, lambda_s=lambda_s)
-        judge.calibration = calibration_of(judge, fit_statistics(judge, normal_chunks))
+        # What the patch sizes count by is the model's: the rows differ in scores alone.
+        weights = [s.weight for s in judge.calibration.scales]
+        statistics = fit_statistics(judge, normal_chunks)
+        judge.calibration = calibration_of(judge, statistics, weights=weights)
         out[name] = figures(*_scored(judge, test_chunks), masks, labels)
 
     for name, lambda_s in (("IAD alone", 1.0), ("DAD alone", 0.0)):
