@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glance_fast.config import Config
+from glance_fast.engines.dense import global_features
 from glance_fast.kernels.partial_conv.reference import inside, partial_conv2d_reference
 from glance_fast.model import Glance
-from glance_fast.nets.global_net import GlobalNet, Reading
-from glance_fast.nets.teacher import to_input
-from glance_fast.scoring.dense import global_features
+from glance_fast.nets.masked import MaskedNet, Reading
+from glance_fast.nets.preprocess import to_input
 from glance_fast.training.sampling import crop
 
 BATCH, SIZE, PATCH = 8, 256, 32
@@ -32,7 +32,7 @@ ROUNDS = {"definition": 3, BOTH: 2, "patchwise": 2}
 ROLES = {"definition": "baseline"}
 
 
-def by_definition(net: GlobalNet, x: Tensor, holes: Tensor) -> Tensor:
+def by_definition(net: MaskedNet, x: Tensor, holes: Tensor) -> Tensor:
     """Global features of an image [1, 3, H, W], a pass a hole [P, 4], every mask a convolved tensor."""
     layers = [(layer, *layer.module.folded()) for layer in net.layers()]
     layers = [(a, w.contiguous(memory_format=torch.channels_last), b) for a, w, b in layers]

@@ -19,7 +19,8 @@ from benchmarks.bench_engines import efficient_ad
 from glance_fast.config import Config
 from glance_fast.model import Glance
 from glance_fast.nets.builtin import builtin_teacher
-from glance_fast.nets.teacher import TEACHER_FEATURES, to_input
+from glance_fast.nets.preprocess import to_input
+from glance_fast.nets.teacher import TEACHER_FEATURES
 
 SIZE, NORMAL = 256, 213
 IMAGE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)

@@ -19,23 +19,23 @@ from PIL import Image
 from torch import Tensor
 
 from glance_fast.config import Config
-from glance_fast.data.folders import ImageCache
-from glance_fast.hardware import has_bf16
+from glance_fast.data.cache import ImageCache
+from glance_fast.device import has_bf16
 from glance_fast.kernels.partial_conv.reference import inside, partial_conv2d_reference
 from glance_fast.model import Glance
-from glance_fast.nets.global_net import GlobalNet, Reading
-from glance_fast.training.fit import global_stage
+from glance_fast.nets.masked import MaskedNet, Reading
 from glance_fast.training.loop import optimizer_of, take_step
+from glance_fast.training.masked import global_stage
 from glance_fast.training.symmetry import Symmetry
 
 IMAGES, ONE_HOLE = 24, "one hole an image"
 
 
-class ByDefinition(GlobalNet):
+class ByDefinition(MaskedNet):
     """Global-Net by the reference's operations."""
 
     def forward(self, x: Tensor, holes: Tensor) -> Tensor:
-        """z_g as ``GlobalNet`` gives it."""
+        """z_g as ``MaskedNet`` gives it."""
         mask = (~inside(holes, *x.shape[2:])).to(x.dtype)
         before = y = x * mask
         read = []
@@ -49,7 +49,7 @@ class ByDefinition(GlobalNet):
         return self.predict(self.read(read, pooled[:, None], holes, x.shape[2:]))
 
 
-def stepper(cache: ImageCache, holes: int | None, net: type[GlobalNet]) -> tuple[Callable[[], object], int]:
+def stepper(cache: ImageCache, holes: int | None, net: type[MaskedNet]) -> tuple[Callable[[], object], int]:
     """A function that takes the next step, and the patches that it trains on."""
     config = Config(net="pyramid", patch=32, stride=8, holes=holes, pretrained=False)
     scale = Glance(config).scales[0]
@@ -72,14 +72,14 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Cal
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (256, 256, 3), np.uint8)).save(path)
     with ImageCache(paths, (256, 256)) as cache:
-        ours, many = stepper(cache, None, GlobalNet)
+        ours, many = stepper(cache, None, MaskedNet)
         other, few = stepper(cache, 1, ByDefinition)
         yield {"ours": ours, ONE_HOLE: lambda: [other() for _ in range(many // few)]}
 
 
 def test_both_train_the_same_net():
     torch.manual_seed(0)
-    net, x = GlobalNet(32, (8,) * 4).train(), torch.randn(4, 3, 128, 128)
+    net, x = MaskedNet(32, (8,) * 4).train(), torch.randn(4, 3, 128, 128)
     holes = torch.tensor([[[16, 24, 48, 56]]]).expand(4, -1, -1)
     found = net(x, holes)
     net.__class__ = ByDefinition

@@ -19,7 +19,7 @@ from benchmarks import counts
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
 from glance_fast.kernels.window_conv.reference import window_conv2d_reference
-from glance_fast.nets.global_net import GlobalNet
+from glance_fast.nets.masked import MaskedNet
 
 GRID = PatchGrid(256, 256, 32, 8)
 NAMES = ("stem", "stage1.down", "stage1.block1.conv2", "stage3.block1.conv2")
@@ -80,7 +80,7 @@ class Layer:
     def __init__(self, name: str, dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(0)
         last = {"dtype": dtype, "memory_format": torch.channels_last}
-        convs = counts.global_layers(GlobalNet(GRID.patch), (GRID.height, GRID.width))
+        convs = counts.global_layers(MaskedNet(GRID.patch), (GRID.height, GRID.width))
         plan = counts.windows(convs, GRID.holes)
         at = [conv.name for conv in convs].index(name)
         layer, before = plan[at], plan[at - 1] if at else None

@@ -30,14 +30,14 @@ from glance_fast.kernels.partial_conv.operator import BACKWARD, OPERATOR
 from glance_fast.kernels.partial_conv.reference import inside, partial_conv2d_reference
 from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
 from glance_fast.kernels.window_conv.reference import window_conv2d_reference
-from glance_fast.nets.global_net import GlobalNet
+from glance_fast.nets.masked import MaskedNet
 
 CHECKED = 48  # windows that are compared with float64
 
 
 def layers(scene: Scene) -> list[tuple[Conv, np.ndarray]]:
     """The different convolutions of Global-Net, each with the holes of its input, [P, 4]."""
-    net = GlobalNet(scene.patch, (scene.width,) * 4)
+    net = MaskedNet(scene.patch, (scene.width,) * 4)
     found: dict[Conv, np.ndarray] = {}
     hidden = scene.grid.holes
     for conv in counts.global_layers(net, (scene.image, scene.image)):
@@ -289,7 +289,7 @@ def window_case(
 
 def window_cases(scene: Scene, dtype: torch.dtype) -> Iterator[Case]:
     """Every layer of the dense engine."""
-    net = GlobalNet(scene.patch, (scene.width,) * 4)
+    net = MaskedNet(scene.patch, (scene.width,) * 4)
     hidden, before = scene.grid.holes, None
     convs = counts.global_layers(net, (scene.image, scene.image))
     for w in counts.windows(convs, hidden):

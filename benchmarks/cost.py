@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 from benchmarks.machine import describe
 from benchmarks.report import machine_name, seconds
 from benchmarks.tables import ROOT
-from glance_fast.checkpoint import load
 from glance_fast.config import Config
 from glance_fast.data.images import read_image, resize, write_png
+from glance_fast.device import has_bf16
 from glance_fast.evaluation.overlay import display_range, heat, overlay
-from glance_fast.hardware import has_bf16
 from glance_fast.model import Glance
-from glance_fast.nets.teacher import to_input
+from glance_fast.nets.preprocess import to_input
+from glance_fast.run import load
 
 RESULTS, PICTURE = ROOT / "benchmarks/results", ROOT / "docs/cost.png"
 SIDE, PATCH, CLOSEST = 256, 32, 8  # pixels; the last is the least stride

@@ -15,8 +15,8 @@ import numpy as np
 from torch import nn
 
 from glance_fast.geometry import output_size, reach, shrink
-from glance_fast.nets.global_net import GlobalNet
 from glance_fast.nets.local_net import LocalNet
+from glance_fast.nets.masked import MaskedNet
 
 FLOAT = 4  # bytes, and the next two
 HALF = 2
@@ -108,7 +108,7 @@ class Conv:
         return self.inputs * self.outputs * self.kernel**2
 
 
-def global_layers(net: GlobalNet, size: tuple[int, int]) -> list[Conv]:
+def global_layers(net: MaskedNet, size: tuple[int, int]) -> list[Conv]:
     """The convolutions of a Global-Net on an image of ``size``, in order."""
     found: list[Conv] = []
 
@@ -313,7 +313,7 @@ def surround_backward(
     return Work(operations, (2 * dy + weights + x) * element, x * element + weights * FLOAT)
 
 
-def global_head(net: GlobalNet, patches: int, element: int = FLOAT) -> Work:
+def global_head(net: MaskedNet, patches: int, element: int = FLOAT) -> Work:
     """The perceptron behind Global-Net, for all patches of an image."""
     linear = [m for m in net.head if isinstance(m, nn.Linear)]
     return total(

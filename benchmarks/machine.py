@@ -110,10 +110,10 @@ def operator_times() -> Iterator[dict]:
 def network_times(size: int = 256, patch: int = 32, stride: int = 8, batch: int = 8) -> Iterator[dict]:
     """One pass of Local-Net, and one of Global-Net over masked images, as the paper's procedure makes."""
     from glance_fast.geometry import PatchGrid
-    from glance_fast.nets.global_net import GlobalNet
     from glance_fast.nets.local_net import LocalNet
+    from glance_fast.nets.masked import MaskedNet
 
-    local, global_ = LocalNet(patch), GlobalNet(patch).eval()
+    local, global_ = LocalNet(patch), MaskedNet(patch).eval()
     x = torch.randn(batch, 3, size, size)
     holes = torch.from_numpy(PatchGrid(size, size, patch, stride).holes)[:batch, None]
     convs = {

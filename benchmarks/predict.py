@@ -14,9 +14,9 @@ from math import ceil
 from benchmarks import counts
 from benchmarks.counts import Conv, Windows, Work, total
 from glance_fast.geometry import PatchGrid
-from glance_fast.nets.global_net import GlobalNet
 from glance_fast.nets.heads import DistortionHead
 from glance_fast.nets.local_net import LocalNet
+from glance_fast.nets.masked import MaskedNet
 
 SIZE, FEATURES, BATCH, NEIGHBOURS = 256, 128, 16, 16
 HALF, FLOAT = 2, 4
@@ -180,14 +180,14 @@ def score_seconds(batch: int, patches: int, hidden: int, card: Card) -> float:
 
 def layer_windows(patch: int, stride: int) -> list[Windows]:
     """The dense engine's layers of the default net."""
-    convs = counts.global_layers(GlobalNet(patch), (SIZE, SIZE))
+    convs = counts.global_layers(MaskedNet(patch), (SIZE, SIZE))
     return counts.windows(convs, PatchGrid(SIZE, SIZE, patch, stride).holes)
 
 
 def parts(patch: int, stride: int, element: int = HALF) -> dict[str, Work]:
     """Everything that one image costs at one scale, by name; a batch of BATCH shares what it can."""
     grid = PatchGrid(SIZE, SIZE, patch, stride)
-    net, found = GlobalNet(patch), layer_windows(patch, stride)
+    net, found = MaskedNet(patch), layer_windows(patch, stride)
     local = counts.local_layers(LocalNet(patch), (SIZE, SIZE), stride)
     hidden = DistortionHead(FEATURES).first.out_features
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from glance_fast.errors import ImageError, UserError
 
 if TYPE_CHECKING:
-    from glance_fast.checkpoint import load
     from glance_fast.config import Config
     from glance_fast.model import Glance, ScoreResult
+    from glance_fast.run import load
     from glance_fast.training.api import fit
 
 __all__ = ["Config", "Glance", "ImageError", "ScoreResult", "UserError", "fit", "load"]
@@ -24,7 +24,7 @@ _LAZY = {
     "Glance": "model",
     "ScoreResult": "model",
     "fit": "training.api",
-    "load": "checkpoint",
+    "load": "run",
 }
 
 

@@ -13,21 +13,21 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from glance_fast.calibration import Calibration, ScaleStatistics
 from glance_fast.config import Config
 from glance_fast.data.images import as_rgb, read_image, resize
+from glance_fast.device import has_bf16
+from glance_fast.engines import dense, grouped, patchwise
+from glance_fast.engines.memory import DEFAULT_MIB, IMAGES_TOGETHER, MIB, Share, split
+from glance_fast.engines.timing import stage
 from glance_fast.errors import UserError
-from glance_fast.hardware import has_bf16
 from glance_fast.kernels.patch_score import PatchScores, score_patches
-from glance_fast.nets.global_net import GlobalNet
+from glance_fast.maps import HeadMaps, combine, distances, interpolate
 from glance_fast.nets.heads import DistortionHead
 from glance_fast.nets.local_net import LocalNet
+from glance_fast.nets.masked import MaskedNet
+from glance_fast.nets.preprocess import mirrored, to_input
 from glance_fast.nets.surround import SurroundNet
-from glance_fast.nets.teacher import to_input
-from glance_fast.scoring import dense, grouped, patchwise
-from glance_fast.scoring.maps import HeadMaps, combine, distances, interpolate
-from glance_fast.scoring.memory import DEFAULT_MIB, IMAGES_TOGETHER, MIB, Share, split
-from glance_fast.scoring.stages import stage
-from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
 ENGINES = ("auto", "dense", "patchwise", "grouped")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -70,7 +70,7 @@ class Scale(nn.Module):
         features = self.local.features
         self.masked = config.masked
         if self.masked:
-            self.global_net = GlobalNet(
+            self.global_net = MaskedNet(
                 config.patches[index], config.widths, config.blocks, config.readout, features
             )
         else:
@@ -179,7 +179,9 @@ class Glance(nn.Module):
         limit = (self.memory_mib or DEFAULT_MIB.get(kind, DEFAULT_MIB["cpu"])) * MIB
         most = IMAGES_TOGETHER.get(kind, IMAGES_TOGETHER["cpu"])
         itemsize = 2 if self.chosen_precision(precision) == "bf16" else 4
-        return split(self.scales, self.config, itemsize, limit, most)
+        nets = [scale.global_net for scale in self.scales]
+        features = self.scales[0].local.features
+        return split(nets, features, self.config, itemsize, limit, most)
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -385,19 +387,3 @@ class Glance(nn.Module):
                 heads = distances(*heads)
             maps.append(HeadMaps(*(interpolate(values, scale.grid, self.config) for values in heads)))
         return maps
-
-
-def mirrored(images: Tensor, frame: int) -> Tensor:
-    """Images [B, H, W, C] continued by their mirror image, [B, H + 2 frame, W + 2 frame, C].
-
-    The outermost pixels are repeated, so that all that is mirrored into a patch lies in that patch as long as
-    the frame is at most half of it.
-    """
-    if not frame:
-        return images
-    for axis in (1, 2):
-        place = torch.arange(-frame, images.shape[axis] + frame, device=images.device)
-        place = torch.where(place < 0, -1 - place, place)
-        place = torch.where(place >= images.shape[axis], 2 * images.shape[axis] - 1 - place, place)
-        images = images.index_select(axis, place)
-    return images

@@ -14,9 +14,9 @@ from samples import MASKED, SMALL, draw_part
 
 from glance_fast.config import Config
 from glance_fast.data.folders import normal_images
-from glance_fast.hardware import use_threads
+from glance_fast.device import use_threads
+from glance_fast.progress import Reporter
 from glance_fast.training.fit import fit
-from glance_fast.training.progress import Reporter
 
 # As the command line does it: Numba would change PyTorch's threads in the midst of a test.
 use_threads(None)

@@ -10,9 +10,8 @@ from samples import MASKED, SMALL, draw_part
 from scipy.stats import spearmanr
 
 from glance_fast import Config, Glance, ImageError, UserError, load
-from glance_fast.model import mirrored
-from glance_fast.nets.teacher import to_input
-from glance_fast.scoring.statistics import Calibration, Moments, ScaleStatistics
+from glance_fast.calibration import Calibration, Moments, ScaleStatistics
+from glance_fast.nets.preprocess import mirrored, to_input
 
 TWO = {**SMALL, "patch": (32, 64), "stride": (16, 32), "image_size": 128}
 

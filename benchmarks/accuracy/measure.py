@@ -15,7 +15,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from glance_fast.evaluation import metrics
-from glance_fast.nets.teacher import Teacher, load_teacher, to_input
+from glance_fast.nets.preprocess import to_input
+from glance_fast.nets.teacher import Teacher, load_teacher
 
 WEIGHTS = "resnet18-imagenet-through-layer3-bn-folded.safetensors"
 SMOOTHING = 4.0  # standard deviation of the Gaussian on the map, pixels

@@ -16,15 +16,16 @@ from rich.console import Console
 from benchmarks.accuracy.beds import Bed, load_test
 from benchmarks.accuracy.measure import figures, milliseconds
 from benchmarks.accuracy.results import BLEND, LOCAL
-from glance_fast.checkpoint import load
 from glance_fast.config import Config
-from glance_fast.data.folders import ImageCache, normal_images
+from glance_fast.data.cache import ImageCache
+from glance_fast.data.folders import normal_images
+from glance_fast.maps import combine
 from glance_fast.model import Glance
-from glance_fast.scoring.calibration import calibration_of
-from glance_fast.scoring.calibration import fit as fit_statistics
-from glance_fast.scoring.maps import combine
+from glance_fast.progress import Reporter
+from glance_fast.run import load
+from glance_fast.training.calibrate import calibration_of
+from glance_fast.training.calibrate import fit as fit_statistics
 from glance_fast.training.fit import fit
-from glance_fast.training.progress import Reporter
 
 # Features (z_l, z_g) of some images, a pair a scale, for each chunk of them.
 Chunks = list[list[tuple[torch.Tensor, torch.Tensor]]]

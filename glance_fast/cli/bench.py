@@ -15,7 +15,7 @@ from glance_fast.cli.options import Device, Memory, Run, Threads
 from glance_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from glance_fast.evaluation.bench import Bench
+    from glance_fast.jobs.bench import Bench
 
 # Images that agreement is measured on; more would say no more.
 COMPARED = 4
@@ -54,12 +54,12 @@ def bench(
 
     [dim]glance-fast bench run photos/new[/dim]
     """
-    from glance_fast.checkpoint import load
     from glance_fast.data.files import write_text
     from glance_fast.data.folders import list_images
-    from glance_fast.evaluation import bench as measure
-    from glance_fast.hardware import use_threads
-    from glance_fast.training.progress import Reporter
+    from glance_fast.device import use_threads
+    from glance_fast.jobs import bench as measure
+    from glance_fast.progress import Reporter
+    from glance_fast.run import load
 
     if out is not None and out.is_dir():
         raise UserError(f"{out}: is a folder; --out names a file, such as {out / 'bench.json'}")

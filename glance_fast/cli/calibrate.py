@@ -45,10 +45,10 @@ def calibrate(
     [dim]glance-fast calibrate run photos/more-good
     glance-fast calibrate run --false-alarms 0.001[/dim]
     """
-    from glance_fast.hardware import use_threads
-    from glance_fast.scoring.recalibration import calibrate_run
-    from glance_fast.scoring.statistics import promise
-    from glance_fast.training.progress import Reporter
+    from glance_fast.calibration import promise
+    from glance_fast.device import use_threads
+    from glance_fast.jobs.recalibrate import calibrate_run
+    from glance_fast.progress import Reporter
 
     use_threads(threads)
     with Reporter(console) as reporter:

@@ -28,8 +28,8 @@ def demo(
 
     [dim]glance-fast demo --out demo[/dim]
     """
-    from glance_fast.evaluation.demo import run_demo
-    from glance_fast.training.progress import Reporter
+    from glance_fast.jobs.demo import run_demo
+    from glance_fast.progress import Reporter
 
     ours = ("data", "runs", "results", "report.html", "metrics.json")
     started = time.monotonic()

@@ -61,8 +61,8 @@ def distill(
     from glance_fast.data.folders import list_images
     from glance_fast.nets.builtin import builtin_teacher
     from glance_fast.nets.teacher import load_teacher
+    from glance_fast.progress import Reporter
     from glance_fast.training.distill import distill as run
-    from glance_fast.training.progress import Reporter
 
     one_of(resume, overwrite)
     work = out.with_name(out.name + ".checkpoint") if out.name else out

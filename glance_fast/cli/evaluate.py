@@ -45,10 +45,10 @@ def evaluate(
 
     [dim]glance-fast evaluate run mvtec/transistor --out report[/dim]
     """
-    from glance_fast.checkpoint import load
+    from glance_fast.device import use_threads
     from glance_fast.evaluation import evaluate as evaluation
-    from glance_fast.hardware import use_threads
-    from glance_fast.training.progress import Reporter
+    from glance_fast.progress import Reporter
+    from glance_fast.run import load
 
     apart(out, run, data)
     evaluation.find_samples(data, out)

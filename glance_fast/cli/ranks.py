@@ -55,7 +55,7 @@ class Ranks:
 
     def device(self, name: str) -> str:
         """What --device means here: each process of a machine takes a CUDA device of its own."""
-        from glance_fast.hardware import device_of_process
+        from glance_fast.device import device_of_process
 
         return device_of_process(name, self.local_rank, self.local_count) if self.count > 1 else name
 

@@ -71,11 +71,11 @@ def score_dir(
 
     [dim]glance-fast score-dir run photos/new --out scores --overlays[/dim]
     """
-    from glance_fast.checkpoint import load
-    from glance_fast.hardware import use_threads
-    from glance_fast.scoring.directory import deal_directory, find_images, score_directory
-    from glance_fast.scoring.shards import WHOLE, Shard, check_folder, files_of, join, parse_shard, parts_in
-    from glance_fast.training.progress import Reporter
+    from glance_fast.device import use_threads
+    from glance_fast.jobs.directory import deal_directory, find_images, score_directory
+    from glance_fast.jobs.shards import WHOLE, Shard, check_folder, files_of, join, parse_shard, parts_in
+    from glance_fast.progress import Reporter
+    from glance_fast.run import load
 
     use_threads(threads)
     how = {"engine": engine.value, "precision": precision.value}

@@ -73,11 +73,11 @@ def train(
     from glance_fast.config import Config, checked_names, load_config, parse_setting
     from glance_fast.data.files import write_text
     from glance_fast.data.folders import normal_images
-    from glance_fast.hardware import pick_device, use_threads
+    from glance_fast.device import pick_device, use_threads
     from glance_fast.nets.student import Student
     from glance_fast.nets.teacher import load_teacher
+    from glance_fast.progress import Reporter
     from glance_fast.training.fit import LEAST_IMAGES, fit
-    from glance_fast.training.progress import Reporter
 
     use_threads(threads)
     one_of(resume, overwrite)

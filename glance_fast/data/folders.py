@@ -1,19 +1,16 @@
-"""Folders of images: which are normal, which test image has which mask; their pixels, held or streamed."""
+"""Folders of images: which are normal, which test image has which mask."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from glance_fast.data.images import read_image, read_mask, resize
+from glance_fast.data.images import read_mask
 from glance_fast.errors import ImageError, UserError
 
 SUFFIXES = frozenset(
@@ -212,193 +209,6 @@ def read_sample_mask(sample: TestSample, image_size: tuple[int, int]) -> NDArray
         sizes = f"the mask is {mask.shape[1]}x{mask.shape[0]}, its image {width}x{height}"
         raise ImageError(sample.mask, f"{sizes} ({sample.path}); they must be equal")
     return mask
-
-
-class ImageCache:
-    """Images of one size, by index; held in memory where they fit, else read again for every batch.
-
-    Every file is decoded once at construction, so that the bad ones are known before any work is done with
-    the others.
-
-    Parameters
-    ----------
-    paths : iterable of path
-        Files to read.
-    size : (height, width)
-        Images are resized to it, in pixels.
-    memory_limit : int
-        In bytes. Up to it, all images are held as one uint8 array ``[N, height, width, 3]``.
-    workers : int
-        Threads that decode. Pillow lets others run while it decodes; processes would clash with Numba's
-        threads.
-    progress : callable, optional
-        Called in the constructing thread with the number of files read so far.
-
-    Attributes
-    ----------
-    paths : list of pathlib.Path
-        The files that can be read, in the order given. Indices refer to it.
-    shapes : list of (int, int)
-        Their heights and widths before resizing.
-    errors : list of ImageError
-        One for each of the others.
-    held : bool
-        Whether the images are in memory.
-
-    Raises
-    ------
-    UserError
-        None of the files can be read.
-    ValueError
-        `workers` is less than 1.
-
-    Notes
-    -----
-    Not for use by several threads at once. `close`, or a ``with`` statement, ends the threads.
-    """
-
-    def __init__(
-        self,
-        paths: Iterable[str | Path],
-        size: tuple[int, int],
-        memory_limit: int = 2 << 30,
-        workers: int = 2,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
-        if workers < 1:
-            raise ValueError(f"workers must be at least 1, not {workers}")
-        files = [Path(path) for path in paths]
-        self.size = (int(size[0]), int(size[1]))
-        self.held = len(files) * self.size[0] * self.size[1] * 3 <= memory_limit
-        self._images = np.empty((len(files) if self.held else 0, *self.size, 3), dtype=np.uint8)
-        self._prefetched: tuple[tuple[int, ...], list[Future[NDArray[np.uint8]]]] | None = None
-
-        shapes: list[tuple[int, int]] = [(0, 0)] * len(files)
-
-        def take(index: int) -> ImageError | None:
-            try:
-                image = read_image(files[index])
-            except ImageError as error:
-                return error
-            shapes[index] = image.shape[:2]
-            if self.held:
-                self._images[index] = resize(image, self.size)
-            return None
-
-        outcomes: list[ImageError | None] = []
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="glance-images")
-        try:
-            for outcome in pool.map(take, range(len(files))):
-                outcomes.append(outcome)
-                if progress is not None:
-                    progress(len(outcomes))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-        self.errors = [outcome for outcome in outcomes if outcome is not None]
-        good = [index for index, outcome in enumerate(outcomes) if outcome is None]
-        if not good:
-            first = f"; the first: {self.errors[0]}" if self.errors else ""
-            raise UserError(f"none of {len(files)} images can be read{first}")
-        self.paths = [files[index] for index in good]
-        self.shapes = [shapes[index] for index in good]
-        if self.held and self.errors:
-            for to, index in enumerate(good):  # in place: a second array might not fit
-                self._images[to] = self._images[index]
-            self._images = self._images[: len(good)]
-        self._pool = None if self.held else ThreadPoolExecutor(workers, thread_name_prefix="glance-images")
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __enter__(self) -> ImageCache:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def batch(self, indices: ArrayLike) -> NDArray[np.uint8]:
-        """Return images by their places in `paths`.
-
-        Parameters
-        ----------
-        indices : sequence of int, length B
-            Each in ``[0, len(cache))``; repetition is allowed.
-
-        Returns
-        -------
-        ndarray of uint8, shape [B, height, width, 3]
-            A copy.
-
-        Raises
-        ------
-        ImageError
-            A file that was good at construction no longer is.
-        IndexError
-            An index is out of range.
-        RuntimeError
-            The cache is closed and its images are not held.
-        """
-        wanted = self._checked(indices)
-        if self.held:
-            return self._images[list(wanted)]
-        if self._prefetched is not None and self._prefetched[0] == wanted:
-            futures = self._prefetched[1]
-            self._prefetched = None
-        else:
-            futures = self._submit(wanted)
-        images = np.empty((len(wanted), *self.size, 3), dtype=np.uint8)
-        for image, future in zip(images, futures, strict=True):
-            image[...] = future.result()
-        return images
-
-    def prefetch(self, indices: ArrayLike) -> None:
-        """Start to read the batch that will be asked for next, with the same indices in the same order.
-
-        One batch can wait: a second call gives up the first. Does nothing where the images are held.
-
-        Parameters
-        ----------
-        indices : sequence of int
-            As for `batch`, and checked in the same way.
-        """
-        wanted = self._checked(indices)
-        if self.held or (self._prefetched is not None and self._prefetched[0] == wanted):
-            return
-        self._drop_prefetched()
-        self._prefetched = (wanted, self._submit(wanted))
-
-    def close(self) -> None:
-        """End the threads. Held images stay available."""
-        self._drop_prefetched()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
-
-    def _checked(self, indices: ArrayLike) -> tuple[int, ...]:
-        array = np.asarray(indices)
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise TypeError("indices must be a flat sequence of integers")
-        if array.size and not (array.min() >= 0 and array.max() < len(self.paths)):
-            raise IndexError(f"indices must be from 0 to {len(self.paths) - 1}")
-        return tuple(array.astype(np.intp).tolist())
-
-    def _submit(self, indices: Sequence[int]) -> list[Future[NDArray[np.uint8]]]:
-        if self._pool is None:
-            raise RuntimeError("the image cache is closed")
-        return [self._pool.submit(_read_resized, self.paths[index], self.size) for index in indices]
-
-    def _drop_prefetched(self) -> None:
-        if self._prefetched is not None:
-            for future in self._prefetched[1]:
-                future.cancel()
-            self._prefetched = None
-
-
-def _read_resized(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    return resize(read_image(path), size)
 
 
 def _check_folder(folder: Path) -> None:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
+from glance_fast.calibration import Calibration
 from glance_fast.data.images import resize_map
-from glance_fast.scoring.statistics import Calibration
 
 COLOURS = "inferno"
 """Perceptually uniform, also for the colour blind and in grey."""

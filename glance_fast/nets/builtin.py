@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 
-from glance_fast.nets.global_net import GlobalNet
 from glance_fast.nets.global_start import load_global_start
+from glance_fast.nets.masked import MaskedNet
 from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher, load_teacher
 
@@ -22,7 +22,7 @@ def builtin_teacher() -> Teacher:
         return load_teacher(path)
 
 
-def start_global_net(net: GlobalNet) -> bool:
+def start_global_net(net: MaskedNet) -> bool:
     """Give a Global-Net the built-in start, if it is of the default shape; whether it was."""
     with as_file(files("glance_fast.nets") / "weights" / "global.safetensors") as path:
         state = load_global_start(path, net.patch)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from glance_fast.config import Config
 from glance_fast.data.files import write_tensors
 from glance_fast.errors import UserError
-from glance_fast.nets.global_net import GlobalNet
+from glance_fast.nets.masked import MaskedNet
 
 BODY = ("stem", "stages")
 
@@ -29,7 +29,7 @@ class GlobalStart(nn.Module):
     Attributes
     ----------
     body : nn.ModuleDict
-        ``stem`` and ``stages``, as in ``GlobalNet``.
+        ``stem`` and ``stages``, as in ``MaskedNet``.
     heads : nn.ModuleDict
         By patch size.
     """
@@ -37,7 +37,7 @@ class GlobalStart(nn.Module):
     def __init__(self, patches: tuple[int, ...]) -> None:
         super().__init__()
         c = Config(net="pyramid")
-        nets = {patch: GlobalNet(patch, c.widths, c.blocks, c.readout) for patch in patches}
+        nets = {patch: MaskedNet(patch, c.widths, c.blocks, c.readout) for patch in patches}
         first = nets[patches[0]]
         for net in nets.values():
             net.stem, net.stages = first.stem, first.stages
@@ -47,7 +47,7 @@ class GlobalStart(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, holes: Tensor, patch: int) -> Tensor:
-        """z_g for holes of one patch size, as ``GlobalNet`` gives it."""
+        """z_g for holes of one patch size, as ``MaskedNet`` gives it."""
         return self._nets[patch](x, holes)
 
     def save(self, path: Path, notes: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ class GlobalStart(nn.Module):
 
 
 def load_global_start(path: Path, patch: int) -> dict[str, Tensor]:
-    """The state dictionary of a ``GlobalNet`` for ``patch`` out of what ``GlobalStart.save`` wrote."""
+    """The state dictionary of a ``MaskedNet`` for ``patch`` out of what ``GlobalStart.save`` wrote."""
     try:
         tensors = load_file(path)
     except (safetensors.SafetensorError, OSError) as error:

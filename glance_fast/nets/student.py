@@ -15,7 +15,8 @@ from glance_fast.config import LOCAL_LAYOUTS
 from glance_fast.data.files import read_notes, write_tensors
 from glance_fast.errors import UserError
 from glance_fast.nets.local_net import LocalNet
-from glance_fast.nets.teacher import TEACHER_FEATURES, to_input
+from glance_fast.nets.preprocess import to_input
+from glance_fast.nets.teacher import TEACHER_FEATURES
 
 # Images at a time.
 BATCH = 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +15,11 @@ from torch import Tensor, nn
 from glance_fast.data.files import write_tensors
 from glance_fast.errors import UserError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # layer2 and layer3, side by side: what Local-Net is distilled from. Fine-tuning takes layer1 in too.
 TEACHER_FEATURES = 128 + 256
 ALL_FEATURES = 64 + TEACHER_FEATURES
 # Of the maps of layers 1 to 3 that `Teacher` gives: step between cells, and the centre of the first, pixels.
 STEPS = ((8, 2.0), (8, 0.0), (16, 0.0))
-
-
-def to_input(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] to normalised float32 [B, 3, H, W], channels-last in memory."""
-    middle, gain = _moments(images.device)
-    return torch.sub(images, middle).mul_(gain).permute(0, 3, 1, 2)
-
-
-@cache
-@torch.inference_mode(False)
-def _moments(device: torch.device) -> tuple[Tensor, Tensor]:
-    """What to subtract and what to multiply by, of pixels from 0 to 255.
-
-    Kept, because a copy to a GPU waits for all that was asked of it before.
-    """
-    mean, std = (torch.tensor(m, dtype=torch.float64) for m in (IMAGENET_MEAN, IMAGENET_STD))
-    return tuple(t.to(device, torch.float32) for t in (255 * mean, 1 / (255 * std)))
 
 
 class BasicBlock(nn.Module):

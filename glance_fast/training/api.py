@@ -10,16 +10,16 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from glance_fast.checkpoint import MODEL
 from glance_fast.config import Config
 from glance_fast.data.folders import normal_images
+from glance_fast.device import pick_device
 from glance_fast.errors import UserError
-from glance_fast.hardware import pick_device
 from glance_fast.model import Glance
+from glance_fast.progress import Reporter
+from glance_fast.run import MODEL
 from glance_fast.training.fit import LEAST_IMAGES
 from glance_fast.training.fit import fit as train
 from glance_fast.training.loop import Stage
-from glance_fast.training.progress import Reporter
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from glance_fast.config import Config
-from glance_fast.data.folders import ImageCache
+from glance_fast.data.cache import ImageCache
+from glance_fast.device import has_bf16
 from glance_fast.errors import UserError
-from glance_fast.hardware import has_bf16
 from glance_fast.nets.global_start import GlobalStart
+from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.student import BATCH, Student
-from glance_fast.nets.teacher import Teacher, to_input
+from glance_fast.nets.teacher import Teacher
+from glance_fast.progress import Reporter
 from glance_fast.training.loop import Log, Stage, run_stage
 from glance_fast.training.pretrain import global_start_stage
-from glance_fast.training.progress import Reporter
 from glance_fast.training.sampling import augment, draw_indices, step_generator
 from glance_fast.training.symmetry import Symmetry, vary
 

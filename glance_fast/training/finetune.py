@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from glance_fast.nets.local_net import LocalNet
+from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.student import STRIDE, compactness
-from glance_fast.nets.teacher import ALL_FEATURES, Teacher, read_maps, to_input
+from glance_fast.nets.teacher import ALL_FEATURES, Teacher, read_maps
 from glance_fast.training.loop import Stage
 from glance_fast.training.sampling import step_generator
 from glance_fast.training.variants import Variants

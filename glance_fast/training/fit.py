@@ -11,35 +11,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from glance_fast.checkpoint import save_model
+from glance_fast.calibration import promise
 from glance_fast.config import Config
+from glance_fast.data.cache import ImageCache
 from glance_fast.data.files import write_text
-from glance_fast.data.folders import ImageCache
-from glance_fast.data.stains import stain
+from glance_fast.device import has_bf16
 from glance_fast.errors import UserError
-from glance_fast.hardware import has_bf16
-from glance_fast.model import Glance, Scale
+from glance_fast.model import Glance
 from glance_fast.nets.builtin import builtin_local_net, builtin_teacher, start_global_net
-from glance_fast.nets.heads import distortion_loss, inconsistency_loss
 from glance_fast.nets.local_net import LocalNet
 from glance_fast.nets.student import Student
-from glance_fast.nets.teacher import Teacher, to_input
-from glance_fast.scoring.calibration import calibrate
-from glance_fast.scoring.statistics import promise
+from glance_fast.nets.teacher import Teacher
+from glance_fast.progress import Reporter
+from glance_fast.run import save_model
+from glance_fast.training.calibrate import calibrate
 from glance_fast.training.finetune import MOST, Targets, finetune_stage, whiten
-from glance_fast.training.loop import Log, Stage, run_stage
-from glance_fast.training.progress import Reporter
-from glance_fast.training.sampling import augment, crop, draw_holes, draw_indices, step_generator
+from glance_fast.training.loop import Log, run_stage
+from glance_fast.training.masked import global_stage
 from glance_fast.training.surround import features_of, surround_stage
-from glance_fast.training.symmetry import Symmetry, find_symmetry, vary
+from glance_fast.training.symmetry import Symmetry, find_symmetry
 from glance_fast.training.variants import Variants, make_variants, number_of_variants
 
 LEAST_IMAGES = 8
-WEIGHT_DECAY = 1e-3
-# Draws of holes for each held-out image.
-VALIDATION_DRAWS = 4
 # Images from which the symmetry of the category is found.
 SYMMETRY_IMAGES = 100
 
@@ -190,86 +184,6 @@ def _symmetry(
     symmetry, said = find_symmetry(local, config.grids[0], sample, others)
     reporter.say(said)
     return symmetry
-
-
-def global_stage(
-    scale: Scale,
-    index: int,
-    config: Config,
-    cache: ImageCache,
-    train: np.ndarray,
-    held_out: np.ndarray,
-    symmetry: Symmetry,
-    bf16: bool,
-) -> Stage:
-    """The stage that trains Global-Net and the distortion head of one scale, Eq. 10."""
-    patch, name = config.patches[index], f"global-{config.patches[index]}"
-    holes_each = config.holes_of(index)
-    device = next(scale.parameters()).device
-
-    def local_features(patches: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            features = scale.local(patches)[:, :, 0, 0]
-        return features.float().unflatten(0, (-1, holes_each))
-
-    def chosen(number: int) -> tuple[np.ndarray, torch.Generator]:
-        generator = step_generator(config.seed, name, number)
-        return train[draw_indices(len(train), config.batch, generator)], generator
-
-    def step(number: int) -> tuple[Tensor, float, float]:
-        indices, generator = chosen(number)
-        batch = torch.from_numpy(cache.batch(indices))
-        # Images that memory does not hold are decoded while this step computes.
-        cache.prefetch(chosen(number + 1)[0])
-        batch = vary(batch, symmetry, generator)
-        images = augment(batch, config.shift, config.brightness, generator)
-        holes = draw_holes(config.batch, holes_each, patch, config.image_size, generator)
-        x = to_input(images)
-        clean = crop(x.permute(0, 2, 3, 1), holes)
-        stained = stain(clean, generator)
-        both = torch.cat([clean, stained]).to(device).contiguous(memory_format=torch.channels_last)
-        local, distorted = local_features(both).chunk(2)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            global_ = scale.global_net(x.to(device), holes.to(device))
-        inconsistency = inconsistency_loss(local, global_)
-        # One batch for both kinds: BatchNorm must not tell them apart by whose batch it is.
-        logits = scale.distortion(torch.cat([local, distorted]), torch.cat([global_, global_]))
-        distortion = distortion_loss(*logits.chunk(2))
-        loss = inconsistency + config.lambda_t * distortion
-        return loss, float(inconsistency.detach()), float(distortion.detach())
-
-    generator = step_generator(config.seed, f"{name}/held out", 0)
-    draws = [
-        draw_holes(len(held_out), holes_each, patch, config.image_size, generator)
-        for _ in range(VALIDATION_DRAWS)
-    ]
-
-    def validate() -> dict[str, float]:
-        local, distorted, global_ = [], [], []
-        generator = step_generator(config.seed, f"{name}/held out", 1)
-        for start in range(0, len(held_out), config.batch):
-            part = slice(start, start + config.batch)
-            x = to_input(torch.from_numpy(cache.batch(held_out[part])))
-            clean = torch.cat([crop(x.permute(0, 2, 3, 1), holes[part]) for holes in draws])
-            local.append(local_features(clean.to(device)))
-            distorted.append(local_features(stain(clean, generator).to(device)))
-            for holes in draws:
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    global_.append(scale.global_net(x.to(device), holes[part].to(device)))
-        z, z_stained, z_g = (torch.cat(parts).flatten(0, 1) for parts in (local, distorted, global_))
-        error = inconsistency_loss(z, z_g)
-        return {
-            "held_out_loss": float(error),
-            "held_out_second": float(
-                distortion_loss(scale.distortion(z, z_g), scale.distortion(z_stained, z_g))
-            ),
-            "r2": float(1 - error / (z - z.mean(0)).square().mean()),
-        }
-
-    modules = {"global": scale.global_net, "distortion": scale.distortion}
-    parameters = [p for module in modules.values() for p in module.parameters()]
-    groups = [{"params": parameters, "lr": config.learning_rate, "weight_decay": WEIGHT_DECAY}]
-    return Stage(name, config.steps, modules, groups, step, config.batch, validate)
 
 
 def _remember_images(path: Path, cache: ImageCache, config: Config) -> None:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from glance_fast.config import Config
-from glance_fast.data.folders import ImageCache
+from glance_fast.data.cache import ImageCache
 from glance_fast.nets.builtin import builtin_local_net
 from glance_fast.nets.global_start import GlobalStart
 from glance_fast.nets.heads import inconsistency_loss
-from glance_fast.nets.teacher import to_input
+from glance_fast.nets.preprocess import to_input
 from glance_fast.training.loop import Stage
 from glance_fast.training.sampling import augment, crop, draw_holes, draw_indices, step_generator
 from glance_fast.training.symmetry import Symmetry, vary

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from glance_fast.config import Config
-from glance_fast.data.folders import ImageCache
+from glance_fast.data.cache import ImageCache
 from glance_fast.data.stains import stain_image
 from glance_fast.training.sampling import augment, step_generator
 from glance_fast.training.symmetry import Symmetry, vary

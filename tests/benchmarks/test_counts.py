@@ -10,9 +10,9 @@ from benchmarks import counts
 from benchmarks.counts import Conv, Work
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.patch_score import score_patches
-from glance_fast.nets.global_net import GlobalNet, PartialConvNorm
 from glance_fast.nets.heads import DistortionHead
 from glance_fast.nets.local_net import LocalNet
+from glance_fast.nets.masked import MaskedNet, PartialConvNorm
 
 
 def counted(run) -> int:
@@ -22,10 +22,10 @@ def counted(run) -> int:
     return counter.get_total_flops()
 
 
-def random_net(patch: int, **settings) -> GlobalNet:
+def random_net(patch: int, **settings) -> MaskedNet:
     """An untrained Global-Net whose BatchNorm is not the identity."""
     torch.manual_seed(0)
-    net = GlobalNet(patch, **settings)
+    net = MaskedNet(patch, **settings)
     for module in net.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             for tensor in (module.bias, module.running_mean):
@@ -34,7 +34,7 @@ def random_net(patch: int, **settings) -> GlobalNet:
 
 
 @torch.no_grad()
-def outputs(net: GlobalNet, x: torch.Tensor, holes: torch.Tensor) -> list[torch.Tensor]:
+def outputs(net: MaskedNet, x: torch.Tensor, holes: torch.Tensor) -> list[torch.Tensor]:
     """The output of every convolution, [N, C, h, w]; after the addition where there is one."""
     found = []
 
@@ -148,7 +148,7 @@ class TestWindows:
                 assert not y[:, top:bottom, left:right].any()
 
     def test_hidden_places_are_not_computed(self):
-        convs = counts.global_layers(GlobalNet(64), (256, 256))
+        convs = counts.global_layers(MaskedNet(64), (256, 256))
         stem, down, *_ = counts.windows(convs, PatchGrid(256, 256, 64, 16).holes)
         middle = stem.before[:, :2].tolist().index([64, 64])
         # 64 pixels, kernel 8 at stride 4 with padding 2: outputs 15 to 32 read them, 17 to 30 nothing else.
@@ -161,14 +161,14 @@ class TestWindows:
 
     def test_placed_windows_are_equal_hold_the_exact_ones_and_lie_within_the_map(self):
         for patch, stride in ((32, 8), (64, 16)):
-            convs = counts.global_layers(GlobalNet(patch), (256, 256))
+            convs = counts.global_layers(MaskedNet(patch), (256, 256))
             for w in counts.windows(convs, PatchGrid(256, 256, patch, stride).holes):
                 assert {tuple(s) for s in w.placed[:, 2:] - w.placed[:, :2]} == {w.largest}
                 assert (w.placed[:, :2] >= 0).all() and (w.placed[:, 2:] <= w.conv.out).all()
                 assert (w.placed[:, :2] <= w.after[:, :2]).all() and (w.placed[:, 2:] >= w.after[:, 2:]).all()
 
     def test_bytes_of_a_window_layer(self):
-        convs = counts.global_layers(GlobalNet(32), (64, 64))
+        convs = counts.global_layers(MaskedNet(32), (64, 64))
         found = counts.windows(convs, PatchGrid(64, 64, 32, 16).holes)
         w = found[3]
         assert w.conv.residual
@@ -182,7 +182,7 @@ class TestWindows:
     def test_one_image_of_patches_is_never_more_than_the_passes(self):
         for patch, stride in ((32, 8), (64, 16)):
             grid = PatchGrid(256, 256, patch, stride)
-            convs = counts.global_layers(GlobalNet(patch), (256, 256))
+            convs = counts.global_layers(MaskedNet(patch), (256, 256))
             exact = sum(2 * w.places * w.conv.weights for w in counts.windows(convs, grid.holes))
             square = sum(2 * counts.rectangles(w) * w.conv.weights for w in counts.windows(convs, grid.holes))
             passes = counts.total(counts.forward(c, len(grid), 4) for c in convs).operations

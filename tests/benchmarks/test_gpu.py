@@ -17,7 +17,7 @@ from benchmarks import cases, gpu, scene
 from benchmarks.counts import Work
 from benchmarks.scene import PLAIN, SEQUENCE
 from benchmarks.timing import Deadline, OutOfTimeError, error, measure, poisoned, sets_for
-from glance_fast.nets.global_net import GlobalNet
+from glance_fast.nets.masked import MaskedNet
 
 ROOT = Path(__file__).parents[2]
 HOST = torch.device("cpu")
@@ -220,7 +220,7 @@ def test_the_default_net_on_a_gpu_has_all_cases():
     shapes = [(c.operator, c.shape, c.dtype) for c in found]
     assert len(set(shapes)) == len(shapes)
     count = {name: sum(c.operator == name for c in found) for name in {c.operator for c in found}}
-    assert count["window_conv2d"] == len(GlobalNet(32).layers()) and count["partial_conv2d"] == 12
+    assert count["window_conv2d"] == len(MaskedNet(32).layers()) and count["partial_conv2d"] == 12
     assert count["surround_conv2d"] == 3 and count["surround_conv2d backward"] == 1
     assert all(SEQUENCE in c.versions or "definition, whole maps" in c.versions for c in found)
     assert all(c.ours for c in found if c.operator.endswith(("conv2d", "backward")))

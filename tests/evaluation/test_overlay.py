@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from glance_fast.calibration import Calibration, ScaleStatistics
 from glance_fast.evaluation.overlay import (
     FOUND,
     TRUTH,
@@ -16,7 +17,6 @@ from glance_fast.evaluation.overlay import (
     heat,
     overlay,
 )
-from glance_fast.scoring.statistics import Calibration, ScaleStatistics
 
 GREY = np.full((40, 60, 3), 128, np.uint8)
 

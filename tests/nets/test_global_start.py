@@ -6,14 +6,14 @@ import torch
 from glance_fast.config import Config
 from glance_fast.errors import UserError
 from glance_fast.nets.builtin import start_global_net
-from glance_fast.nets.global_net import GlobalNet
 from glance_fast.nets.global_start import GlobalStart, load_global_start
+from glance_fast.nets.masked import MaskedNet
 
 
 def net(patch, width=64):
     config = Config(net="pyramid", width=width)
     torch.manual_seed(1)
-    return GlobalNet(patch, config.widths, config.blocks, config.readout).eval()
+    return MaskedNet(patch, config.widths, config.blocks, config.readout).eval()
 
 
 def test_what_is_saved_is_what_a_global_net_starts_from(tmp_path):

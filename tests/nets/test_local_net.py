@@ -11,8 +11,9 @@ from glance_fast.data.files import write_tensors
 from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid
 from glance_fast.nets.local_net import LocalNet, ValidBlock
+from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.student import Student
-from glance_fast.nets.teacher import Teacher, to_input
+from glance_fast.nets.teacher import Teacher
 
 
 @pytest.fixture(scope="module", params=sorted(LOCAL_LAYOUTS), ids="patch{}".format)

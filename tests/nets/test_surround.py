@@ -12,7 +12,7 @@ from torch import nn
 from glance_fast import Config, Glance
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels import partial_conv2d
-from glance_fast.model import mirrored
+from glance_fast.nets.preprocess import mirrored
 from glance_fast.nets.surround import RING, SurroundNet, mean_seen, positions, seen
 
 FEATURES = 6

@@ -14,17 +14,15 @@ from safetensors.torch import load_file, save_file
 from glance_fast.data.files import read_notes
 from glance_fast.errors import UserError
 from glance_fast.nets.builtin import builtin_teacher
+from glance_fast.nets.preprocess import IMAGENET_MEAN, IMAGENET_STD, to_input
 from glance_fast.nets.teacher import (
     ALL_FEATURES,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     STEPS,
     Teacher,
     fold_batch_norm,
     load_teacher,
     read_maps,
     save_teacher,
-    to_input,
 )
 
 FILE = "resnet18-imagenet-through-layer3-bn-folded.safetensors"

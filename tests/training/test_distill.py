@@ -10,14 +10,16 @@ import torch
 from PIL import Image
 
 from glance_fast.config import Config
+from glance_fast.data.cache import ImageCache
 from glance_fast.data.files import read_notes
-from glance_fast.data.folders import ImageCache, list_images
+from glance_fast.data.folders import list_images
 from glance_fast.errors import UserError
 from glance_fast.model import Glance
 from glance_fast.nets.builtin import builtin_local_net, builtin_teacher
 from glance_fast.nets.global_start import load_global_start
+from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.student import Student, compactness
-from glance_fast.nets.teacher import Teacher, load_teacher, to_input
+from glance_fast.nets.teacher import Teacher, load_teacher
 from glance_fast.training.distill import distill, local_stage
 from glance_fast.training.symmetry import Symmetry
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from glance_fast.config import Config
-from glance_fast.data.folders import ImageCache, normal_images
+from glance_fast.data.cache import ImageCache
+from glance_fast.data.folders import normal_images
 from glance_fast.nets.builtin import builtin_local_net, builtin_teacher
-from glance_fast.nets.teacher import ALL_FEATURES, sample_grid, to_input
+from glance_fast.nets.preprocess import to_input
+from glance_fast.nets.teacher import ALL_FEATURES, sample_grid
 from glance_fast.training.finetune import Imitation, Targets, finetune_stage, whiten
 from glance_fast.training.loop import Log, run_stage
 from glance_fast.training.symmetry import Symmetry

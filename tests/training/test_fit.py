@@ -17,14 +17,17 @@ from safetensors.numpy import load_file
 from samples import draw_part
 
 from glance_fast.config import Config
-from glance_fast.data.folders import ImageCache, normal_images
+from glance_fast.data.cache import ImageCache
+from glance_fast.data.folders import normal_images
 from glance_fast.errors import UserError
 from glance_fast.model import Glance
 from glance_fast.nets.builtin import builtin_local_net, builtin_teacher, start_global_net
-from glance_fast.nets.teacher import Teacher, to_input
+from glance_fast.nets.preprocess import to_input
+from glance_fast.nets.teacher import Teacher
+from glance_fast.progress import Reporter
 from glance_fast.training import variants as variants_module
-from glance_fast.training.fit import fit, global_stage, split
-from glance_fast.training.progress import Reporter
+from glance_fast.training.fit import fit, split
+from glance_fast.training.masked import global_stage
 from glance_fast.training.symmetry import Symmetry
 
 COMMAND = [sys.executable, "-c", "from glance_fast.cli import main; main()"]

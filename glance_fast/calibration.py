@@ -1,0 +1,238 @@
+"""What a model knows about the scores of normal images: ``calibration.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.stats import beta, norm
+from torch import Tensor
+
+from glance_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation of a score on normal images."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"moments must be finite and the deviation positive, got {self}")
+
+    def standardise(self, values: Tensor) -> Tensor:
+        """Values in deviations from the mean."""
+        return (values - self.mean) / self.std
+
+    @classmethod
+    def of(cls, values: np.ndarray | Tensor) -> Moments:
+        """Moments of all entries of an array, or of a tensor on the CPU."""
+        values = np.asarray(values, dtype=np.float64)
+        return cls(float(values.mean()), max(float(values.std()), 1e-6))
+
+
+@dataclass(frozen=True)
+class ScaleStatistics:
+    """Moments of one scale.
+
+    Attributes
+    ----------
+    inconsistency, distortion : Moments
+        Of the two patch scores.
+    inconsistency_map, distortion_map : Moments
+        Of the pixels of their maps, which vary less.
+    map : Moments
+        Of the pixels of the blended map.
+    inconsistency_peak, distortion_peak : Moments
+        Of the maxima of the two maps, one an image.
+    lambda_s : float
+        Share of the inconsistency score in the blend.
+    weight : float
+        What the scale's blend counts by in the map.
+    """
+
+    inconsistency: Moments = Moments()
+    distortion: Moments = Moments()
+    inconsistency_map: Moments = Moments()
+    distortion_map: Moments = Moments()
+    map: Moments = Moments()
+    inconsistency_peak: Moments = Moments()
+    distortion_peak: Moments = Moments()
+    lambda_s: float = 0.5
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.lambda_s) and 0 <= self.lambda_s <= 1):
+            raise ValueError(f"lambda_s must lie in [0, 1], got {self.lambda_s!r}")
+        if not (_is_number(self.weight) and 0 < self.weight <= 1):
+            raise ValueError(f"weight must lie in (0, 1], got {self.weight!r}")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of all scales, and the thresholds that need no defective image.
+
+    Attributes
+    ----------
+    scales : tuple of ScaleStatistics
+        One a scale.
+    image : Moments
+        Of the sum of peaks that makes an image's score.
+    threshold : float
+        An image whose score lies above it is called anomalous.
+    pixel_threshold : float
+        A pixel whose score lies above it is outlined.
+    false_alarms : float
+        Share of normal images that may lie above the threshold.
+    aspect : float
+        Width over height of the training photographs (median).
+    scores, peaks : tuple of float
+        Image scores and highest pixels of normal images, each by a whitening that had not seen it; the
+        thresholds come from them.
+    distances : bool
+        Whether maps show the root of s_IAD, a Mahalanobis distance, and the log odds of s_DAD. If not, they
+        show the scores themselves: in the paper's blend, and in run folders of an earlier version.
+    trained_on : tuple of str
+        Names of the images behind the whitening (`glance_fast.training.calibrate.digest`).
+    """
+
+    scales: tuple[ScaleStatistics, ...]
+    image: Moments = Moments()
+    threshold: float = math.inf
+    pixel_threshold: float = math.inf
+    false_alarms: float = 0.01
+    aspect: float = 1.0
+    scores: tuple[float, ...] = field(default=())
+    peaks: tuple[float, ...] = field(default=())
+    distances: bool = False
+    trained_on: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "pixel_threshold"):
+            # Infinite ones let everything pass.
+            if not _is_number(value := getattr(self, name)):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+        if not (_is_number(self.false_alarms) and 0 < self.false_alarms < 1):
+            raise ValueError(f"false_alarms must lie between 0 and 1, got {self.false_alarms!r}")
+        if not isinstance(self.distances, bool):
+            raise ValueError(f"distances must be true or false, got {self.distances!r}")
+        if not (_is_number(self.aspect) and 0 < self.aspect < math.inf):
+            raise ValueError(f"aspect must be finite and positive, got {self.aspect!r}")
+        if not all(_is_number(score) and math.isfinite(score) for score in (*self.scores, *self.peaks)):
+            raise ValueError("scores and peaks must be finite numbers")
+        if not all(isinstance(name, str) for name in self.trained_on):
+            raise ValueError("trained_on must be strings")
+
+    def share_above(self, score: float) -> float:
+        """Share of normal images that score as high or higher, the image itself counted as one of them.
+
+        Of a normal image it is as likely to lie below 0.05 as a die with twenty sides is to show one given
+        side: a p-value. 1 where no normal image was scored.
+        """
+        return (1 + sum(normal >= score for normal in self.scores)) / (1 + len(self.scores))
+
+    def to_json(self) -> str:
+        """As indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, scales: int, source: str) -> Calibration:
+        """Read what ``to_json`` wrote; anything else is a ``UserError`` that names ``source``."""
+        try:
+            values: dict[str, Any] = json.loads(text)
+            if "quantile" in values:
+                # Of a run folder of an earlier version.
+                values["false_alarms"] = 1 - values.pop("quantile")
+                values |= {"image": {"mean": 0.0, "std": 1.0}, "peaks": [], "trained_on": []}
+                values["distances"] = False
+                values["scales"] = [{**scale, "weight": 1.0} for scale in values["scales"]]
+            values["scales"] = tuple(
+                _whole(
+                    ScaleStatistics,
+                    {n: _whole(Moments, v) if isinstance(v, dict) else v for n, v in scale.items()},
+                )
+                for scale in values["scales"]
+            )
+            values["image"] = _whole(Moments, values["image"])
+            values |= {name: tuple(values[name]) for name in ("scores", "peaks", "trained_on")}
+            calibration = _whole(cls, values)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise UserError(
+                f"{source}: damaged calibration, or of another version ({error}); train again"
+            ) from error
+        if len(calibration.scales) != scales:
+            found = len(calibration.scales)
+            raise UserError(f"{source}: holds {found} scales, the model has {scales}; train again")
+        return calibration
+
+
+def _whole(kind: type, values: dict[str, Any]) -> Any:
+    """A dataclass from all of its fields: a default would pass for what was measured."""
+    for wanted in dataclasses.fields(kind):
+        if wanted.name not in values:
+            raise ValueError(f"{wanted.name} is missing")
+    return kind(**values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def with_thresholds(calibration: Calibration, false_alarms: float) -> Calibration:
+    """The thresholds that let a share ``false_alarms`` of normal images be called anomalous."""
+    return dataclasses.replace(
+        calibration,
+        false_alarms=false_alarms,
+        threshold=upper_threshold(np.array(calibration.scores), false_alarms),
+        pixel_threshold=upper_threshold(np.array(calibration.peaks), false_alarms),
+    )
+
+
+def rank_of_threshold(count: int, false_alarms: float) -> int:
+    """Which of ``count`` normal scores, from the lowest, is the threshold; above ``count`` if none suffices.
+
+    Of n + 1 normal images each is as likely to have the k-th lowest score, so that the next one lies above
+    the k-th of n with a probability of (n + 1 - k) / (n + 1).
+    """
+    # A hair below, so that 0.99 * 100 is 99.
+    return math.ceil((count + 1) * (1 - false_alarms) - 1e-9)
+
+
+def photographs_needed(false_alarms: float) -> int:
+    """How many normal images a promise of so few false alarms takes."""
+    return math.ceil(1 / false_alarms - 1e-9) - 1
+
+
+def upper_threshold(values: np.ndarray, false_alarms: float) -> float:
+    """A bound above which a share ``false_alarms`` of normal values lies, at most.
+
+    The conformal one (`rank_of_threshold`) where there are enough values. Where there are not, the larger of
+    their maximum and of the quantile of a normal distribution with their moments, which promises nothing.
+    """
+    rank = rank_of_threshold(len(values), false_alarms)
+    if rank <= len(values):
+        return float(np.sort(values)[rank - 1])
+    moments = Moments.of(values)
+    return float(max(values.max(), moments.mean + norm.isf(false_alarms) * moments.std))
+
+
+def promise(calibration: Calibration, sure: float = 0.95) -> str:
+    """What the threshold promises, in a sentence for the user."""
+    count, wanted = len(calibration.scores), calibration.false_alarms
+    rank = rank_of_threshold(count, wanted)
+    if rank > count:
+        return (
+            f"threshold: {count} photographs cannot promise {wanted:.3g} of false alarms, for which "
+            f"{photographs_needed(wanted)} are needed; about {1 / (count + 1):.1%} is what to expect at most"
+        )
+    worst = beta.ppf(sure, count + 1 - rank, rank)
+    return (
+        f"threshold: a share of {wanted:.3g} of good photographs or less will lie above it (from {count}; "
+        f"with {sure:.0%} certainty fewer than {worst:.1%})"
+    )

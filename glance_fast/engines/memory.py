@@ -1,0 +1,122 @@
+"""How much memory scoring takes, so that it stays below the limit that the user sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from glance_fast.config import Config
+from glance_fast.engines.plan import changes, geometry_of, most_pixels
+from glance_fast.errors import UserError
+from glance_fast.geometry import PatchGrid
+from glance_fast.nets.masked import MaskedNet
+from glance_fast.nets.surround import SurroundNet
+
+MIB = 1 << 20
+# What scoring may take beside the model, unless told otherwise; and images that are worth handing over
+# together: more would not be faster on a CPU, and a GPU is to be kept busy.
+DEFAULT_MIB = {"cpu": 2048, "cuda": 8192}
+IMAGES_TOGETHER = {"cpu": 8, "cuda": 64}
+
+
+class Share(NamedTuple):
+    """How a limit is kept.
+
+    Attributes
+    ----------
+    together : int
+        Images that are handed over together, and whose maps are made at the same time.
+    images : int
+        Of these, how many go through the networks at a time.
+    windows : int
+        Bytes that are left for windows, or for the passes of the other engines.
+    """
+
+    together: int
+    images: int
+    windows: int
+
+
+def pass_bytes(net: MaskedNet, grid: PatchGrid, itemsize: int) -> int:
+    """Bytes of all layers' outputs, and the input, of one pass over an image."""
+    pixels = 3 * grid.height * grid.width
+    for change, layer in zip(changes(geometry_of(net), grid), net.layers(), strict=False):
+        pixels += change.out[0] * change.out[1] * len(layer.module.weight)
+    return pixels * itemsize
+
+
+def window_bytes(net: MaskedNet, grid: PatchGrid, itemsize: int) -> int:
+    """Bytes of the most that the windows of one patch of one image hold at a time."""
+    widest = max(len(layer.module.weight) for layer in net.layers())
+    return most_pixels(geometry_of(net), grid) * widest * itemsize
+
+
+def surround_bytes(net: SurroundNet, itemsize: int) -> int:
+    """Bytes of all layers' outputs of one pass over the features of an image."""
+    outputs = len(net.bias)
+    # v, the strips of h and their sum, and three layers of the head, normalised and not.
+    return len(net.grid) * (net.features + len(net.value.bias) + 9 * outputs + 8 * outputs) * itemsize
+
+
+def split(
+    nets: Sequence[MaskedNet | SurroundNet],
+    features: int,
+    config: Config,
+    itemsize: int,
+    limit: int,
+    most: int,
+) -> Share:
+    """Divide what scoring may take.
+
+    Parameters
+    ----------
+    nets : sequence of MaskedNet or SurroundNet
+        The Global-Net of every patch size.
+    features : int
+        D.
+    config : Config
+        Settings.
+    itemsize : int
+        Bytes of a number in the networks.
+    limit : int
+        Bytes.
+    most : int
+        Images together, at most.
+
+    Returns
+    -------
+    Share
+
+    Raises
+    ------
+    UserError
+        Not even one image and one patch fit.
+    """
+    grids = config.grids
+    height, width = config.image_size
+    # The tables of the interpolation; where all patches count there is none.
+    tables = sum(n for g in grids if (n := config.idw_neighbours) < len(g)) * height * width * 8
+    # The maps of an image: two heads, twice, and their blends.
+    maps = height * width * 4 * (5 * len(grids) + 1)
+    both = sum(len(grid) * features * 2 * 4 for grid in grids)
+    # Of Local-Net, the first layer's output, which is its largest, and what comes of it.
+    frame = 2 * max(grid.frame for grid in grids)
+    local = 3 * ((height + frame) // 2) * ((width + frame) // 2) * 64 * itemsize
+    if config.masked:
+        passes = max(pass_bytes(*pair, itemsize) for pair in zip(nets, grids, strict=True))
+        patch = max(window_bytes(*pair, itemsize) for pair in zip(nets, grids, strict=True))
+    else:
+        passes = max(surround_bytes(net, itemsize) for net in nets)
+        patch = 0
+    image = both + max(local, passes)
+    least = tables + maps + image + patch
+    if least > limit:
+        raise UserError(
+            f"image_size {height}x{width}: scoring takes {-(-least // MIB)} MiB beside the model, and "
+            f"{limit // MIB} are allowed; allow more (--memory-mib, memory_mib), or train with a smaller "
+            "image_size"
+        )
+    together = min((limit - tables - image - patch) // maps, most)
+    left = limit - tables - together * maps
+    images = min(max((left - patch) // 2 // image, 1), together)
+    return Share(together, images, left - images * image)

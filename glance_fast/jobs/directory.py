@@ -1,0 +1,290 @@
+"""Every image below a folder to a map and a line of ``scores.csv``: ``glance-fast score-dir``."""
+
+from __future__ import annotations
+
+import errno
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from glance_fast.data.folders import list_images
+from glance_fast.data.images import read_image, resize_map, write_png, write_tiff
+from glance_fast.errors import ImageError, UserError
+from glance_fast.evaluation.overlay import display_range, overlay
+from glance_fast.jobs.record import check_origin, origin_of, write_run
+from glance_fast.jobs.shards import WHOLE, Shard, check_others, deal, fold
+from glance_fast.jobs.table import (
+    Row,
+    Summary,
+    append_rows,
+    read_rows,
+    remarks,
+    shown,
+    sort_rows,
+    write_rows,
+)
+from glance_fast.model import Glance
+
+# Photographs of another shape than in training are stretched; beyond this share it is said.
+MOST_ORIGINALS = 8
+ASPECT_TOLERANCE = 0.05
+
+
+class _Photo(NamedTuple):
+    shape: tuple[int, int]
+    resized: np.ndarray
+    original: np.ndarray | None  # for an overlay
+
+
+def find_images(images: Path, out: Path) -> list[Path]:
+    """The images to score, in the order of ``scores.csv``.
+
+    Raises
+    ------
+    UserError
+        There are none, or ``out`` lies among them.
+    """
+    if out.resolve().is_relative_to(images.resolve()):
+        raise UserError(
+            f"{out}: lies in {images}, where overlays and maps would be taken for photographs; "
+            "choose another folder for them"
+        )
+    return list_images(images)
+
+
+def score_directory(
+    model: Glance,
+    images: Path,
+    out: Path,
+    *,
+    engine: str = "auto",
+    precision: str = "auto",
+    overlays: bool = False,
+    resume: bool = False,
+    shard: Shard = WHOLE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """Score every image below a folder.
+
+    Writes ``out/maps/<relative path>.tiff`` (float32, the image's own size), ``out/scores.csv``
+    (path, score, above, anomalous, error), ``out/run.json`` and, if asked,
+    ``out/overlays/<relative path>.png``.
+    The suffix of the image stays part of the name, so that ``a.png`` and ``a.jpg`` do not meet. Rows are
+    appended as they come, and memory does not grow with the number of images but for their names.
+
+    ``score`` is in standard deviations from the mean of normal photographs' scores (for the paper's blend,
+    the largest value of the map). ``above`` is the share of normal photographs that score as high or higher,
+    as `Calibration.share_above` has it: 0.01 is one in a hundred. ``anomalous`` is 1 where the score lies
+    above the threshold.
+
+    Parameters
+    ----------
+    model : Glance
+        Trained.
+    images, out : Path
+        Folders. What an earlier call wrote to ``out`` is replaced, unless ``resume``.
+    engine, precision : str
+        As for ``Glance.score``.
+    overlays : bool
+        Whether to write pictures of the maps over the images.
+    resume : bool
+        Keep what an earlier call with the same arguments wrote; score only images without a row, without
+        their files, or with an error. Rows of images that are gone are kept. What shards left is gone on
+        with, too.
+    shard : Shard
+        Score only these images, with a table and a ``run.json`` of their own beside those of the other
+        shards; `glance_fast.jobs.shards.join` makes one of all.
+    progress : callable, optional
+        Called with (images done, images in all).
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    UserError
+        The model has no such engine, no image is found, ``out`` lies among the images or was begun with
+        other arguments, or something cannot be written. What was written stays.
+    """
+    images, out = Path(images), Path(out)
+    model.check(engine, precision)
+    listing = find_images(images, out)
+    paths, table, run = shard.of(listing), shard.table(out), shard.run(out)
+    origin = origin_of(model, images, engine, precision)
+    if shard != WHOLE:
+        origin |= shard.record([shown(path.relative_to(images)) for path in listing])
+        check_others(out, shard, origin)
+    elif resume:
+        fold(out, origin)
+    del listing
+    rows: dict[str, Row] = {}
+    if resume:
+        check_origin(run, origin)
+        rows = read_rows(table)
+    write_run(run, origin)
+    todo = []
+    for path in paths:
+        row = rows.get(shown(path.relative_to(images)))
+        files = _files(out, path.relative_to(images), overlays)
+        if row is None or row.error or not all(file.is_file() for file in files):
+            rows.pop(shown(path.relative_to(images)), None)
+            todo.append(path)
+    # Errors of images that are gone are of no use to anyone.
+    rows = {name: row for name, row in rows.items() if not row.error}
+    write_rows(table, rows.values())
+    scored, anomalous, errors, odd = len(rows), sum(row.anomalous == "1" for row in rows.values()), 0, 0
+    del rows
+
+    done = len(paths) - len(todo)
+    started = time.monotonic()
+    if progress:
+        progress(done, len(paths))
+    pool = ThreadPoolExecutor(2, thread_name_prefix="glance-files")
+    try:
+        for part, read in _read_ahead(pool, todo, model, overlays):
+            chunk = _score_chunk(model, images, out, part, read, engine, precision, pool)
+            # After the maps: a row without an error tells that they are there.
+            append_rows(table, chunk)
+            scored += sum(not row.error for row in chunk)
+            anomalous += sum(row.anomalous == "1" for row in chunk)
+            errors += sum(bool(row.error) for row in chunk)
+            odd += sum(isinstance(p, _Photo) and _is_odd(p.shape, model.calibration.aspect) for p in read)
+            done += len(part)
+            if progress:
+                progress(done, len(paths))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if resume:
+        sort_rows(table, [shown(path.relative_to(images)) for path in paths])
+    seconds = time.monotonic() - started
+    found = {
+        "scored": scored,
+        "anomalous": anomalous,
+        "errors": errors,
+        "seconds": round(seconds, 3),
+        "seconds_per_image": round(seconds / len(todo), 4) if todo else None,
+    }
+    if shard != WHOLE:
+        found["stretched"] = odd
+    write_run(run, origin | found)
+    return Summary(scored, anomalous, errors, remarks(odd))
+
+
+def deal_directory(
+    model: Glance, images: Path, out: Path, count: int, *, engine: str = "auto", precision: str = "auto"
+) -> None:
+    """Make all that was scored the work of so many shards, whatever it was before: each is to be resumed.
+
+    Raises
+    ------
+    UserError
+        ``out`` was begun with other arguments, or something cannot be written. What was written stays.
+    """
+    names = [shown(path.relative_to(images)) for path in find_images(images, out)]
+    deal(out, count, names, origin_of(model, images, engine, precision))
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, paths: list[Path], model: Glance, originals: bool
+) -> Iterator[tuple[list[Path], list[_Photo | ImageError]]]:
+    """Chunks of paths with their images; the next chunk is decoded while this one is scored."""
+
+    def read(path: Path) -> _Photo | ImageError:
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            return error
+        return _Photo(image.shape[:2], model.prepare(image), image if originals else None)
+
+    # Whole photographs are larger than what is made of them.
+    step = min(model.at_once, MOST_ORIGINALS) if originals else model.at_once
+
+    def submit(start: int) -> list[Future[_Photo | ImageError]]:
+        return [pool.submit(read, path) for path in paths[start : start + step]]
+
+    ahead = submit(0)
+    for start in range(0, len(paths), step):
+        ready = [future.result() for future in ahead]
+        ahead = submit(start + step)
+        yield paths[start : start + step], ready
+
+
+def _score_chunk(
+    model: Glance,
+    images: Path,
+    out: Path,
+    paths: list[Path],
+    read: list[_Photo | ImageError],
+    engine: str,
+    precision: str,
+    pool: ThreadPoolExecutor,
+) -> list[Row]:
+    """Score images that could be read, write their maps; a row for every one, in order."""
+    good = [i for i, photo in enumerate(read) if isinstance(photo, _Photo)]
+    errors = {i: photo.reason for i, photo in enumerate(read) if isinstance(photo, ImageError)}
+    scores: dict[int, float] = {}
+    if good:
+        result = model.score([read[i].resized for i in good], engine, precision)
+        display = display_range(model.calibration)
+        writes = {}
+        for i, score_map, score in zip(good, result.maps, result.scores, strict=True):
+            if not (math.isfinite(score) and np.isfinite(score_map).all()):
+                errors[i] = "its scores are not finite; try --precision fp32, or train the model again"
+                continue
+            scores[i] = float(score)
+            name = paths[i].relative_to(images)
+            writes[i] = pool.submit(_write, out, name, read[i], score_map, display)
+        for i, write in writes.items():
+            reason = write.result()
+            if reason:
+                errors[i] = reason
+    calibration = model.calibration
+    rows = []
+    for i, path in enumerate(paths):
+        name = shown(path.relative_to(images))
+        if i in errors:
+            rows.append(Row(name, "", "", "", errors[i]))
+        else:
+            above = f"{calibration.share_above(scores[i]):.3g}"
+            anomalous = str(int(scores[i] > calibration.threshold))
+            rows.append(Row(name, f"{scores[i]:.6g}", above, anomalous, ""))
+    return rows
+
+
+def _write(
+    out: Path,
+    name: Path,
+    photo: _Photo,
+    score_map: np.ndarray,
+    display: tuple[float, float, float | None],
+) -> str:
+    """Write the files of one image; gives what is wrong with its name, if something is."""
+    full = resize_map(score_map, photo.shape)
+    files = _files(out, name, photo.original is not None)
+    try:
+        write_tiff(files[0], full)
+        if photo.original is not None:
+            write_png(files[1], overlay(photo.original, full, *display))
+    except UserError as error:
+        # This is one image's fault; a full disk, say, concerns them all.
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENAMETOOLONG:
+            return "its name is too long for that of a map; rename it"
+        raise
+    return ""
+
+
+def _files(out: Path, name: Path, overlays: bool) -> list[Path]:
+    """The map of an image and, if asked, its overlay."""
+    files = [out / "maps" / name.with_name(f"{name.name}.tiff")]
+    return [*files, out / "overlays" / name.with_name(f"{name.name}.png")] if overlays else files
+
+
+def _is_odd(shape: tuple[int, int], aspect: float) -> bool:
+    height, width = shape
+    return abs(width / height / aspect - 1) > ASPECT_TOLERANCE

@@ -1,0 +1,136 @@
+"""A trained model's threshold anew, with other photographs of good parts: ``glance-fast calibrate``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from glance_fast.calibration import Calibration, with_thresholds
+from glance_fast.data.cache import ImageCache
+from glance_fast.data.files import remove_stale, write_text
+from glance_fast.data.folders import normal_images
+from glance_fast.errors import UserError
+from glance_fast.model import Glance
+from glance_fast.progress import Reporter
+from glance_fast.run import CALIBRATION, load
+from glance_fast.training.calibrate import digest, recalibrate
+
+# As many as training takes: the moments of fewer say little.
+LEAST_PHOTOGRAPHS = 8
+LEAST_FALSE_ALARMS, MOST_FALSE_ALARMS = 1e-5, 0.5
+
+
+def calibrate_run(
+    run: str | Path,
+    good: str | Path | None = None,
+    false_alarms: float | None = None,
+    *,
+    device: str = "auto",
+    memory_mib: int | None = None,
+    reporter: Reporter | None = None,
+) -> Calibration:
+    """Set the thresholds of a run folder anew, and write its ``calibration.json``, whole or not at all.
+
+    Parameters
+    ----------
+    run : path
+        A run folder; nothing but ``calibration.json`` changes.
+    good : path, optional
+        Photographs of good parts, as ``train`` finds them. Those that cannot be read, and those that the
+        model was trained on, are reported and left out. Without it, the scores that the run keeps serve.
+    false_alarms : float, optional
+        Share of normal images that may lie above the threshold, from 0.00001 to 0.5; the run's own if not
+        given.
+    device, memory_mib
+        As for ``load``.
+    reporter : Reporter, optional
+        Shows progress; nobody sees any if not given.
+
+    Returns
+    -------
+    Calibration
+        What was written; `glance_fast.calibration.promise` puts it into words.
+
+    Raises
+    ------
+    UserError
+        Neither ``good`` nor ``false_alarms`` is given; ``false_alarms`` is out of its range; the run is none,
+        keeps no scores where they are needed, or cannot be written to; or fewer than 8 photographs are left.
+    """
+    run = Path(run)
+    if good is None and false_alarms is None:
+        raise UserError(
+            f"{run}: nothing to calibrate with; give a folder of photographs of good parts, or --false-alarms"
+        )
+    if false_alarms is not None and not LEAST_FALSE_ALARMS <= false_alarms <= MOST_FALSE_ALARMS:
+        raise UserError(
+            f"false alarms: {false_alarms} does not lie between 0.00001 and {MOST_FALSE_ALARMS}; "
+            "0.01 is one in a hundred"
+        )
+    # What is wrong with the folder is said before the model is read.
+    paths = normal_images(good) if good is not None else []
+    model = load(run, device, memory_mib=memory_mib)
+    before = model.calibration
+    if good is None and not (before.scores and before.peaks):
+        raise UserError(
+            f"{run / CALIBRATION}: of an earlier version, which kept no scores to set the threshold by; "
+            "give a folder of photographs of good parts as well"
+        )
+    if not os.access(run, os.W_OK | os.X_OK):
+        raise UserError(f"{run}: cannot be written to; change its permissions")
+    if good is not None:
+        _calibrate_on(model, Path(good), paths, reporter or Reporter(Console(quiet=True)))
+    wanted = before.false_alarms if false_alarms is None else false_alarms
+    model.calibration = with_thresholds(model.calibration, wanted)
+    remove_stale(run, ())
+    write_text(run / CALIBRATION, model.calibration.to_json())
+    return model.calibration
+
+
+def _calibrate_on(model: Glance, good: Path, paths: list[Path], reporter: Reporter) -> None:
+    """Calibrate with those of the photographs that can be read and that the model has not seen."""
+    # Images too large for the memory given are refused before any is read.
+    model.memory_share()
+    with reporter.task("reading images", len(paths)) as advance:
+        cache = ImageCache(paths, model.config.image_size, model.config.cache_mib << 20, progress=advance)
+    with cache:
+        for error in cache.errors:
+            reporter.say(f"left out: {error}")
+        new = _unseen(model, cache)
+        seen = len(cache) - len(new)
+        if len(new) < LEAST_PHOTOGRAPHS:
+            reason = f" ({seen} more were trained on)" if seen else ""
+            raise UserError(
+                f"{good}: {len(new)} {_photographs(len(new))} to calibrate with{reason}; at least "
+                f"{LEAST_PHOTOGRAPHS} are needed, of good parts and new to the model"
+            )
+        if seen:
+            reporter.say(
+                f"left out: {seen} {_photographs(seen)} that the model was trained on, whose scores would "
+                "be too low"
+            )
+        if not model.calibration.trained_on:
+            reporter.say(
+                "the run does not tell what it was trained on; photographs among these that it was "
+                "would make the threshold too low"
+            )
+        with reporter.task("calibrating", None) as advance:
+            recalibrate(model, cache, new, advance)
+
+
+def _unseen(model: Glance, cache: ImageCache) -> np.ndarray:
+    """Indices of the images that the model was not trained on, known by their pixels."""
+    trained_on = set(model.calibration.trained_on)
+    unseen = []
+    for start in range(0, len(cache), model.at_once):
+        indices = range(start, min(start + model.at_once, len(cache)))
+        images = cache.batch(indices)
+        unseen += [i for i, image in zip(indices, images, strict=True) if digest(image) not in trained_on]
+    return np.array(unseen, dtype=np.intp)
+
+
+def _photographs(count: int) -> str:
+    return "photograph" if count == 1 else "photographs"

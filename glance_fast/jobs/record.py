@@ -1,0 +1,84 @@
+"""``run.json``: what the scores in a folder come from, so that none of another origin are mixed in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import glance_fast
+from glance_fast.data.files import write_text
+from glance_fast.errors import UserError
+from glance_fast.jobs.table import ELSEWHERE, shown
+from glance_fast.model import Glance
+
+# What scores in one table must share, and how a difference is told.
+SAME = {
+    "model": "another model; give the same run",
+    "images": "another folder of images; give the same",
+    "engine": "another --engine; give the same",
+    "precision": "another --precision; give the same",
+}
+
+
+def origin_of(model: Glance, images: Path, engine: str, precision: str) -> dict[str, Any]:
+    """What the scores come from: the beginning of ``run.json``."""
+    digest = hashlib.sha256(model.config.to_toml().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    thresholds = {
+        name: value if math.isfinite(value) else None
+        for name, value in (
+            ("threshold", model.calibration.threshold),
+            ("pixel_threshold", model.calibration.pixel_threshold),
+        )
+    }
+    return {
+        "glance_fast": glance_fast.__version__,
+        "model": digest.hexdigest(),
+        "images": shown(images.resolve()),
+        "engine": model.chosen_engine(engine),
+        "precision": model.chosen_precision(precision),
+        "device": str(model.device),
+        "image_size": list(model.config.image_size),
+        **thresholds,
+    }
+
+
+def read_run(path: Path) -> dict[str, Any] | None:
+    """A ``run.json``, or None where there is none.
+
+    Raises
+    ------
+    UserError
+        It cannot be read, or is none of ours.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not SAME.keys() <= record.keys():
+            raise KeyError
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: damaged; {ELSEWHERE}") from error
+    return record
+
+
+def write_run(path: Path, record: dict[str, Any]) -> None:
+    """Write a ``run.json``, whole or not at all."""
+    write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def check_origin(path: Path, origin: dict[str, Any]) -> None:
+    """Refuse to mix scores of different origin in one table; without a ``run.json``, there is none yet."""
+    before = read_run(path)
+    differing = [text for name, text in SAME.items() if before is not None and before[name] != origin[name]]
+    if differing:
+        # --overwrite is not for a shard: it would take the others' work with it.
+        way_out = "use another --out" if "shard" in origin else ELSEWHERE
+        raise UserError(f"{path.parent}: was begun with {differing[0]}, or {way_out}")

@@ -1,0 +1,304 @@
+"""Shards of one scoring: every n-th image each, with a table of its own; the last to finish joins them.
+
+They share nothing but files in one folder. A ``run.json`` with counts tells that its shard has finished.
+Joining writes ``scores.csv``, then ``run.json``, then removes the parts: whoever misses a part finds the
+whole, and two shards that join at the same moment write the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from glance_fast.errors import UserError
+from glance_fast.jobs.record import check_origin, read_run, write_run
+from glance_fast.jobs.table import Row, Summary, read_rows, remarks, write_rows
+
+T = TypeVar("T")
+
+_NUMBER = r"([1-9][0-9]{0,8})"
+_PART = re.compile(rf"(?:scores-{_NUMBER}-of-{_NUMBER}\.csv|run-{_NUMBER}-of-{_NUMBER}\.json)")
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """Every ``count``-th image, beginning with number ``index``, from 1; 1 of 1 is all of them."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def table(self, out: Path) -> Path:
+        """Its ``scores.csv``."""
+        return out / f"scores{self._suffix}.csv"
+
+    def run(self, out: Path) -> Path:
+        """Its ``run.json``."""
+        return out / f"run{self._suffix}.json"
+
+    def of(self, items: Sequence[T]) -> Sequence[T]:
+        """Its share."""
+        return items[self.index - 1 :: self.count]
+
+    def record(self, names: list[str]) -> dict[str, Any]:
+        """What its ``run.json`` says beside the origin: of which images it is a share."""
+        digest = hashlib.sha256("\0".join(names).encode()).hexdigest()
+        return {"shard": str(self), "photographs": len(names), "listing": digest}
+
+    @property
+    def _suffix(self) -> str:
+        return f"-{self.index}-of-{self.count}" if self.count > 1 else ""
+
+
+WHOLE = Shard(1, 1)
+
+
+def parse_shard(text: str) -> Shard:
+    """``"2/4"`` to the second of four.
+
+    Raises
+    ------
+    UserError
+        It is no such pair.
+    """
+    found = re.fullmatch(f"{_NUMBER}/{_NUMBER}", text)
+    shard = Shard(int(found[1]), int(found[2])) if found else None
+    if shard is None or shard.index > shard.count:
+        raise UserError(f"--shard {text}: expected K/N with K from 1 to N, such as 2/4")
+    return shard
+
+
+def parts_in(out: Path) -> list[Shard]:
+    """The shards that have a file in a folder, but for joined ones."""
+    return _parts(_names(out))
+
+
+def _names(out: Path) -> set[str]:
+    return {path.name for path in out.iterdir()} if out.is_dir() else set()
+
+
+def _parts(names: set[str]) -> list[Shard]:
+    matches = [match for match in map(_PART.fullmatch, names) if match]
+    pairs = ([int(number) for number in match.groups() if number] for match in matches)
+    return sorted({Shard(index, count) for index, count in pairs if index <= count})
+
+
+def files_of(out: Path, parts: Iterable[Shard]) -> list[Path]:
+    """Tables and ``run.json``s of shards."""
+    return [path for part in parts for path in (part.table(out), part.run(out))]
+
+
+def check_folder(out: Path, shard: Shard, resume: bool) -> bool:
+    """Whether a shard is joined already, where all its work is done.
+
+    Raises
+    ------
+    UserError
+        The folder holds anything but shards of the same number, or this shard where it is to begin, or
+        nothing of it where it is to go on.
+    """
+    # Looked at once: others may begin while this is read.
+    names = _names(out)
+    parts = _parts(names)
+    for part in parts:
+        if part.count != shard.count:
+            raise UserError(
+                f"{out}: holds shard {part}; give --shard K/{part.count} there, or choose another --out"
+            )
+    if resume and not any(path.is_file() for path in files_of(out, (WHOLE, shard))):
+        raise UserError(f"{out}: nothing of shard {shard} to resume there; leave --resume away to begin")
+    if not out.is_dir():
+        return False
+    whole = read_run(WHOLE.run(out))
+    if whole is not None and whole.get("shards") == shard.count:
+        if not resume:
+            raise UserError(f"{out}: is not empty: its {shard.count} shards are joined; choose another --out")
+        _remove(out, parts)  # left behind where the one that joined was killed
+        return True
+    if whole is not None:
+        raise UserError(
+            f"{out}: was begun without --shard; --resume without it goes on, or choose another --out"
+        )
+    if resume:
+        return False
+    if shard in parts:
+        raise UserError(
+            f"{out}: is not empty: shard {shard} was begun there; --resume goes on with it, "
+            "or choose another --out"
+        )
+    ours = {"scores.csv", "maps", "overlays", *(path.name for path in files_of(out, parts))}
+    # Hidden ones are what other shards are writing.
+    strangers = sorted(name for name in (names - ours if parts else names) if not name.startswith("."))
+    if strangers:
+        raise UserError(
+            f"{out}: is not empty: holds {strangers[0]!r}, which no shard wrote; choose another --out"
+        )
+    return False
+
+
+def check_others(out: Path, shard: Shard, origin: dict[str, Any]) -> None:
+    """Refuse to begin beside shards of another origin."""
+    for part in parts_in(out):
+        if part != shard:
+            check_origin(part.run(out), origin)
+
+
+def join(out: Path, shard: Shard) -> Summary | None:
+    """Make one table of all shards, if all have finished; None if not.
+
+    Parameters
+    ----------
+    out : Path
+        The folder.
+    shard : Shard
+        One that has finished.
+
+    Returns
+    -------
+    Summary or None
+        Of all shards, no matter whether this call or another shard has joined them.
+
+    Raises
+    ------
+    UserError
+        The shards are of different origin, or saw different images, or something cannot be read or written.
+    """
+    try:
+        summary = _join(out, shard)
+    except UserError:
+        # Another shard that finished at this moment may have joined, and removed what was being read.
+        summary = _joined(out, shard.count)
+        if summary is None:
+            raise
+    return summary or _joined(out, shard.count)
+
+
+def _join(out: Path, shard: Shard) -> Summary | None:
+    parts = [Shard(index, shard.count) for index in range(1, shard.count + 1)]
+    finished = []
+    for part in parts:
+        run = read_run(part.run(out))
+        if run is None or "scored" not in run:
+            return None
+        finished.append(run)
+    first = finished[0]
+    for part in parts:
+        check_origin(part.run(out), first)
+    if any(run["listing"] != first["listing"] for run in finished):
+        raise UserError(
+            f"{out}: photographs came or went between the shards; "
+            "--resume without --shard joins them and scores what is missing"
+        )
+    photographs = first["photographs"]
+    ordered: list[Row | None] = [None] * photographs
+    rest: dict[str, Row] = {}
+    for part in parts:
+        rows = list(read_rows(part.table(out)).values())
+        share = len(part.of(range(photographs)))
+        # Looked for last: it was there when it was read.
+        if len(rows) < share or not part.table(out).is_file():
+            raise UserError(f"{part.table(out)}: lacks rows; --shard {part} --resume makes them")
+        ordered[part.index - 1 :: part.count] = rows[:share]
+        # Of images that are gone, or another shard's since the listing has changed.
+        rest |= {row.path: row for row in rows[share:]}
+    names = {row.path for row in ordered}
+    rows = [*ordered, *(row for row in rest.values() if row.path not in names)]
+    summary = Summary(
+        scored=sum(not row.error for row in rows),
+        anomalous=sum(row.anomalous == "1" for row in rows),
+        errors=sum(bool(row.error) for row in rows),
+        remarks=remarks(sum(run["stretched"] for run in finished)),
+    )
+    seconds = [run["seconds"] for run in finished]
+    each = [run["seconds_per_image"] for run in finished if run["seconds_per_image"] is not None]
+    record = first | {
+        "device": ", ".join(sorted({run["device"] for run in finished})),
+        "scored": summary.scored,
+        "anomalous": summary.anomalous,
+        "errors": summary.errors,
+        # Of work, and of waiting if all ran at the same time.
+        "seconds": round(sum(seconds), 3),
+        "seconds_longest_shard": max(seconds),
+        "seconds_per_image": round(sum(each) / len(each), 4) if each else None,
+        "shards": shard.count,
+    }
+    for key in ("shard", "photographs", "listing", "stretched"):
+        del record[key]
+    write_rows(WHOLE.table(out), rows)
+    write_run(WHOLE.run(out), record)
+    _remove(out, parts)
+    return summary
+
+
+def _joined(out: Path, count: int) -> Summary | None:
+    run = read_run(WHOLE.run(out))
+    if run is None or run.get("shards") != count:
+        return None
+    return Summary(run["scored"], run["anomalous"], run["errors"], ())
+
+
+def fold(out: Path, origin: dict[str, Any]) -> None:
+    """Make what shards have done, finished or not, the beginning of a scoring without shards.
+
+    Killed at any moment, it can be called again.
+
+    Raises
+    ------
+    UserError
+        Something there is of another origin, or cannot be read or written.
+    """
+    parts = parts_in(out)
+    if not parts:
+        return
+    for part in (WHOLE, *parts):
+        check_origin(part.run(out), origin)
+    rows: dict[str, Row] = {}
+    for part in (WHOLE, *parts):
+        for row in read_rows(part.table(out)).values():
+            if row.path not in rows or not row.error:
+                rows[row.path] = row
+    write_rows(WHOLE.table(out), rows.values())
+    write_run(WHOLE.run(out), origin)
+    _remove(out, parts)
+
+
+def deal(out: Path, count: int, names: list[str], origin: dict[str, Any]) -> None:
+    """Make what is there the beginning of so many shards; the reverse of `fold`, which comes first.
+
+    Parameters
+    ----------
+    out : Path
+        Holds a scoring, or shards of any number.
+    count : int
+        Of shards to be.
+    names : list of str
+        The images, as in the tables.
+    origin : dict
+        As of `origin_of`.
+
+    Raises
+    ------
+    UserError
+        As for `fold`.
+    """
+    fold(out, origin)
+    check_origin(WHOLE.run(out), origin)
+    rows = read_rows(WHOLE.table(out))
+    parts = [Shard(index, count) for index in range(1, count + 1)]
+    shares = [[rows.pop(name) for name in part.of(names) if name in rows] for part in parts]
+    shares[0] += rows.values()  # of images that are gone
+    for part, share in zip(parts, shares, strict=True):
+        write_rows(part.table(out), share)
+        write_run(part.run(out), origin | part.record(names))
+    _remove(out, [WHOLE])
+
+
+def _remove(out: Path, parts: Iterable[Shard]) -> None:
+    for path in files_of(out, parts):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,298 @@
+"""Global-Net: what the surrounding of a patch says the patch should be (Eq. 6).
+
+Every convolution is a partial one under the patch's hole, so the net never sees the patch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glance_fast.kernels.partial_conv import inside_holes, partial_conv2d_inner
+from glance_fast.kernels.window_conv import WindowedMap
+
+STEM_KERNEL, STEM_STRIDE, STEM_PADDING = 8, 4, 2
+# Cell i of the map at stride s has its centre at pixel s * i + ORIGIN.
+ORIGIN = (STEM_KERNEL - 1) / 2 - STEM_PADDING
+RING = 3
+FREQUENCIES = 4
+
+
+class PartialConvNorm(nn.Module):
+    """Partial convolution, BatchNorm and ReLU; places that see nothing stay exactly 0.
+
+    BatchNorm is affine outside training and the mask's ratio multiplies the convolution alone, so it is
+    folded into weight and bias there.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel))
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        self.norm = nn.BatchNorm2d(outputs)
+        self.stride, self.padding = stride, padding
+
+    def forward(self, x: Tensor, holes: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """ReLU of the normalised convolution and the residual, [N, O, H', W'], and its holes."""
+        if self.training:
+            y, holes, seen = partial_conv2d_inner(x, self.weight, None, holes, self.stride, self.padding)
+            y = self.norm(y) * (seen > 0).to(y.dtype)
+            return F.relu(y if residual is None else y + residual), holes
+        weight, bias = self.folded()
+        y, holes, _ = partial_conv2d_inner(
+            x, weight, bias, holes, self.stride, self.padding, residual, relu=True
+        )
+        return y, holes
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias with BatchNorm's running statistics folded in."""
+        gain = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
+        return self.weight * gain[:, None, None, None], self.norm.bias - self.norm.running_mean * gain
+
+
+class Layer(NamedTuple):
+    """A convolution in its place in a net."""
+
+    module: PartialConvNorm
+    residual: bool = False  # the input of the layer before is added
+    read: bool = False  # the head reads the output
+
+
+class PartialBlock(nn.Module):
+    """Residual block of two partial 3x3 convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = PartialConvNorm(channels, channels, 3, 1, 1)
+        self.conv2 = PartialConvNorm(channels, channels, 3, 1, 1)
+        # Blocks start near the identity.
+        nn.init.constant_(self.conv2.norm.weight, 0.3)
+
+    def forward(self, x: Tensor, holes: Tensor) -> tuple[Tensor, Tensor]:
+        y, inner = self.conv1(x, holes)
+        return self.conv2(y, inner, residual=x)
+
+
+class Level(nn.Module):
+    """A partial convolution that halves the map, then residual blocks."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
+        super().__init__()
+        self.down = PartialConvNorm(inputs, outputs, 3, 2, 1)
+        self.blocks = nn.ModuleList(PartialBlock(outputs) for _ in range(blocks))
+
+    def forward(self, x: Tensor, holes: Tensor) -> tuple[Tensor, Tensor]:
+        x, holes = self.down(x, holes)
+        for block in self.blocks:
+            x, holes = block(x, holes)
+        return x, holes
+
+
+class MaskedNet(nn.Module):
+    """Features of patches from their surrounding.
+
+    Parameters
+    ----------
+    patch : int
+        Side of a patch, pixels.
+    widths : tuple of int
+        Channels at strides 4, 8, 16, 32.
+    blocks : tuple of int
+        Residual blocks at strides 8, 16, 32.
+    readout : {"hole", "pool"}
+        What reaches the head. "hole": the pooled last map, the last map at the hole, a 3x3 ring of
+        samples around the hole from the maps at strides 8 and 16, and the hole's position. "pool": the
+        pooled last map alone.
+    features : int
+        D.
+    """
+
+    def __init__(
+        self,
+        patch: int,
+        widths: tuple[int, int, int, int] = (64, 64, 64, 64),
+        blocks: tuple[int, int, int] = (1, 1, 1),
+        readout: str = "hole",
+        features: int = 128,
+    ) -> None:
+        super().__init__()
+        self.patch, self.readout, self.features = patch, readout, features
+        self.stem = PartialConvNorm(3, widths[0], STEM_KERNEL, STEM_STRIDE, STEM_PADDING)
+        self.stages = nn.ModuleList(Level(widths[i], widths[i + 1], blocks[i]) for i in range(3))
+        inputs = widths[3]
+        if readout == "hole":
+            inputs += widths[3] + RING * RING * (widths[1] + widths[2]) + 4 * FREQUENCIES
+        self.head = nn.Sequential(
+            nn.BatchNorm1d(inputs),
+            nn.Linear(inputs, 256),
+            nn.BatchNorm1d(256),
+            nn.ReLU(),
+            nn.Linear(256, 256),
+            nn.BatchNorm1d(256),
+            nn.ReLU(),
+            nn.Linear(256, features),
+        )
+
+    def layers(self) -> list[Layer]:
+        """All convolutions in order, each an input of the next."""
+        layers = [Layer(self.stem)]
+        for stage in self.stages:
+            layers.append(Layer(stage.down))
+            for block in stage.blocks:
+                layers += [Layer(block.conv1), Layer(block.conv2, residual=True)]
+            layers[-1] = layers[-1]._replace(read=True)
+        return layers
+
+    def forward(self, x: Tensor, holes: Tensor) -> Tensor:
+        """Global features z_g.
+
+        Parameters
+        ----------
+        x : Tensor
+            Normalised images [N, 3, H, W].
+        holes : Tensor
+            Int64 [N, K, 4], the patches, all K masked at once: within the image, disjoint, with at least one
+            pixel between any two. Not checked here; ``PatchGrid`` and ``draw_holes`` give no others.
+
+        Returns
+        -------
+        Tensor
+            Float32 [N, K, D].
+        """
+        size, places = x.shape[-2:], holes
+        y, holes = self.stem(x.masked_fill(inside_holes(holes, *size), 0), holes)
+        maps = []
+        for stage in self.stages:
+            y, holes = stage(y, holes)
+            maps.append(y)
+        pooled = mean_seen(y, holes)[:, None]
+        return self.predict(self.read([Reading(m) for m in maps], pooled, places, size))
+
+    def read(self, maps: list[Reading], pooled: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
+        """What the head is given.
+
+        Parameters
+        ----------
+        maps : list of Reading
+            At strides 8, 16, 32, of N images each.
+        pooled : Tensor
+            Float32 [N, 1, C], the last map's mean over what is seen.
+        places : Tensor
+            The patches, int64 [N, K, 4].
+        size : (int, int)
+            Of the image.
+
+        Returns
+        -------
+        Tensor
+            Float32 [N, K, inputs].
+        """
+        pooled = pooled.expand(-1, places.shape[1], -1)
+        if self.readout == "pool":
+            return pooled
+        return torch.cat([pooled, *self.around(maps, places.float(), size)], dim=-1)
+
+    def predict(self, read: Tensor) -> Tensor:
+        """z_g, float32 [N, K, D], of what was read."""
+        with torch.autocast(read.device.type, enabled=False):
+            return self.head(read.flatten(0, 1)).unflatten(0, read.shape[:2])
+
+    def around(self, maps: list[Reading], places: Tensor, size: tuple[int, int]) -> list[Tensor]:
+        """The maps at each patch and around it, and its position: float32 [N, K, ...] each."""
+        center = torch.stack([places[..., 1] + places[..., 3], places[..., 0] + places[..., 2]], -1) / 2 - 0.5
+        offsets = torch.arange(RING, device=center.device) - (RING - 1) / 2
+        ring = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij")[::-1], -1).reshape(-1, 2)
+        at = center[:, :, None]
+        return [
+            sample(maps[2], at, 32),
+            # The near ring lies just outside the hole, the far one a cell of its map further.
+            sample(maps[0], at + ring * (self.patch / 2 + 8), 8),
+            sample(maps[1], at + ring * max(16.0, self.patch / 2), 16),
+            fourier(torch.stack([center[..., 0] / size[1], center[..., 1] / size[0]], -1)),
+        ]
+
+
+def mean_seen(maps: Tensor, holes: Tensor) -> Tensor:
+    """Mean of maps [N, C, h, w] over what lies in no hole [N, K, 4]: float32 [N, C]."""
+    valid = ~inside_holes(holes, *maps.shape[-2:])
+    # Invalid places are 0, so that the sum needs no mask.
+    return maps.float().sum((2, 3)) / valid.sum((1, 2, 3))[:, None].clamp_min(1)
+
+
+class Reading:
+    """Maps whose pixels can be looked up.
+
+    Parameters
+    ----------
+    maps : Tensor
+        [N, C, h, w].
+    """
+
+    def __init__(self, maps: Tensor) -> None:
+        self.rows = maps.permute(0, 2, 3, 1)
+        self.size = tuple(maps.shape[-2:])
+
+    def at(self, y: Tensor, x: Tensor) -> Tensor:
+        """Pixels at y and x, int64 [N, K, R]: float32 [N, K, R, C]."""
+        image = torch.arange(len(self.rows), device=y.device)[:, None, None]
+        return self.rows[image, y, x].float()
+
+
+class WindowedReading(Reading):
+    """Maps that are windows over a shared base.
+
+    Parameters
+    ----------
+    source : WindowedMap
+        With windows.
+    images : Tensor
+        Int64 [N], the base of each.
+    """
+
+    def __init__(self, source: WindowedMap, images: Tensor) -> None:
+        super().__init__(source.window)
+        self.base, self.images = source.base.permute(0, 2, 3, 1), images[:, None, None]
+        self.top, self.left = source.origins.long()[:, :, None, None].unbind(1)
+        self.window, self.size = self.size, tuple(source.base.shape[-2:])
+
+    def at(self, y: Tensor, x: Tensor) -> Tensor:
+        """Pixels at y and x, int64 [N, K, R]: float32 [N, K, R, C]."""
+        if self.window == self.size:
+            return super().at(y, x)
+        row, column = y - self.top, x - self.left
+        inside = (row >= 0) & (row < self.window[0]) & (column >= 0) & (column < self.window[1])
+        # Elsewhere the question would wait for the device, and the answer costs less than that.
+        if y.device.type == "cpu" and bool(inside.all()):
+            return super().at(row, column)
+        held = super().at(row.clamp(0, self.window[0] - 1), column.clamp(0, self.window[1] - 1))
+        return torch.where(inside[..., None], held, self.base[self.images, y, x].float())
+
+
+def sample(maps: Reading, points: Tensor, stride: int) -> Tensor:
+    """Bilinear reading at pixels ``points`` [N, K, R, 2] (x, y): [N, K, R * C]."""
+    cells = ((points - ORIGIN) / stride).clamp_min(0)
+    (x0, x1, right), (y0, y1, down) = (
+        neighbours(cell, size) for cell, size in zip(cells.unbind(-1), maps.size[::-1], strict=True)
+    )
+    # All four corners at once: one by one, their places take longer than their numbers.
+    corners = maps.at(torch.cat([y0, y0, y1, y1], -1), torch.cat([x0, x1, x0, x1], -1)).chunk(4, dim=2)
+    top, bottom = torch.lerp(*corners[:2], right), torch.lerp(*corners[2:], right)
+    return torch.lerp(top, bottom, down).flatten(2)
+
+
+def neighbours(cells: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The places before and after ``cells`` on an axis, and how far between them they lie, [..., 1]."""
+    cells = cells.clamp_max(size - 1)
+    low = cells.floor().clamp_max(max(size - 2, 0))
+    first = low.long()
+    return first, (first + 1).clamp_max(size - 1), (cells - low)[..., None]
+
+
+def fourier(position: Tensor) -> Tensor:
+    """Sines and cosines of a position in [0, 1]²: [..., 2] to [..., 4 * FREQUENCIES]."""
+    angles = position[..., None] * (math.pi * 2.0 ** torch.arange(FREQUENCIES, device=position.device))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)

@@ -1,0 +1,121 @@
+"""A run folder: ``model.safetensors``, ``config.toml``, ``calibration.json``. No pickle is ever read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from glance_fast.calibration import Calibration
+from glance_fast.config import Config, load_config
+from glance_fast.data.files import read_notes, write_tensors, write_text
+from glance_fast.device import pick_device
+from glance_fast.errors import UserError
+from glance_fast.model import PRECISIONS, Glance
+
+MODEL, CONFIG, CALIBRATION = "model.safetensors", "config.toml", "calibration.json"
+# Its name in a ``state_dict``.
+CALIBRATION_STATE = "_extra_state"
+# In the notes of the weights; another one where their meaning changes.
+FORMAT = 1
+
+
+def save_model(model: Glance, run: Path) -> None:
+    """Write a model to a run folder, the weights last: a folder that has them is complete."""
+    write_text(run / CONFIG, model.config.to_toml())
+    write_text(run / CALIBRATION, model.calibration.to_json())
+    write_tensors(run / MODEL, weights(model), {"format": FORMAT})
+
+
+def weights(model: Glance) -> dict[str, Tensor]:
+    """The model's ``state_dict`` without the calibration, which has a file of its own."""
+    return {name: value for name, value in model.state_dict().items() if name != CALIBRATION_STATE}
+
+
+def load(
+    run: str | Path, device: str = "auto", precision: str = "auto", memory_mib: int | None = None
+) -> Glance:
+    """Read a trained model.
+
+    Parameters
+    ----------
+    run : path
+        A folder that ``glance-fast train`` wrote.
+    device : str
+        "auto" (CUDA where there is one), "cpu" or "cuda".
+    precision : {"auto", "fp32", "bf16"}
+        In which it scores unless told otherwise; "auto" is fp32.
+    memory_mib : int, optional
+        That scoring may take beside the model; 2048 on a CPU and 8192 on a GPU if not given.
+
+    Returns
+    -------
+    Glance
+        In evaluation mode.
+
+    Raises
+    ------
+    UserError
+        The folder is none, or holds no finished training, or a file in it is damaged.
+    """
+    run = Path(run)
+    if precision not in PRECISIONS:
+        raise UserError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")
+    if memory_mib is not None and memory_mib < 1:
+        raise UserError(f"memory_mib: at least 1 is needed, got {memory_mib}")
+    chosen = pick_device(device)
+    if not run.is_dir():
+        what = "is a file" if run.exists() else "no such folder"
+        raise UserError(f"{run}: {what}; a run folder is what glance-fast train wrote")
+    if not (run / MODEL).is_file():
+        hint = (
+            "training is unfinished: go on with glance-fast train --resume"
+            if (run / "checkpoint").is_dir()
+            else "not a run folder of glance-fast train"
+        )
+        raise UserError(f"{run}: no {MODEL} in it; {hint}")
+    for name in (CONFIG, CALIBRATION):
+        if not (run / name).is_file():
+            raise UserError(f"{run / name}: missing; the run folder is incomplete, train again")
+    values = load_config(run / CONFIG)
+    try:
+        config = Config(**values)
+    except UserError as error:
+        raise UserError(f"{run / CONFIG}: {error}") from error
+    try:
+        text = (run / CALIBRATION).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{run / CALIBRATION}: cannot be read: {error.strerror or error}") from error
+    calibration = Calibration.from_json(text, len(config.patches), str(run / CALIBRATION))
+    tensors = _read_tensors(run / MODEL)
+    model = Glance(config)
+    wanted = weights(model)
+    for name in sorted(wanted.keys() | tensors.keys()):
+        if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape:
+            raise UserError(f"{run / MODEL}: does not fit {CONFIG} beside it ({name}); train again")
+        if tensors[name].dtype != wanted[name].dtype or not torch.isfinite(tensors[name]).all():
+            raise UserError(f"{run / MODEL}: damaged ({name} has another type or is not finite); train again")
+    model.calibration = calibration
+    model.load_state_dict(tensors | {CALIBRATION_STATE: model.get_extra_state()})
+    model.precision, model.memory_mib = precision, memory_mib
+    if chosen.index is not None:
+        torch.cuda.set_device(chosen)
+    return model.to(chosen).eval()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    foreign = f"{path}: not a model of this version of glance-fast; train again"
+    try:
+        notes = read_notes(path)
+        tensors = load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        # Anything pickled ends here, too: its first bytes are no header.
+        raise UserError(f"{path}: damaged, or not a safetensors file ({error}); train again") from error
+    except (KeyError, ValueError) as error:
+        raise UserError(foreign) from error
+    if not isinstance(notes, dict) or notes.get("format") != FORMAT:
+        raise UserError(foreign)
+    return tensors

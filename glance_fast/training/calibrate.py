@@ -1,0 +1,388 @@
+"""What normal looks like in scores: whitening of the residual, moments and thresholds.
+
+Every normal image is scored by a whitening that has not seen it (cross-conformal prediction), so that all of
+them count for the moments and for the threshold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import add
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glance_fast.calibration import Calibration, Moments, ScaleStatistics, with_thresholds
+from glance_fast.data.cache import ImageCache
+from glance_fast.device import has_bf16
+from glance_fast.geometry import PatchGrid
+from glance_fast.maps import HeadMaps, blend_heads, combine
+from glance_fast.model import Glance
+
+# Enough for a covariance of 128 numbers per grid position; more images would cost time alone.
+MOST_IMAGES = 400
+# Parts of the normal images, each scored by a whitening fitted to the others.
+FOLDS = 5
+# Added to eigenvalues of the global covariance, as a share of their mean.
+RIDGE = 1e-3
+# Rows of the grid whose covariances are held at a time.
+BAND = 8
+# What the map of a patch size counts by at least, beside that of the size that is explained best.
+LEAST_WEIGHT = 0.5
+
+Features = list[tuple[Tensor, Tensor]]
+
+
+class NormalScores(NamedTuple):
+    """What one scale says of normal images.
+
+    Attributes
+    ----------
+    inconsistency, distortion : Tensor
+        The two patch scores, float32 [N, P], on the CPU.
+    """
+
+    inconsistency: Tensor
+    distortion: Tensor
+
+
+class GlobalWhitening(NamedTuple):
+    """Mean [D] of residuals over all positions, and what whitens them, [D, D]."""
+
+    mean: Tensor
+    matrix: Tensor
+
+
+@torch.inference_mode()
+def calibrate(
+    model: Glance,
+    cache: ImageCache,
+    indices: Sequence[int] | np.ndarray,
+    progress: Callable[[int, int], None] | None = None,
+    held_out: Sequence[int] | np.ndarray = (),
+) -> None:
+    """Estimate whitening, moments and thresholds on normal images, at most ``MOST_IMAGES`` of them.
+
+    Parameters
+    ----------
+    model : Glance
+        Changed in place: ``residual_mean``, ``whitening`` and ``calibration``.
+    cache : ImageCache
+        Normal images.
+    indices : sequence of int
+        Those to use.
+    progress : callable, optional
+        Called with (images done, images in all).
+    held_out : sequence of int
+        Those that no net was trained on: they tell what each of several patch sizes counts by in the map
+        (`weights_of`). Without any, all count the same.
+    """
+    chosen = np.random.default_rng(model.config.seed).permutation(np.asarray(indices))[:MOST_IMAGES]
+    weights = None
+    if len(held_out) and len(model.scales) > 1 and model.config.blend == "calibrated":
+        weights = weights_of(explained(features_of(model, cache, held_out)))
+    scores = fit(model, features_of(model, cache, chosen, progress))
+    aspect = float(np.median([width / height for height, width in cache.shapes]))
+    model.calibration = dataclasses.replace(
+        calibration_of(model, scores, weights=weights), aspect=aspect, trained_on=digests(cache, indices)
+    )
+
+
+@torch.inference_mode()
+def recalibrate(
+    model: Glance,
+    cache: ImageCache,
+    indices: Sequence[int] | np.ndarray,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Moments and thresholds anew, from normal images that the model's whitening has not seen.
+
+    Parameters
+    ----------
+    model : Glance
+        Changed in place: ``calibration``.
+    cache, indices, progress
+        As for `calibrate`.
+    """
+    before = model.calibration
+    parts: list[list[NormalScores]] = []
+    for chunk in features_of(model, cache, indices, progress):
+        scored = (s.patch_scores(*f, ScaleStatistics()) for s, f in zip(model.scales, chunk, strict=True))
+        parts.append([NormalScores(s.inconsistency.cpu(), s.distortion.cpu()) for s in scored])
+    scores = [NormalScores(*map(torch.cat, zip(*scale, strict=True))) for scale in zip(*parts, strict=True)]
+    shares, weights = zip(*((s.lambda_s, s.weight) for s in before.scales), strict=True)
+    model.calibration = dataclasses.replace(
+        calibration_of(model, scores, shares, weights), aspect=before.aspect, trained_on=before.trained_on
+    )
+
+
+def features_of(
+    model: Glance,
+    cache: ImageCache,
+    indices: Sequence[int] | np.ndarray,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Features]:
+    """Features of normal images, a chunk at a time."""
+    # Rounding is noise far below what normal images differ by.
+    precision = "bf16" if has_bf16(model.device) else "fp32"
+    for start in range(0, len(indices), model.at_once):
+        images = cache.batch(indices[start : start + model.at_once])
+        yield model.features(images, precision=precision)
+        if progress:
+            progress(start + len(images), len(indices))
+
+
+def explained(features: Iterable[Features]) -> list[float]:
+    """Share of the variance of z_l that z_g explains, R², of every scale."""
+    # Of each scale: patches, sum of z_l, of its squares, and of the squared errors.
+    sums: list[list[Any]] = []
+    for chunk in features:
+        found = []
+        for local, global_ in chunk:
+            z = local.flatten(0, 1).double()
+            error = (local - global_).double().square().sum()
+            found.append([len(z), z.sum(0).cpu(), float(z.square().sum()), float(error)])
+        sums = found if not sums else [list(map(add, *pair)) for pair in zip(sums, found, strict=True)]
+    return [
+        1 - error / max(squares - float(total.square().sum()) / count, 1e-12)
+        for count, total, squares, error in sums
+    ]
+
+
+def weights_of(shares: Sequence[float]) -> list[float]:
+    """What the maps of the scales count by, from the R² of each: in proportion to the best.
+
+    Where the surroundings of large patches tell nothing of them, as in a texture without order, large patches
+    only blur what small ones see.
+    """
+    best = max(shares)
+    if best <= 0:
+        return [1.0] * len(shares)
+    return [min(max(share / best, LEAST_WEIGHT), 1.0) for share in shares]
+
+
+def digests(cache: ImageCache, indices: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+    """Short names of images, also of those beyond ``MOST_IMAGES``: the nets have seen them all."""
+    return tuple(digest(cache.batch([index])[0]) for index in indices)
+
+
+def digest(image: np.ndarray) -> str:
+    """A short name of a prepared image's pixels."""
+    return hashlib.sha256(np.ascontiguousarray(image)).hexdigest()[:16]
+
+
+@torch.inference_mode()
+def fit(model: Glance, features: Iterable[Features]) -> list[NormalScores]:
+    """Set the whitening of every scale from features (z_l, z_g) of normal images, and score them.
+
+    Where the blend is the paper's there is no whitening, and they are scored as any other image.
+    """
+    residuals: list[list[Tensor]] = [[] for _ in model.scales]
+    distortions: list[list[Tensor]] = [[] for _ in model.scales]
+    for chunk in features:
+        for index, (scale, (local, global_)) in enumerate(zip(model.scales, chunk, strict=True)):
+            # Half precision holds what whitening resolves, and halves what all images take.
+            residuals[index].append((local - global_).half().cpu())
+            distortions[index].append(torch.sigmoid(-scale.distortion(local, global_)).cpu())
+    scores = []
+    for scale, parts, distortion in zip(model.scales, residuals, distortions, strict=True):
+        residual = torch.cat(parts)
+        parts.clear()
+        if scale.whitening is None:
+            inconsistency = residual.float().square().mean(2)
+        else:
+            shrinkage = model.config.shrinkage
+            inconsistency = cross_fitted(residual, scale.grid, shrinkage, model.config.seed)
+            for rows, mean, whitening in whitenings(residual, scale.grid, shrinkage):
+                scale.residual_mean[rows] = mean.to(model.device)
+                scale.whitening[rows] = whitening.half().to(model.device)
+        scores.append(NormalScores(inconsistency, torch.cat(distortion)))
+    return scores
+
+
+def cross_fitted(residual: Tensor, grid: PatchGrid, shrinkage: float, seed: int) -> Tensor:
+    """s_IAD of residuals [N, P, D], each image's by a whitening fitted to the others: float32 [N, P]."""
+    count = len(residual)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    folds = min(FOLDS, count)
+    out = torch.empty(residual.shape[:2])
+    for fold in range(folds):
+        inside = torch.zeros(count, dtype=torch.bool)
+        inside[order[fold::folds]] = True
+        others, own = residual[~inside], residual[inside]
+        scored = out.new_empty(len(own), len(grid))
+        for rows, mean, whitening in whitenings(others, grid, shrinkage):
+            apart = (own[:, rows].float() - mean).transpose(0, 1)
+            scored[:, rows] = torch.bmm(apart, whitening.mT).square().mean(2).T
+        out[inside] = scored
+    return out
+
+
+def whitenings(residual: Tensor, grid: PatchGrid, shrinkage: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Mean and whitening of every grid position, a band of rows at a time.
+
+    In the space that one covariance over all positions whitens: half a position's own covariance and half the
+    mean over its 3x3 neighbourhood, each about its own mean, then shrunk towards the identity.
+
+    Parameters
+    ----------
+    residual : Tensor
+        z_l - z_g of normal images, [N, P, D].
+    grid : PatchGrid
+        P positions.
+    shrinkage : float
+        Share of the identity.
+
+    Yields
+    ------
+    places : slice
+        Of the P positions.
+    mean : Tensor
+        Float32 [p, D].
+    whitening : Tensor
+        Float32 [p, D, D].
+    """
+    over_all = whitening_of_all(residual)
+    identity = torch.eye(residual.shape[2])
+    for top in range(0, grid.rows, BAND):
+        bottom = min(top + BAND, grid.rows)
+        # A row more on each side: covariances are averaged over neighbours.
+        first, last = max(top - 1, 0), min(bottom + 1, grid.rows)
+        here = residual[:, first * grid.cols : last * grid.cols].float().transpose(0, 1)
+        mean = here.mean(1, keepdim=True)
+        apart = (here - mean) @ over_all.matrix
+        own = torch.bmm(apart.mT, apart) / len(residual)
+        around = own.unflatten(0, (last - first, grid.cols)).flatten(2).permute(2, 0, 1)[:, None]
+        # Only neighbours that exist count.
+        around = F.avg_pool2d(around, 3, 1, 1, count_include_pad=False)[:, 0]
+        around = around.permute(1, 2, 0).reshape(own.shape)
+        kept = slice((top - first) * grid.cols, (bottom - first) * grid.cols)
+        mixed = (1 - shrinkage) * (own[kept] + around[kept]) / 2 + shrinkage * identity
+        factor = torch.linalg.cholesky(mixed)
+        matrix = over_all.matrix.expand_as(factor)
+        places = slice(top * grid.cols, bottom * grid.cols)
+        yield places, mean[kept, 0], torch.linalg.solve_triangular(factor, matrix, upper=False)
+
+
+def whitening_of_all(residual: Tensor) -> GlobalWhitening:
+    """One whitening over all images and positions of residuals [N, P, D]."""
+    count = residual.shape[0] * residual.shape[1]
+    total = torch.zeros(residual.shape[2], dtype=torch.float64)
+    products = torch.zeros(residual.shape[2], residual.shape[2], dtype=torch.float64)
+    for part in residual:
+        part = part.float()
+        total += part.sum(0)
+        products += part.T @ part
+    mean = total / count
+    values, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
+    # Photographs that are all the same leave no variance at all.
+    values = values.clamp_min(1e-12)
+    matrix = (vectors * (values + RIDGE * values.mean()).rsqrt()) @ vectors.T
+    return GlobalWhitening(mean.float(), matrix.float())
+
+
+class RunningMoments:
+    """Moments of more values than are held at a time."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+
+    def add(self, values: Tensor) -> None:
+        """Take all entries of a tensor in."""
+        values = values.double()
+        self.count += values.numel()
+        self.total += float(values.sum())
+        self.squares += float(values.square().sum())
+
+    def moments(self) -> Moments:
+        """Of all that was taken in."""
+        mean = self.total / self.count
+        return Moments(mean, max(self.squares / self.count - mean**2, 1e-12) ** 0.5)
+
+
+@torch.inference_mode()
+def calibration_of(
+    model: Glance,
+    scores: list[NormalScores],
+    shares: Sequence[float] | None = None,
+    weights: Sequence[float] | None = None,
+) -> Calibration:
+    """Moments and thresholds from the patch scores of normal images.
+
+    Parameters
+    ----------
+    model : Glance
+    scores : list of NormalScores
+        One a scale.
+    shares : sequence of float, optional
+        λ_s of every scale; the settings' if not given.
+    weights : sequence of float, optional
+        What every scale counts by in the map; all the same if not given.
+    """
+    config = model.config
+    shares = shares or [config.lambda_s] * len(model.scales)
+    weights = weights or [1.0] * len(model.scales)
+    if config.blend == "paper":
+        statistics = [ScaleStatistics(lambda_s=share) for share in shares]
+    else:
+        statistics = _statistics(model, scores, shares)
+        statistics = [dataclasses.replace(s, weight=w) for s, w in zip(statistics, weights, strict=True)]
+    calibration = Calibration(
+        tuple(statistics), false_alarms=config.false_alarms, distances=model.calibration.distances
+    )
+    image, pixel = [], []
+    for maps in _maps(model, scores):
+        blended, score = combine(maps, config, calibration)
+        image.append(score)
+        pixel.append(blended.amax((1, 2)))
+    image, pixel = torch.cat(image).numpy(), torch.cat(pixel).numpy()
+    if config.blend == "calibrated":
+        of_images = Moments.of(image)
+        calibration = dataclasses.replace(calibration, image=of_images)
+        image = (image - of_images.mean) / of_images.std
+    return with_thresholds(
+        dataclasses.replace(calibration, scores=tuple(map(float, image)), peaks=tuple(map(float, pixel))),
+        config.false_alarms,
+    )
+
+
+def _statistics(model: Glance, scores: list[NormalScores], shares: Sequence[float]) -> list[ScaleStatistics]:
+    """Moments of every scale's patch scores, maps, peaks and blends."""
+    of_maps = [HeadMaps(RunningMoments(), RunningMoments()) for _ in scores]
+    peaks: list[HeadMaps] = [HeadMaps([], []) for _ in scores]
+    for maps in _maps(model, scores):
+        for head_maps, running, highest in zip(maps, of_maps, peaks, strict=True):
+            for values, moments, found in zip(head_maps, running, highest, strict=True):
+                moments.add(values)
+                found.append(values.amax((1, 2)))
+    statistics = []
+    for scale, running, highest, share in zip(scores, of_maps, peaks, shares, strict=True):
+        statistics.append(
+            ScaleStatistics(
+                inconsistency=Moments.of(scale.inconsistency),
+                distortion=Moments.of(scale.distortion),
+                inconsistency_map=running.inconsistency.moments(),
+                distortion_map=running.distortion.moments(),
+                inconsistency_peak=Moments.of(torch.cat(highest.inconsistency)),
+                distortion_peak=Moments.of(torch.cat(highest.distortion)),
+                lambda_s=share,
+            )
+        )
+    blends = [RunningMoments() for _ in scores]
+    for maps in _maps(model, scores):
+        for head_maps, heads, moments in zip(maps, statistics, blends, strict=True):
+            moments.add(blend_heads(head_maps, heads))
+    return [dataclasses.replace(s, map=m.moments()) for s, m in zip(statistics, blends, strict=True)]
+
+
+def _maps(model: Glance, scores: list[NormalScores]) -> Iterator[list[HeadMaps]]:
+    """Maps of both heads, a few images at a time: of all of them together they may not fit."""
+    step = model.at_once
+    for start in range(0, len(scores[0].inconsistency), step):
+        part = [NormalScores(*(t[start : start + step].to(model.device) for t in s)) for s in scores]
+        yield [HeadMaps(*(m.cpu() for m in maps)) for maps in model.head_maps(part)]

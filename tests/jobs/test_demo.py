@@ -1,0 +1,22 @@
+"""The demo's path from end to end, with far fewer images and steps than the command takes."""
+
+import dataclasses
+import json
+
+from glance_fast.jobs.demo import CONFIG, run_demo
+
+
+def test_demo_trains_scores_evaluates_and_reports(tmp_path, reporter):
+    config = dataclasses.replace(
+        CONFIG, image_size=96, patch=32, stride=16, width=8, steps=3, finetune_steps=1, batch=4, variants=8
+    )
+    results = run_demo(tmp_path, reporter, config, train=8, good=2, per_defect=1)
+    assert set(results) == {"grass", "gravel", "brick", "overall"}
+    mean = sum(results[t]["pro"] for t in ("grass", "gravel", "brick")) / 3
+    assert abs(results["overall"]["pro"] - mean) < 1e-9
+    assert json.loads((tmp_path / "metrics.json").read_text()).keys() == results.keys()
+    page = (tmp_path / "report.html").read_text()
+    for texture in ("grass", "gravel", "brick"):
+        assert f"results/{texture}/report.html" in page
+        assert (tmp_path / "results" / texture / "report.html").is_file()
+        assert (tmp_path / "runs" / texture / "model.safetensors").is_file()

@@ -1,0 +1,81 @@
+"""Which device a process takes, and how many threads."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from glance_fast import UserError
+from glance_fast.device import device_of_process
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """A machine that seems to have two CUDA devices; gives those that were made the current one."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
+    return current
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_process_takes_a_device(two_devices, name):
+    assert [device_of_process(name, rank, 2) for rank in (0, 1)] == ["cuda:0", "cuda:1"] == two_devices
+
+
+def test_a_device_that_is_named_is_for_all(two_devices):
+    assert [device_of_process("cuda:1", rank, 3) for rank in (0, 2)] == ["cuda:1"] * 2 == two_devices
+    assert device_of_process("cpu", 5, 8) == "cpu" and len(two_devices) == 2
+
+
+def test_fewer_devices_than_processes(two_devices):
+    with pytest.raises(
+        UserError, match=r"^device auto: 3 processes, .* number 2; give torchrun --nproc-per-node 2"
+    ):
+        device_of_process("auto", 0, 3)
+    assert not two_devices
+
+
+def test_without_cuda_all_take_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of_process("auto", 1, 2) == "auto"
+    with pytest.raises(UserError, match="finds no CUDA device"):
+        device_of_process("cuda", 1, 2)
+
+
+# Numba starts its pool of threads once in a process, so that each case needs one of its own.
+THREADS = """
+import numba, numpy, torch
+from glance_fast.device import use_threads
+
+@numba.njit(parallel=True)
+def add(values):
+    for i in numba.prange(len(values)):
+        values[i] += 1
+
+told = use_threads({})
+before = torch.get_num_threads(), numba.get_num_threads()
+add(numpy.zeros(100))
+print(told, *before, torch.get_num_threads(), numba.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "variable", "expected"),
+    [(1, None, 1), (1, "2", 1), (None, "1", 1), (None, "2", 2), (2, "1", 2)],
+)
+def test_pytorch_and_numba_keep_to_one_number_of_threads(asked, variable, expected):
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    # As on a machine with two processors, whatever this one has.
+    environment |= {"NUMBA_NUM_THREADS": "2"} | ({"OMP_NUM_THREADS": variable} if variable else {})
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS.format(asked)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.stdout.split() == [str(expected)] * 5, done.stderr
