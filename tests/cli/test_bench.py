@@ -1,0 +1,32 @@
+"""``glance-fast bench``."""
+
+import json
+
+from commands import one_line
+
+
+def test_bench_measures_and_writes(cli, masked_run, photos, tmp_path):
+    out = tmp_path / "new" / "bench.json"
+    out.parent.mkdir()
+    code, said, _ = cli("bench", masked_run, photos, "--out", out, "--device", "cpu")
+    assert code == 0 and max(map(len, said.splitlines())) <= 100
+    for text in ("64x64 pixels", "dense fp32", "grouped fp32", "patchwise fp32", "patches/s", "windows"):
+        assert text in said
+    found = json.loads(out.read_text())
+    assert {row["engine"] for row in found["engines"]} == {"dense", "grouped", "patchwise"}
+    line = one_line(cli("bench", masked_run, photos, "--out", out))
+    assert line == f"{out}: exists already; --overwrite replaces it"
+    assert "is a folder" in one_line(cli("bench", masked_run, "--out", tmp_path))
+    assert "no image in this folder" in one_line(cli("bench", masked_run, out.parent))
+
+
+def test_bench_of_a_net_of_one_engine(cli, run_folder, photos, tmp_path):
+    out = tmp_path / "bench.json"
+    code, said, _ = cli("bench", run_folder, photos, "--out", out, "--device", "cpu")
+    assert code == 0 and "auto fp32" in said and "dense" not in said and "patchwise" not in said
+    assert {row["engine"] for row in json.loads(out.read_text())["engines"]} == {"auto"}
+
+
+def test_bench_without_photographs_says_so(cli, masked_run):
+    code, said, err = cli("bench", masked_run, "--no-patchwise", "--device", "cpu")
+    assert code == 0 and "agreement is that on noise" in err and "patchwise" not in said

@@ -1,0 +1,84 @@
+"""Help, the version, wrong arguments."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import glance_fast
+
+COMMANDS = ("train", "score-dir", "calibrate", "evaluate", "bench", "distill", "demo")
+# These write a file or a folder of their own.
+WRITING = tuple(command for command in COMMANDS if command != "calibrate")
+
+
+def test_version(cli):
+    assert cli("--version") == (0, f"glance-fast {glance_fast.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_with_an_example(cli, command):
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    assert re.search(rf"^ glance-fast {command} ", out, re.MULTILINE), "an example"
+    assert max(map(len, out.splitlines())) <= 80
+    # Neither a paragraph that a narrow terminal breaks anew, nor markup that shows.
+    assert "[dim]" not in out and not re.search(r"^ \S+(?: \S+)? *$", out.split("╭")[0], re.MULTILINE)
+    if command in WRITING:
+        assert all(option in out for option in ("--out", "--overwrite"))
+
+
+def test_help_of_all_names_commands_and_exit_codes(cli):
+    code, out, _ = cli("--help")
+    assert code == 0 and all(command in out for command in COMMANDS)
+    text = " ".join(out.split())
+    for meaning in ("0 done", "1 failed", "2 wrong arguments", "3 some images", "130 stopped"):
+        assert meaning in text
+    assert "glance-fast train photos/good --out run" in text
+
+
+def test_the_command_line_does_not_wait_for_pytorch():
+    code = "import sys, glance_fast.cli, glance_fast\n"
+    code += "slow = {'torch', 'numpy', 'numba', 'scipy', 'matplotlib', 'skimage'} & set(sys.modules)\n"
+    code += "assert not slow, slow\n"
+    # ... and gets it as soon as something is asked for.
+    code += "assert set(glance_fast.__all__) <= set(dir(glance_fast)) and 'torch' not in sys.modules\n"
+    code += "assert glance_fast.load.__module__ == 'glance_fast.run' and 'torch' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
+def test_all_public_names_are_there():
+    for name in glance_fast.__all__:
+        assert getattr(glance_fast, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'glance_fast' has no attribute 'scores'"):
+        _ = glance_fast.scores
+    assert not hasattr(glance_fast, "scores")
+
+
+def test_no_arguments_show_help(cli):
+    code, out, err = cli()
+    assert code in (0, 2) and "score-dir" in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["train"], "Missing argument 'DATA'"),
+        (["train", "x"], "Missing option '--out' / '-o'"),
+        (["train", "x", "--out", "y", "--steps", "abc"], "Invalid value for '--steps'"),
+        (["train", "x", "--out", "y", "--steps", "0"], "Invalid value for '--steps'"),
+        (["train", "x", "--out", "y", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["train", "x", "--out", "y", "--bogus"], "No such option: --bogus"),
+        (["score-dir", "x"], "Missing argument 'IMAGES'"),
+        (["score-dir", "x", "y", "--out", "z", "--engine", "fast"], "'fast' is not one of"),
+        (["score-dir", "x", "y", "z", "--out", "z"], "unexpected extra argument"),
+        (["demo", "--steps", "3"], "No such option: --steps"),
+    ],
+)
+def test_wrong_arguments_are_explained_shortly(cli, arguments, message):
+    code, out, err = cli(*arguments)
+    assert code == 2 and out == "" and message in err
+    assert len(err.splitlines()) <= 6

@@ -1,0 +1,92 @@
+"""``glance-fast evaluate``, ``distill`` and ``demo``."""
+
+import re
+
+import torch
+from commands import never, one_line, tree
+
+from glance_fast.nets.builtin import builtin_teacher
+from glance_fast.nets.teacher import Teacher, save_teacher
+
+
+def test_evaluate_with_wrong_folders(cli, run_folder, parts, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", never)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.json").write_text("{}")
+    assert "is not empty" in one_line(cli("evaluate", run_folder, parts, "--out", out))
+    for run, data, message in (
+        (run_folder, photos, "no folder 'test' in it"),
+        (photos, parts, "no model.safetensors in it"),
+        (run_folder, tmp_path / "none", "no such folder"),
+    ):
+        assert message in one_line(cli("evaluate", run, data, "--out", out, "--overwrite"))
+    assert (out / "metrics.json").exists(), "kept until something better can be made"
+
+
+def test_evaluate_prints_its_metrics(cli, run_folder, parts, tmp_path, monkeypatch):
+    found = {"pro": 0.875, "pixel_auroc": None, "image_auroc": 1.0}
+    found["defects"] = {"[red]": {"pro": 0.25, "pixel_auroc": 0.5, "image_auroc": 0.75}}
+    monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", lambda *arguments, **more: found)
+    code, out, _ = cli("evaluate", run_folder, parts, "--out", tmp_path / "out")
+    assert code == 0
+    cells = [re.findall(r"[^\s│]+", line) for line in out.splitlines()]
+    assert [parts.name, "0.875", "-", "1.000"] in cells and ["[red]", "0.250", "0.500", "0.750"] in cells
+    assert out.endswith(f"report: {tmp_path}/out/report.html\n")
+
+
+def test_evaluate_refuses_an_engine_that_the_net_has_not(cli, run_folder, parts, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.json").write_text("{}")
+    line = one_line(cli("evaluate", run_folder, parts, "--out", out, "--overwrite", "--engine", "dense"))
+    assert line.startswith("engine: 'dense' is for masked nets")
+    assert (out / "metrics.json").read_text() == "{}"
+
+
+def test_distill_takes_the_built_in_teacher_unless_told(cli, photos, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "glance_fast.training.distill.distill",
+        lambda paths, out, work, teacher, kind, **more: seen.append((len(paths), kind, teacher)) or "done",
+    )
+    for kind in ("local-32", "local-64", "global"):
+        assert cli("distill", photos, "--student", kind, "--out", tmp_path / f"{kind}.safetensors")[0] == 0
+    assert [(count, kind) for count, kind, _ in seen] == [(2, "local-32"), (2, "local-64"), (2, "global")]
+    built_in = builtin_teacher().state_dict()
+    for _, kind, teacher in seen:
+        if kind == "global":
+            assert teacher is None
+        else:
+            assert all(torch.equal(built_in[name], t) for name, t in teacher.state_dict().items())
+    own = tmp_path / "own.safetensors"
+    torch.manual_seed(0)
+    save_teacher(Teacher(), own, {})
+    assert cli("distill", photos, "--teacher-weights", own, "--out", tmp_path / "a.safetensors")[0] == 0
+    assert not torch.equal(seen[-1][2].conv1.weight, built_in["conv1.weight"])
+    refused = ("--student", "global", "--teacher-weights", own, "--out", tmp_path / "b.safetensors")
+    assert "learns from the built-in Local-Nets" in one_line(cli("distill", photos, *refused))
+    code, _, err = cli("distill", photos, "--student", "assistant", "--out", tmp_path / "c.safetensors")
+    assert code == 2 and "'assistant' is not one of" in err
+
+
+def test_distill_with_wrong_places(cli, photos, tmp_path):
+    weights, out = tmp_path / "weights", tmp_path / "out.safetensors"
+    weights.write_text("no weights")
+    command = ("distill", photos, "--teacher-weights", weights, "--out")
+    assert one_line(cli(*command, out)).startswith(f"{weights}: not a readable .safetensors file")
+    assert "--out names a file, such as" in one_line(cli(*command, photos))
+    assert "nothing to resume there" in one_line(cli(*command, out, "--resume"))
+    assert "exclude each other" in one_line(cli(*command, out, "--resume", "--overwrite"))
+    assert "exists already; --overwrite replaces it" in one_line(cli(*command, weights))
+    (tmp_path / "out.safetensors.checkpoint").mkdir()
+    assert "an unfinished one is there; --resume goes on" in one_line(cli(*command, out))
+    assert (tmp_path / "out.safetensors.checkpoint").is_dir()
+
+
+def test_demo_keeps_what_is_there(cli, photos, monkeypatch):
+    monkeypatch.setattr("glance_fast.jobs.demo.run_demo", never)
+    before = tree(photos)
+    assert "is not empty" in one_line(cli("demo", "--out", photos))
+    assert "holds '0.png'" in one_line(cli("demo", "--out", photos, "--overwrite"))
+    assert tree(photos) == before

@@ -1,0 +1,150 @@
+"""``glance-fast score-dir`` under torchrun: several processes of one machine."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import check_same, one_line, score_dir
+
+# What torchrun starts in place of the command: an accident in the second process, at its second image.
+ACCIDENT = """
+import os, signal, sys
+from glance_fast import UserError
+from glance_fast.cli import main
+from glance_fast.model import Glance
+from glance_fast.jobs import directory
+kind, calls, score_chunk = sys.argv.pop(), [], directory._score_chunk
+def accident(*arguments):
+    calls.append(1)
+    if len(calls) == 2 and os.environ["RANK"] == "1":
+        if kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise UserError("disk/file: is odd")
+    return score_chunk(*arguments)
+Glance.at_once, directory._score_chunk = 1, accident
+main()
+"""
+
+
+@pytest.fixture
+def torchrun(run_folder):
+    """Run score-dir as several processes; gives the exit code, stdout and stderr of torchrun."""
+
+    def run(images, out, *more, processes=2, start=("-m", "glance_fast.cli")):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", processes, *start, "score-dir", run_folder, images, "--out", out]
+        done = subprocess.run(
+            [*map(str, command), "--device", "cpu", *map(str, more)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def ours(text):
+    """What the command itself said, of all that torchrun says when one of its processes fails."""
+    return [line for line in text.splitlines() if line.startswith("glance-fast: ")]
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_share_the_work(cli, torchrun, run_folder, parts, tmp_path):
+    images = shutil.copytree(parts / "test", tmp_path / "test")
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert score_dir(cli, run_folder, images, whole)[0] == 0
+    code, said, err = torchrun(images, out)
+    assert code == 0 and re.fullmatch(rf"6 images scored, \d anomalous: {out}/scores.csv\n", said), err
+    assert len(re.findall("^scoring shard 1/2: .* s$", err, re.MULTILINE)) == 1 and "2/2" not in err
+    check_same(out, whole)
+    run = json.loads((out / "run.json").read_text())
+    assert (run["scored"], run["errors"], run["shards"], run["device"]) == (6, 0, 2, "cpu")
+    # One command has all of it: it may replace what is there, and speaks with one voice.
+    code, said, err = torchrun(images, out)
+    assert code == 1 and said == ""
+    assert ours(err) == [
+        f"glance-fast: {out}: is not empty; --overwrite replaces what is in it, or choose another --out"
+    ]
+    (images / "good/bad.png").write_text("no image")
+    command = ("--no-python", Path(sys.executable).with_name("glance-fast"))
+    code, said, err = torchrun(images, out, "--overwrite", start=command)
+    # torchrun has one code for all failures, and names that of the process.
+    assert code == 1 and re.search(r"exitcode +: 3 ", err) and said.startswith("6 images scored")
+    assert f"1 image could not be scored; column error of {out}/scores.csv says why" in err
+    rows = [line for line in (out / "scores.csv").read_text().splitlines() if "bad.png" in line]
+    assert len(rows) == 1 and rows[0].startswith('good/bad.png,,,,"is not an image')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["error", "killed"])
+def test_torchrun_ends_with_any_of_its_processes_and_goes_on_with_any_number(
+    cli, torchrun, run_folder, parts, tmp_path, kind
+):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    code, said, err = torchrun(
+        parts / "test", out, kind, start=("--no-python", sys.executable, "-c", ACCIDENT)
+    )
+    assert code == 1 and said == ""
+    assert ours(err) == ["glance-fast: disk/file: is odd"] * (kind == "error")
+    kept = {p: p.stat().st_mtime_ns for p in (out / "maps").rglob("*.tiff")}
+    done = len((out / "scores-2-of-2.csv").read_text().splitlines())
+    assert done == 2 and not (out / "scores.csv").exists(), "a header and one image"
+    code, said, err = torchrun(parts / "test", out, "--resume", processes=3)
+    assert code == 0 and said.startswith("6 images scored"), err
+    assert score_dir(cli, run_folder, parts / "test", whole)[0] == 0
+    check_same(out, whole)
+    assert sum(p.stat().st_mtime_ns == time for p, time in kept.items()) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["error", "killed", "shard"])
+def test_processes_end_with_each_other_where_nobody_kills_them(run_folder, parts, tmp_path, kind):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["score-dir", run_folder, parts / "test", "--out", tmp_path / "out"]
+    command += ["--shard=1/2"] * (kind == "shard")
+    processes = []
+    for rank in ("0", "1"):
+        # What torchrun says to them.
+        environment = {
+            **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            **{"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-c", ACCIDENT, *map(str, command), "--device", "cpu", kind],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+    try:
+        said = [process.communicate(timeout=200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [1, -signal.SIGKILL if kind == "killed" else 1]
+    if kind == "shard":
+        line = "glance-fast: --shard: torchrun's processes share the work by themselves; leave it away\n"
+        assert said == [line, ""] and not (tmp_path / "out").exists()
+    else:
+        assert said == ["", "glance-fast: disk/file: is odd\n" * (kind == "error")]
+
+
+def test_one_process_of_torchrun_is_the_plain_command(cli, run_folder, photos, tmp_path, monkeypatch):
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    code, said, err = score_dir(cli, run_folder, photos, tmp_path / "out")
+    assert code == 0 and said.startswith("2 images scored") and "shard" not in err
+    assert "leave it away" in one_line(score_dir(cli, run_folder, photos, tmp_path / "out", "--shard", "1/1"))
