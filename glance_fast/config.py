@@ -113,7 +113,8 @@ class Config:
     seed : int
         Of everything random.
     cache_mib : int
-        Memory for decoded images; more than fit are decoded anew by threads.
+        Memory for decoded images, and as much for augmented copies. Images that do not fit are decoded anew
+        by threads; of copies, fewer are made.
     checkpoint_minutes : float
         Time between checkpoints.
     """

@@ -167,6 +167,11 @@ class Glance(nn.Module):
         """Images that are best handed over together."""
         return self.memory_share("fp32").together
 
+    @property
+    def memory_limit(self) -> int:
+        """Bytes of ``memory_mib``, or of its default."""
+        return (self.memory_mib or DEFAULT_MIB.get(self.device.type, DEFAULT_MIB["cpu"])) * MIB
+
     def memory_share(self, precision: str = "auto") -> Share:
         """What ``memory_mib`` is divided into.
 
@@ -175,13 +180,11 @@ class Glance(nn.Module):
         UserError
             It does not suffice for an image.
         """
-        kind = self.device.type
-        limit = (self.memory_mib or DEFAULT_MIB.get(kind, DEFAULT_MIB["cpu"])) * MIB
-        most = IMAGES_TOGETHER.get(kind, IMAGES_TOGETHER["cpu"])
+        most = IMAGES_TOGETHER.get(self.device.type, IMAGES_TOGETHER["cpu"])
         itemsize = 2 if self.chosen_precision(precision) == "bf16" else 4
         nets = [scale.global_net for scale in self.scales]
         features = self.scales[0].local.features
-        return split(nets, features, self.config, itemsize, limit, most)
+        return split(nets, features, self.config, itemsize, self.memory_limit, most)
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import add
 from typing import Any, NamedTuple
 
@@ -20,6 +22,8 @@ from torch import Tensor
 from glance_fast.calibration import Calibration, Moments, ScaleStatistics, with_thresholds
 from glance_fast.data.cache import ImageCache
 from glance_fast.device import has_bf16
+from glance_fast.engines.memory import MIB
+from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid
 from glance_fast.maps import HeadMaps, blend_heads, combine
 from glance_fast.model import Glance
@@ -30,8 +34,10 @@ MOST_IMAGES = 400
 FOLDS = 5
 # Added to eigenvalues of the global covariance, as a share of their mean.
 RIDGE = 1e-3
-# Rows of the grid whose covariances are held at a time.
-BAND = 8
+# Rows of the grid whose covariances are held at a time: so many, or fewer where they would take more.
+BAND, BAND_BYTES = 8, 512 * MIB
+# Images without which a calibration is not begun, where there are as many.
+LEAST_IMAGES = 40
 # What the map of a patch size counts by at least, beside that of the size that is explained best.
 LEAST_WEIGHT = 0.5
 
@@ -66,7 +72,7 @@ def calibrate(
     progress: Callable[[int, int], None] | None = None,
     held_out: Sequence[int] | np.ndarray = (),
 ) -> None:
-    """Estimate whitening, moments and thresholds on normal images, at most ``MOST_IMAGES`` of them.
+    """Estimate whitening, moments and thresholds on normal images, as many of them as `room` says.
 
     Parameters
     ----------
@@ -81,16 +87,87 @@ def calibrate(
     held_out : sequence of int
         Those that no net was trained on: they tell what each of several patch sizes counts by in the map
         (`weights_of`). Without any, all count the same.
+
+    Raises
+    ------
+    UserError
+        Memory does not suffice.
     """
-    chosen = np.random.default_rng(model.config.seed).permutation(np.asarray(indices))[:MOST_IMAGES]
+    most = room(model, len(indices))
+    chosen = np.random.default_rng(model.config.seed).permutation(np.asarray(indices))[:most]
     weights = None
     if len(held_out) and len(model.scales) > 1 and model.config.blend == "calibrated":
         weights = weights_of(explained(features_of(model, cache, held_out)))
-    scores = fit(model, features_of(model, cache, chosen, progress))
+    with _leaving(model, _residual_bytes(model, len(chosen))):
+        scores = fit(model, features_of(model, cache, chosen, progress))
     aspect = float(np.median([width / height for height, width in cache.shapes]))
     model.calibration = dataclasses.replace(
         calibration_of(model, scores, weights=weights), aspect=aspect, trained_on=digests(cache, indices)
     )
+
+
+def room(model: Glance, images: int) -> int:
+    """How many images a calibration takes: ``MOST_IMAGES``, or as many as the model's ``memory_mib`` holds.
+
+    Parameters
+    ----------
+    model : Glance
+    images : int
+        How many there are.
+
+    Raises
+    ------
+    UserError
+        Not even ``LEAST_IMAGES`` would fit, or an image cannot be scored.
+    """
+    # An image that cannot even be scored is refused in the words of scoring.
+    model.memory_share()
+    wanted = min(images, MOST_IMAGES)
+    least = min(wanted, LEAST_IMAGES)
+    if not _fits(model, least):
+        height, width = model.config.image_size
+        raise UserError(
+            f"image_size {height}x{width}: {model.memory_limit // MIB} MiB beside the model are too few to "
+            f"calibrate on {least} images; allow more (--memory-mib, memory_mib), or train with a smaller "
+            "image_size"
+        )
+    return bisect_left(range(wanted + 1), True, lo=least, key=lambda n: not _fits(model, n)) - 1
+
+
+def _fits(model: Glance, images: int) -> bool:
+    """Whether memory suffices to calibrate on so many images."""
+    with _leaving(model, _residual_bytes(model, images)):
+        # A band is a row at least, and one on each side of it.
+        rows = max(_row_bytes(s.grid, images, s.local.features) for s in model.scales)
+        if 3 * rows > model.memory_limit:
+            return False
+        try:
+            model.memory_share()
+        except UserError:
+            return False
+        return True
+
+
+def _residual_bytes(model: Glance, images: int) -> int:
+    """Of z_l - z_g of every patch of so many images, in half precision."""
+    return images * sum(len(s.grid) * s.local.features * 2 for s in model.scales)
+
+
+def _row_bytes(grid: PatchGrid, images: int, features: int) -> int:
+    """What `whitenings` holds of a row of the grid: two copies of residuals, and ten matrices a place."""
+    return grid.cols * features * 4 * (2 * images + 10 * features)
+
+
+@contextmanager
+def _leaving(model: Glance, taken: int) -> Iterator[None]:
+    """Let scoring have what ``taken`` bytes leave of the model's memory."""
+    before = model.memory_mib
+    # 0 would stand for the default.
+    model.memory_mib = max((model.memory_limit - taken) // MIB, 1)
+    try:
+        yield
+    finally:
+        model.memory_mib = before
 
 
 @torch.inference_mode()
@@ -189,7 +266,7 @@ def fit(model: Glance, features: Iterable[Features]) -> list[NormalScores]:
             # Half precision holds what whitening resolves, and halves what all images take.
             residuals[index].append((local - global_).half().cpu())
             distortions[index].append(torch.sigmoid(-scale.distortion(local, global_)).cpu())
-    scores = []
+    scores, limit = [], min(BAND_BYTES, model.memory_limit)
     for scale, parts, distortion in zip(model.scales, residuals, distortions, strict=True):
         residual = torch.cat(parts)
         parts.clear()
@@ -197,15 +274,17 @@ def fit(model: Glance, features: Iterable[Features]) -> list[NormalScores]:
             inconsistency = residual.float().square().mean(2)
         else:
             shrinkage = model.config.shrinkage
-            inconsistency = cross_fitted(residual, scale.grid, shrinkage, model.config.seed)
-            for rows, mean, whitening in whitenings(residual, scale.grid, shrinkage):
+            inconsistency = cross_fitted(residual, scale.grid, shrinkage, model.config.seed, limit)
+            for rows, mean, whitening in whitenings(residual, scale.grid, shrinkage, limit=limit):
                 scale.residual_mean[rows] = mean.to(model.device)
                 scale.whitening[rows] = whitening.half().to(model.device)
         scores.append(NormalScores(inconsistency, torch.cat(distortion)))
     return scores
 
 
-def cross_fitted(residual: Tensor, grid: PatchGrid, shrinkage: float, seed: int) -> Tensor:
+def cross_fitted(
+    residual: Tensor, grid: PatchGrid, shrinkage: float, seed: int, limit: int = BAND_BYTES
+) -> Tensor:
     """s_IAD of residuals [N, P, D], each image's by a whitening fitted to the others: float32 [N, P]."""
     count = len(residual)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
@@ -214,16 +293,19 @@ def cross_fitted(residual: Tensor, grid: PatchGrid, shrinkage: float, seed: int)
     for fold in range(folds):
         inside = torch.zeros(count, dtype=torch.bool)
         inside[order[fold::folds]] = True
-        others, own = residual[~inside], residual[inside]
-        scored = out.new_empty(len(own), len(grid))
-        for rows, mean, whitening in whitenings(others, grid, shrinkage):
-            apart = (own[:, rows].float() - mean).transpose(0, 1)
-            scored[:, rows] = torch.bmm(apart, whitening.mT).square().mean(2).T
-        out[inside] = scored
+        for rows, mean, whitening in whitenings(residual, grid, shrinkage, ~inside, limit):
+            apart = (residual[:, rows][inside].float() - mean).transpose(0, 1)
+            out[inside, rows] = torch.bmm(apart, whitening.mT).square().mean(2).T
     return out
 
 
-def whitenings(residual: Tensor, grid: PatchGrid, shrinkage: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def whitenings(
+    residual: Tensor,
+    grid: PatchGrid,
+    shrinkage: float,
+    used: Tensor | None = None,
+    limit: int = BAND_BYTES,
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Mean and whitening of every grid position, a band of rows at a time.
 
     In the space that one covariance over all positions whitens: half a position's own covariance and half the
@@ -237,6 +319,10 @@ def whitenings(residual: Tensor, grid: PatchGrid, shrinkage: float) -> Iterator[
         P positions.
     shrinkage : float
         Share of the identity.
+    used : Tensor, optional
+        Bool [N], the images to take; all if not given. They are never copied together.
+    limit : int
+        Bytes to hold at a time; one row of the grid is held at least, with one on each side of it.
 
     Yields
     ------
@@ -247,16 +333,19 @@ def whitenings(residual: Tensor, grid: PatchGrid, shrinkage: float) -> Iterator[
     whitening : Tensor
         Float32 [p, D, D].
     """
-    over_all = whitening_of_all(residual)
-    identity = torch.eye(residual.shape[2])
-    for top in range(0, grid.rows, BAND):
-        bottom = min(top + BAND, grid.rows)
+    used = torch.ones(len(residual), dtype=torch.bool) if used is None else used
+    count, features = int(used.sum()), residual.shape[2]
+    over_all = whitening_of_all(residual, used)
+    identity = torch.eye(features)
+    band = max(1, min(BAND, limit // _row_bytes(grid, count, features) - 2))
+    for top in range(0, grid.rows, band):
+        bottom = min(top + band, grid.rows)
         # A row more on each side: covariances are averaged over neighbours.
         first, last = max(top - 1, 0), min(bottom + 1, grid.rows)
-        here = residual[:, first * grid.cols : last * grid.cols].float().transpose(0, 1)
+        here = residual[:, first * grid.cols : last * grid.cols][used].float().transpose(0, 1)
         mean = here.mean(1, keepdim=True)
         apart = (here - mean) @ over_all.matrix
-        own = torch.bmm(apart.mT, apart) / len(residual)
+        own = torch.bmm(apart.mT, apart) / count
         around = own.unflatten(0, (last - first, grid.cols)).flatten(2).permute(2, 0, 1)[:, None]
         # Only neighbours that exist count.
         around = F.avg_pool2d(around, 3, 1, 1, count_include_pad=False)[:, 0]
@@ -269,13 +358,14 @@ def whitenings(residual: Tensor, grid: PatchGrid, shrinkage: float) -> Iterator[
         yield places, mean[kept, 0], torch.linalg.solve_triangular(factor, matrix, upper=False)
 
 
-def whitening_of_all(residual: Tensor) -> GlobalWhitening:
-    """One whitening over all images and positions of residuals [N, P, D]."""
-    count = residual.shape[0] * residual.shape[1]
+def whitening_of_all(residual: Tensor, used: Tensor | None = None) -> GlobalWhitening:
+    """One whitening over all images (or those that bool [N] names) and positions of residuals [N, P, D]."""
+    used = torch.ones(len(residual), dtype=torch.bool) if used is None else used
+    count = int(used.sum()) * residual.shape[1]
     total = torch.zeros(residual.shape[2], dtype=torch.float64)
     products = torch.zeros(residual.shape[2], residual.shape[2], dtype=torch.float64)
-    for part in residual:
-        part = part.float()
+    for index in used.nonzero()[:, 0].tolist():
+        part = residual[index].float()
         total += part.sum(0)
         products += part.T @ part
     mean = total / count

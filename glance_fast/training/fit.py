@@ -25,7 +25,7 @@ from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher
 from glance_fast.progress import Reporter
 from glance_fast.run import save_model
-from glance_fast.training.calibrate import calibrate
+from glance_fast.training.calibrate import MOST_IMAGES, calibrate, room
 from glance_fast.training.finetune import MOST, Targets, finetune_stage, whiten
 from glance_fast.training.loop import Log, run_stage
 from glance_fast.training.masked import global_stage
@@ -89,7 +89,7 @@ def fit(
     model = Glance(config, config.seed).to(device)
     model.memory_mib = memory_mib
     # What could not be calibrated is refused before hours of training.
-    model.memory_share()
+    room(model, len(paths))
     with reporter.task("reading images", len(paths)) as advance:
         cache = ImageCache(paths, config.image_size, config.cache_mib << 20, progress=advance)
     with cache:
@@ -112,6 +112,11 @@ def fit(
         symmetry = _symmetry(config, locals_[config.patches[0]], cache, train, held_out, reporter)
 
         count = number_of_variants(len(train), config)
+        if count < len(train):
+            limit = config.cache_mib
+            reporter.say(
+                f"{count} augmented copies of {len(train)} images: cache_mib = {limit} holds no more"
+            )
         with reporter.task("augmenting", count) as advance:
             variants = make_variants(cache, train, count, config, symmetry, "variants", advance)
         targets = None
@@ -147,6 +152,10 @@ def fit(
                 stage = surround_stage(f"global-{patch}", scale, features, others, config, bf16)
             run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
 
+        used = room(model, len(cache))
+        if used < min(len(cache), MOST_IMAGES):
+            limit = model.memory_limit >> 20
+            reporter.say(f"calibrating on {used} of {len(cache)} images: {limit} MiB hold no more")
         with reporter.task("calibrating", None) as advance:
             calibrate(model, cache, np.arange(len(cache)), advance, held_out)
         reporter.say(promise(model.calibration))

@@ -18,6 +18,8 @@ from glance_fast.training.symmetry import Symmetry, vary
 
 # Images from which stains take their pieces.
 OTHERS = 32
+# D, and copies without which no training is begun.
+FEATURES, LEAST = 128, 8
 
 
 @dataclass(frozen=True)
@@ -85,5 +87,13 @@ def make_variants(
 
 
 def number_of_variants(images: int, config: Config) -> int:
-    """How many copies are trained on: one of every image at least, and at most twice ``variants``."""
-    return min(max(images, config.variants), 2 * config.variants)
+    """How many copies are trained on.
+
+    One of every image at least, and at most twice ``variants``; fewer where they and their features would
+    take more than ``cache_mib``.
+    """
+    wanted = min(max(images, config.variants), 2 * config.variants)
+    # Pixels without and with stains, the mask, and features of both, half precision, a patch size at a time.
+    pixels = 7 * config.image_size[0] * config.image_size[1]
+    features = 2 * 2 * FEATURES * max(map(len, config.grids))
+    return max(min(wanted, (config.cache_mib << 20) // (pixels + features)), LEAST)

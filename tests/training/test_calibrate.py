@@ -24,6 +24,7 @@ from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.folders import normal_images
 from glance_fast.device import has_bf16
+from glance_fast.engines.memory import MIB
 from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid
 from glance_fast.maps import HeadMaps, blend_heads, combine, distances, interpolate
@@ -33,7 +34,9 @@ from glance_fast.training import calibrate as module
 from glance_fast.training.calibrate import (
     BAND,
     FOLDS,
+    LEAST_IMAGES,
     LEAST_WEIGHT,
+    MOST_IMAGES,
     RIDGE,
     NormalScores,
     RunningMoments,
@@ -44,6 +47,7 @@ from glance_fast.training.calibrate import (
     explained,
     fit,
     recalibrate,
+    room,
     weights_of,
     whitening_of_all,
     whitenings,
@@ -134,6 +138,43 @@ def test_residuals_may_be_whitened_in_any_bands(band, monkeypatch):
     assert len(bands) == -(-TALL.rows // band)
     for k, one in enumerate(expected):
         torch.testing.assert_close(torch.cat([b[k + 1] for b in bands]), one, rtol=1e-4, atol=1e-5)
+
+
+def test_images_that_are_left_out_count_for_nothing():
+    residual = sample(60)
+    used = torch.arange(60) % 3 > 0
+    expected = list(whitenings(residual[used], GRID, 0.5))
+    residual[~used] = torch.nan
+    found = list(whitenings(residual, GRID, 0.5, used))
+    for one, other in zip(found, expected, strict=True):
+        assert one[0] == other[0] and torch.equal(one[1], other[1]) and torch.equal(one[2], other[2])
+
+
+@pytest.mark.parametrize(("rows", "band"), [(0, 1), (3, 1), (5, 3), (1000, BAND)])
+def test_bands_are_as_wide_as_memory_allows(rows, band):
+    residual = sample(40, grid=TALL)
+    limit = rows * TALL.cols * FEATURES * 4 * (2 * 40 + 10 * FEATURES)
+    bands = list(whitenings(residual, TALL, 0.5, limit=limit))
+    assert len(bands) == -(-TALL.rows // band)
+    for whole_one, one in zip(whole(residual, TALL, 0.5), list(zip(*bands, strict=True))[1:], strict=True):
+        torch.testing.assert_close(torch.cat(one), whole_one, rtol=1e-4, atol=1e-5)
+
+
+def test_calibration_takes_the_images_that_memory_holds():
+    model = Glance(Config(image_size=256))
+    each = sum(len(scale.grid) for scale in model.scales) * 128 * 2
+    assert room(model, 213) == 213 and room(model, 10**6) == MOST_IMAGES
+    found = []
+    for mib in (80, 128, 256):
+        model.memory_mib = mib
+        found.append(room(model, 10**6))
+        assert found[-1] * each < mib * MIB and model.memory_mib == mib
+    assert LEAST_IMAGES <= found[0] < found[1] < found[2] == MOST_IMAGES
+    model.memory_mib = 70
+    model.memory_share()
+    with pytest.raises(UserError, match=r"image_size 256x256: 70 MiB beside .* calibrate on 40 images"):
+        room(model, 213)
+    assert room(model, 8) == 8
 
 
 @pytest.mark.parametrize("shrinkage", [0.1, 0.5, 1.0])

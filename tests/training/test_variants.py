@@ -60,3 +60,12 @@ def test_stains_are_where_the_mask_says(cache):
 @pytest.mark.parametrize(("images", "variants", "count"), [(28, 240, 240), (300, 240, 300), (999, 240, 480)])
 def test_number_of_variants(images, variants, count):
     assert number_of_variants(images, config(variants=variants)) == count
+
+
+def test_variants_and_their_features_fit_into_memory():
+    large = Config(image_size=1024, cache_mib=512)
+    count = number_of_variants(999, large)
+    features = 4 * 128 * max(len(grid) for grid in large.grids)
+    assert 8 < count < 240 and count * (7 * 1024**2 + features) <= 512 << 20
+    assert number_of_variants(999, dataclasses.replace(large, cache_mib=1)) == 8
+    assert number_of_variants(213, Config()) == 240
