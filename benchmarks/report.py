@@ -4,7 +4,8 @@
     python -m benchmarks.report run.json --out DIR
 
 Writes ``speed.md`` and ``speed.png`` to DIR, keeps medians, spreads and the machine in
-``benchmarks/results`` (``cpu.json``, or the GPU's name), and rewrites the README's table from ``cpu.json``. A
+``benchmarks/results`` (``cpu.json``, or the GPU's name). From ``cpu.json`` it rewrites ``docs/speed.md``, all
+groups, and the README's table, those of ``SHORT``. A
 group is compared with its baseline: the one a benchmark marks by ``benchmark.extra_info["role"] =
 "baseline"``, or else the slowest. One marked ``"floor"`` is what no version can be expected to beat.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +27,20 @@ VERSIONS = ("python", "torch", "triton", "numba")
 COLUMN = 70  # lines of a column of the picture
 BAR, OURS, SLOWER = 0.3, "#2a6fbb", "#c9622d"  # inches a bar, colours
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+PAGE = ROOT / "docs/speed.md"
+TITLE = "# Speed on a CPU\n\nEvery group of `pytest benchmarks`, written by `python -m benchmarks.report`."
+# Groups that the README shows, by how they begin; and versions that it names beside the baseline.
+SHORT = (
+    "the default model on an image of 256x256",
+    "an image of 256x256, 841 patches",
+    "training on",
+    "surround_conv2d, 8 grids of 31x31, 11x11 without 7x7 and 16, float32",
+    "partial_conv2d forward, 8 maps of 64x64, 64 channels, float32",
+    "score_patches, by position, 8 x",
+    "idw 16 nearest",
+    "PRO and pixel AUROC",
+)
+NAMED = ("PatchCore",)
 
 
 @dataclass(frozen=True)
@@ -119,20 +135,30 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def digest(rows: list[Row]) -> str:
-    """A Markdown table of one line a group: our version beside the group's baseline and floor."""
+def digest(rows: list[Row], groups: Sequence[str] = ("",)) -> str:
+    """A Markdown table of one line a group: our version beside the group's baseline, `NAMED` ones and floor.
+
+    Parameters
+    ----------
+    rows : list of Row
+        All groups.
+    groups : sequence of str
+        How the names of those that are shown begin, in the order to show them.
+    """
     lines = ["| work | ours | baseline | times as fast | time, floor = 1 |", "|---|---|---|---|---|"]
-    for group, found in grouped(rows).items():
-        base = baseline(found)
+    by_name = grouped(rows)
+    shown = [name for start in groups for name in by_name if name.startswith(start)]
+    for group in dict.fromkeys(shown):
+        found = by_name[group]
         own = next((row for row in found if row.name == "ours"), None)
         if own is None:
             continue
         floor = next((row for row in found if row.role == "floor"), None)
         over = ratio(own.median / floor.median) if floor else ""
-        other = f"{base.name}: {seconds(base.median)}"
-        lines.append(
-            f"| {group} | {seconds(own.median)} | {other} | {ratio(base.median / own.median)} | {over} |"
-        )
+        others = [baseline(found), *(row for row in found if row.name in NAMED)]
+        beside = "; ".join(f"{row.name}: {seconds(row.median)}" for row in others)
+        times = "; ".join(ratio(row.median / own.median) for row in others)
+        lines.append(f"| {group} | {seconds(own.median)} | {beside} | {times} | {over} |")
     return "\n".join(lines)
 
 
@@ -222,8 +248,14 @@ def write_readme(readme: Path, rows: list[Row]) -> bool:
     text = readme.read_text(encoding="utf-8")
     if "<!-- speed -->" not in text:
         return False
-    readme.write_text(replace(text, "speed", f"{digest(rows)}\n\n{machines(rows)}"), encoding="utf-8")
+    short = f"{digest(rows, SHORT)}\n\n{machines(rows)}"
+    readme.write_text(replace(text, "speed", short), encoding="utf-8")
     return True
+
+
+def write_page(page: Path, rows: list[Row]) -> None:
+    """Write every group to a page of its own."""
+    page.write_text(f"{TITLE}\n\n{table(rows)}\n\n{machines(rows)}\n", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -235,6 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
     run = json.loads(options.run.read_text(encoding="utf-8"))
     rows, device = read(run), run["machine_info"]["glance_fast"]["device"]
@@ -244,7 +277,10 @@ def main(arguments: list[str] | None = None) -> None:
     picture(rows, options.out / "speed.png")
     kept = keep(rows, options.results / f"{device.replace(' ', '-')}.json")
     print(text)
-    if device == "cpu" and not write_readme(options.readme, kept):
+    if device != "cpu":
+        return
+    write_page(options.page, kept)
+    if not write_readme(options.readme, kept):
         print(f"{options.readme} has no marks <!-- speed --> and <!-- /speed -->: left as it is")
 
 

@@ -26,6 +26,11 @@ def a_run(*benchmarks: dict, **machine) -> dict:
     return {"machine_info": {"glance_fast": {**MACHINE, **machine}}, "benchmarks": list(benchmarks)}
 
 
+def readme_and_page(readme: Path) -> list[str]:
+    """Arguments that keep the repository's own files out of it."""
+    return ["--readme", str(readme), "--page", str(readme.with_name("page.md"))]
+
+
 RUN = a_run(
     one("b", "test_x[slow]", 0.4),
     one("b", "test_x[ours]", 0.1),
@@ -66,6 +71,21 @@ class TestTable:
         lines = report.digest([*report.read(run), Row("b", "theirs", 1.0, 0.1, 5, "", "m")]).splitlines()
         assert lines[2:] == ["| a | 200 ms | old: 600 ms | 3.00 | 2.00 |"]
 
+    def test_the_short_table_has_its_groups_in_order_and_names_what_is_named(self):
+        run = a_run(
+            one("a 1", "t[ours]", 0.2), one("a 1", "t[PatchCore]", 0.1), one("a 1", "t[old]", 0.6),
+            one("b", "t[ours]", 0.1), one("b", "t[old]", 0.2), one("c", "t[ours]", 0.1),
+        )  # fmt: skip
+        lines = report.digest(report.read(run), ("b", "a")).splitlines()
+        assert lines[2:] == [
+            "| b | 100 ms | old: 200 ms | 2.00 |  |",
+            "| a 1 | 200 ms | old: 600 ms; PatchCore: 100 ms | 3.00; 0.50 |  |",
+        ]
+
+    def test_every_group_of_the_short_table_is_there(self):
+        kept = [Row(**row) for row in json.loads((report.RESULTS / "cpu.json").read_text(encoding="utf-8"))]
+        assert all(any(row.group.startswith(start) for row in kept) for start in report.SHORT)
+
     def test_many_groups_stand_side_by_side_in_order(self):
         rows = {str(g): [Row(str(g), "x", 1.0, 0.1, 5, "", "m")] * (1 + g % 4) for g in range(60)}
         columns = report.in_columns(rows)
@@ -96,12 +116,23 @@ class TestFiles:
         run, readme = tmp_path / "run.json", tmp_path / "README.md"
         run.write_text(json.dumps(RUN), encoding="utf-8")
         readme.write_text("before\n<!-- speed -->\nold\n<!-- /speed -->\nafter\n", encoding="utf-8")
-        places = ["--out", f"{tmp_path}/out", "--results", f"{tmp_path}/results", "--readme", str(readme)]
+        places = [
+            "--out",
+            f"{tmp_path}/out",
+            "--results",
+            f"{tmp_path}/results",
+            "--readme",
+            str(readme),
+            "--page",
+            f"{tmp_path}/page.md",
+        ]
         report.main([str(run), *places])
         text = readme.read_text(encoding="utf-8")
         assert text.startswith("before\n<!-- speed -->\n| work |")
-        assert "| b | ours | 100 ms" not in text and "| b | 100 ms | slow: 400 ms | 4.00 |  |" in text
-        assert "Measured on Model 1" in text and "old" not in text and "| a |" not in text
+        # None of these groups is one of the short table's.
+        assert "| b |" not in text and "Measured on Model 1" in text and "old" not in text
+        page = (tmp_path / "page.md").read_text(encoding="utf-8")
+        assert "| b | ours | 100 ms" in page and "Measured on Model 1" in page
         assert text.endswith("<!-- /speed -->\nafter\n")
         assert (tmp_path / "out" / "speed.md").read_text(encoding="utf-8").startswith("| work |")
         with Image.open(tmp_path / "out" / "speed.png") as picture:
@@ -112,7 +143,16 @@ class TestFiles:
         run, readme = tmp_path / "run.json", tmp_path / "README.md"
         run.write_text(json.dumps(a_run(one("a", "test_x", 1.0), device="A GPU")), encoding="utf-8")
         readme.write_text("<!-- speed -->\n<!-- /speed -->\n", encoding="utf-8")
-        places = ["--out", f"{tmp_path}/out", "--results", f"{tmp_path}/results", "--readme", str(readme)]
+        places = [
+            "--out",
+            f"{tmp_path}/out",
+            "--results",
+            f"{tmp_path}/results",
+            "--readme",
+            str(readme),
+            "--page",
+            f"{tmp_path}/page.md",
+        ]
         report.main([str(run), *places])
         assert [p.name for p in (tmp_path / "results").iterdir()] == ["A-GPU.json"]
         assert readme.read_text(encoding="utf-8") == "<!-- speed -->\n<!-- /speed -->\n"
@@ -122,7 +162,17 @@ class TestFiles:
         run.write_text(json.dumps(RUN), encoding="utf-8")
         readme.write_text("nothing\n", encoding="utf-8")
         report.main(
-            [str(run), "--out", f"{tmp_path}/o", "--results", f"{tmp_path}/r", "--readme", str(readme)]
+            [
+                str(run),
+                "--out",
+                f"{tmp_path}/o",
+                "--results",
+                f"{tmp_path}/r",
+                "--readme",
+                str(readme),
+                "--page",
+                f"{tmp_path}/page.md",
+            ]
         )
         assert readme.read_text(encoding="utf-8") == "nothing\n"
         assert "no marks" in capsys.readouterr().out
