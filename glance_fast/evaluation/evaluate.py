@@ -23,15 +23,8 @@ from glance_fast.data.images import read_image, resize, resize_map, write_tiff
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation import metrics
 from glance_fast.evaluation.overlay import display_range
-from glance_fast.evaluation.report import (
-    MAX_FPR,
-    Curves,
-    Example,
-    Group,
-    plot_curves,
-    printable,
-    write_report,
-)
+from glance_fast.evaluation.plots import MAX_FPR, Curves, plot_curves
+from glance_fast.evaluation.report import Example, Group, printable, write_report
 from glance_fast.model import Glance
 
 COLUMNS = ("path", "defect", "label", "score", "anomalous")

@@ -6,8 +6,12 @@ import base64
 import io
 import re
 import sys
+import tomllib
 import warnings
+from fnmatch import fnmatch
 from html.parser import HTMLParser
+from importlib.resources import files
+from pathlib import Path
 from urllib.parse import unquote, urljoin
 
 import matplotlib
@@ -17,20 +21,11 @@ from PIL import Image
 
 from glance_fast.config import Config
 from glance_fast.errors import UserError
-from glance_fast.evaluation.report import (
-    Curves,
-    Example,
-    Group,
-    IndexRow,
-    plot_curves,
-    plot_scores,
-    printable,
-    write_index,
-    write_report,
-)
+from glance_fast.evaluation.plots import Curves, plot_curves, plot_scores
+from glance_fast.evaluation.report import Example, Group, IndexRow, printable, write_index, write_report
 
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
-NASTY = "<b>\"Löcher\" & 'Öl'"
+NASTY = "<b>\"Löcher\" & 'Öl' {{ 6 * 7 }} 穴"
 
 
 class Page(HTMLParser):
@@ -146,9 +141,26 @@ def test_names_are_escaped_everywhere(quick, tmp_path):
     group = Group(f"Defect: {NASTY}", [example()], remark=f"more of {NASTY}")
     text = report(tmp_path, [group], title=NASTY, notes=[f"note {NASTY}"])
     page, _ = self_contained(text)
-    assert "b" not in page.tags and "<b>" not in text
+    assert "b" not in page.tags and "<b>" not in text and "42" not in page.text
     assert page.text.count(NASTY) >= 6  # title twice, note, table, heading, remark, caption
     assert ("alt", f"Image: {NASTY}/ä 1.png") in page.attributes
+
+
+def test_templates_and_style_come_with_the_package():
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = settings["tool"]["setuptools"]["package-data"]["glance_fast.evaluation"]
+    shipped = [f"templates/{file.name}" for file in (files("glance_fast.evaluation") / "templates").iterdir()]
+    assert {"templates/report.html.j2", "templates/report.css"} <= set(shipped)
+    assert [name for name in shipped if not any(fnmatch(name, pattern) for pattern in declared)] == []
+
+
+def test_the_style_is_in_the_file_and_has_a_dark_and_a_narrow_form(quick, tmp_path):
+    style = re.search("<style>(.*)</style>", report(tmp_path), re.DOTALL).group(1)
+    assert (
+        style.strip()
+        == (files("glance_fast.evaluation") / "templates" / "report.css").read_text("utf-8").strip()
+    )
+    assert "@media (prefers-color-scheme: dark)" in style and "@media (max-width: 640px)" in style
 
 
 @pytest.mark.parametrize(
