@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy.ndimage import rotate
 
 from glance_fast.data.demo import TEXTURES, build_demo
 from glance_fast.data.folders import mvtec_test, normal_images, read_sample_mask
 from glance_fast.data.images import read_image, read_mask, resize, write_png
+from glance_fast.evaluation.truth import resize_truth
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,9 @@ def load_test(folder: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
     for sample in mvtec_test(folder):
         image = read_image(sample.path)
         images.append(resize(image, size))
-        masks.append(resize_truth(read_sample_mask(sample, image.shape[:2]), size))
+        masks.append(resize_truth(read_sample_mask(sample, image.shape[:2]), size)[0])
         labels.append(sample.defect != "good")
     return np.stack(images), np.stack(masks), np.array(labels)
-
-
-def resize_truth(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a mask by the rule of ``read_mask``: a pixel counts where more than half of it is covered."""
-    share = Image.fromarray(mask.astype(np.float32)).resize(size[::-1], Image.Resampling.BOX)
-    return np.asarray(share) > 0.5
 
 
 def build_turned(source: Path, out: Path, seed: int = 0) -> None:

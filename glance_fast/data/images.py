@@ -116,7 +116,7 @@ def as_rgb(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
     return np.broadcast_to(array, (*array.shape[:2], 3))
 
 
-def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[np.bool_]:
+def read_mask(path: str | Path) -> NDArray[np.bool_]:
     """Read a ground-truth mask.
 
     Parameters
@@ -125,9 +125,6 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[
         An image of one channel, or of colours that are all grey, whose values are 0 and 255, 0 and 1, or 0
         and 65535 in a file of 16 bits. A single one of these values everywhere is a mask, too. Alpha is
         ignored.
-    size : (height, width), optional
-        Resize to this size, where the file has another: a pixel is true where more than half of it is
-        covered.
 
     Returns
     -------
@@ -139,8 +136,6 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[
     ImageError
         As `read_image`; or the mask has colours, or other values than the above (a JPEG's, an annotation's
         with several classes).
-    ValueError
-        `size` is not two positive integers.
     """
     path = Path(path)
     image, orientation = _load(path)
@@ -148,15 +143,34 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[
     found = np.unique(values)
     for full in (1, 255, 65535) if deep else (1, 255):
         if np.isin(found, (0, full)).all():
-            mask = _upright(values == full, orientation)
-            break
-    else:
-        odd = found[~np.isin(found, (0, 255))][0]
-        reason = f"not a binary mask: it holds {odd} among {len(found)} values; needed: 0 and 255, or 0 and 1"
-        raise ImageError(path, reason)
-    if size is None or mask.shape == tuple(size):
-        return mask
+            return _upright(values == full, orientation)
+    odd = found[~np.isin(found, (0, 255))][0]
+    reason = f"not a binary mask: it holds {odd} among {len(found)} values; needed: 0 and 255, or 0 and 1"
+    raise ImageError(path, reason)
+
+
+def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Resize a mask: a pixel is true where more than half of it is covered.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape [H, W]
+    size : (height, width)
+        In pixels.
+
+    Returns
+    -------
+    ndarray of bool, shape [height, width]
+        The mask itself where it has this size.
+
+    Raises
+    ------
+    ValueError
+        `size` is not two positive integers.
+    """
     height, width = _checked_size(size)
+    if mask.shape == (height, width):
+        return mask
     # The box filter's output is the covered share of each pixel. "> 0" would grow every defect by a ring of
     # pixels.
     share = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BOX)

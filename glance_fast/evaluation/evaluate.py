@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from scipy import ndimage
 
 from glance_fast.data.files import atomic_write, write_text
 from glance_fast.data.folders import TestSample, mvtec_test, read_sample_mask
@@ -25,13 +23,13 @@ from glance_fast.evaluation import metrics
 from glance_fast.evaluation.overlay import display_range
 from glance_fast.evaluation.plots import MAX_FPR, Curves, plot_curves
 from glance_fast.evaluation.report import Example, Group, printable, write_report
+from glance_fast.evaluation.truth import resize_truth
 from glance_fast.model import Glance
 
 COLUMNS = ("path", "defect", "label", "score", "anomalous")
 # The pictures of the report: their longer side, and the most that are shown of a kind. A model that misses
 # everything would otherwise make a report that no browser opens.
 _SHOWN_SIDE, _MOST_WRONG, _BEST_GOOD = 384, 24, 3
-_EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -97,10 +95,8 @@ def evaluate(
     Notes
     -----
     Metrics are computed at the model's image size, at which it decides; MVTec's script computes them from
-    the map files at the images' own sizes, and differs a little. Masks are resized by ``read_mask``'s rule
-    (more than half of a pixel is covered). An 8-connected region that would vanish by it is kept as the one
-    pixel that it covers most: leaving out what is hard to see would flatter the model. A note says how many
-    were.
+    the map files at the images' own sizes, and differs a little. Masks are resized by `resize_truth`,
+    which keeps every region; a note says how many of them would have vanished.
     """
     data, out = Path(data), Path(out)
     samples, targets = find_samples(data, out)
@@ -193,7 +189,7 @@ def _read_truth(samples: Sequence[TestSample], size: tuple[int, int]) -> _Truth:
     for i, sample in enumerate(samples):
         try:
             sizes.append(read_image(sample.path).shape[:2])
-            masks[i], forced = _resize_mask(read_sample_mask(sample, sizes[-1]), size)
+            masks[i], forced = resize_truth(read_sample_mask(sample, sizes[-1]), size)
             kept += forced
         except ImageError as error:
             errors.append(error)
@@ -204,31 +200,6 @@ def _read_truth(samples: Sequence[TestSample], size: tuple[int, int]) -> _Truth:
     if errors:
         raise errors[0]
     return _Truth(masks, sizes, kept)
-
-
-def _resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> tuple[NDArray[np.bool_], int]:
-    """A mask at another size, true where more than half is covered, and how many regions that took away.
-
-    Each of these is put back as the pixel that it covers most.
-    """
-    height, width = size
-    if mask.shape == (height, width) or not mask.any():
-        return (mask if mask.shape == (height, width) else np.zeros(size, dtype=bool)), 0
-    share = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
-    resized = np.asarray(share) > 0.5
-    regions, _ = ndimage.label(mask, _EIGHT_CONNECTED)
-    put_back = []
-    for number, (rows, columns) in enumerate(ndimage.find_objects(regions), start=1):
-        y, x = np.nonzero(regions[rows, columns] == number)
-        # Of each pixel of the region, the one of the new size that its centre falls into.
-        y = (2 * (y + rows.start) + 1) * height // (2 * mask.shape[0])
-        x = (2 * (x + columns.start) + 1) * width // (2 * mask.shape[1])
-        if not resized[y, x].any():
-            place = np.bincount(y * width + x).argmax()
-            put_back.append((place // width, place % width))
-    for place in put_back:
-        resized[place] = True
-    return resized, len(put_back)
 
 
 def _check_finite(
@@ -376,7 +347,7 @@ def _groups(
         size = tuple(max(1, round(side * ratio)) for side in image.shape[:2])
         mask = None
         if sample.mask is not None:
-            mask = _resize_mask(read_sample_mask(sample, image.shape[:2]), size)[0]
+            mask = resize_truth(read_sample_mask(sample, image.shape[:2]), size)[0]
         return Example(
             name=printable(sample.path.relative_to(data / "test")),
             score=float(scores[i]),

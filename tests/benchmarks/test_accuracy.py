@@ -1,6 +1,7 @@
 """The test beds, both baselines by plain versions of them, and the tables of the results."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import beds, measure, ours, padim, patchcore, results
 from benchmarks.accuracy.beds import BEDS, Bed
 from glance_fast.config import Config
+from glance_fast.data.images import read_image, read_mask, write_png
+from glance_fast.evaluation.evaluate import evaluate
+from glance_fast.model import Glance
 from glance_fast.nets.teacher import Teacher
 
 
@@ -179,10 +183,23 @@ class TestBeds:
         # Where it is punched, it is dark.
         assert found.test[found.masks].mean() < 40 < found.test[~found.masks].mean()
 
-    def test_half_covered_is_not_covered(self):
-        mask = np.zeros((4, 4), bool)
-        mask[:2, 0], mask[2, :2], mask[3, 0] = True, True, True
-        assert beds.resize_truth(mask, (2, 2)).tolist() == [[False, False], [True, False]]
+    def test_the_figures_are_those_of_the_evaluator(self, parts, small, tmp_path):
+        data = tmp_path / "plates"
+        shutil.copytree(parts, data)
+        # What vanishes at the size of the images must count here as it does there.
+        for i, path in enumerate(sorted((data / "ground_truth" / "punched").iterdir())):
+            mask = np.repeat(np.repeat(read_mask(path), 3, 0), 3, 1)
+            mask[4 + 9 * i, 2:6] = True
+            write_png(path, mask.astype(np.uint8) * 255)
+            image = data / "test" / "punched" / path.name.replace("_mask", "")
+            write_png(image, np.repeat(np.repeat(read_image(image), 3, 0), 3, 1))
+        model = Glance(Config(**small))
+        shipped = evaluate(model, data, tmp_path / "out")
+        assert "vanish" in " ".join(shipped["notes"])
+        assert (
+            ours.ablate(model, data)[results.BLEND].items()
+            >= {name: shipped[name] for name in results.METRICS}.items()
+        )
 
     def test_masks_turn_with_their_images(self, parts, monkeypatch, tmp_path):
         folder = tmp_path / "data"
