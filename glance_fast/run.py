@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from glance_fast.calibration import Calibration
 from glance_fast.config import Config, load_config
-from glance_fast.data.files import read_notes, write_tensors, write_text
+from glance_fast.data.files import read_tensors, write_tensors, write_text
 from glance_fast.device import pick_device
 from glance_fast.errors import UserError
 from glance_fast.model import PRECISIONS, Glance
@@ -90,32 +88,19 @@ def load(
     except OSError as error:
         raise UserError(f"{run / CALIBRATION}: cannot be read: {error.strerror or error}") from error
     calibration = Calibration.from_json(text, len(config.patches), str(run / CALIBRATION))
-    tensors = _read_tensors(run / MODEL)
+    tensors, notes = read_tensors(run / MODEL, "train again")
+    if notes.get("format") != FORMAT:
+        raise UserError(f"{run / MODEL}: not a model of this version of glance-fast; train again")
     model = Glance(config)
     wanted = weights(model)
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape:
             raise UserError(f"{run / MODEL}: does not fit {CONFIG} beside it ({name}); train again")
-        if tensors[name].dtype != wanted[name].dtype or not torch.isfinite(tensors[name]).all():
-            raise UserError(f"{run / MODEL}: damaged ({name} has another type or is not finite); train again")
+        if tensors[name].dtype != wanted[name].dtype:
+            raise UserError(f"{run / MODEL}: damaged ({name} has another type); train again")
     model.calibration = calibration
     model.load_state_dict(tensors | {CALIBRATION_STATE: model.get_extra_state()})
     model.precision, model.memory_mib = precision, memory_mib
     if chosen.index is not None:
         torch.cuda.set_device(chosen)
     return model.to(chosen).eval()
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    foreign = f"{path}: not a model of this version of glance-fast; train again"
-    try:
-        notes = read_notes(path)
-        tensors = load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        # Anything pickled ends here, too: its first bytes are no header.
-        raise UserError(f"{path}: damaged, or not a safetensors file ({error}); train again") from error
-    except (KeyError, ValueError) as error:
-        raise UserError(foreign) from error
-    if not isinstance(notes, dict) or notes.get("format") != FORMAT:
-        raise UserError(foreign)
-    return tensors

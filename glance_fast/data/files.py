@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from glance_fast.errors import cannot_write
+from glance_fast.errors import UserError, cannot_write
 
 NOTES = "glance-fast"
 # Names of the temporary files of `atomic_write`.
@@ -111,6 +112,50 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], notes: dict[str,
     with atomic_write(path) as temporary:
         # Not save_file, whose files only their owner may read.
         temporary.write_bytes(data)
+
+
+def read_tensors(path: str | Path, hint: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of a safetensors file, and the notes that `write_tensors` left in it.
+
+    Parameters
+    ----------
+    path : path
+        The file to read. Nothing in it is ever run.
+    hint : str
+        What to do where it cannot be used; ends the message.
+
+    Returns
+    -------
+    tensors : dict of Tensor
+        By name; all of them finite.
+    notes : dict
+        Empty where the file has none of ours.
+
+    Raises
+    ------
+    UserError
+        The file is missing or damaged, is no safetensors file, or holds a value that is not finite.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; {hint}")
+    try:
+        tensors = load_file(path)
+        notes = read_notes(path)
+    except (SafetensorError, OSError) as error:
+        # Anything pickled ends here, too: its first bytes are no header.
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: damaged, or not a safetensors file ({reason}); {hint}") from error
+    except (KeyError, ValueError):
+        notes = {}
+    check_finite(path, tensors, hint)
+    return tensors, notes if isinstance(notes, dict) else {}
+
+
+def check_finite(path: str | Path, tensors: dict[str, Tensor], hint: str) -> None:
+    """Refuse tensors from a file, with its name and a hint, if one holds a value that is not finite."""
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{path}: damaged ({name} is not finite); {hint}")
 
 
 def read_notes(path: str | Path) -> dict[str, Any]:

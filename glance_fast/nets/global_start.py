@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glance_fast.config import Config
-from glance_fast.data.files import write_tensors
-from glance_fast.errors import UserError
+from glance_fast.data.files import read_tensors, write_tensors
 from glance_fast.nets.masked import MaskedNet
 
 BODY = ("stem", "stages")
@@ -58,10 +55,7 @@ class GlobalStart(nn.Module):
 
 def load_global_start(path: Path, patch: int) -> dict[str, Tensor]:
     """The state dictionary of a ``MaskedNet`` for ``patch`` out of what ``GlobalStart.save`` wrote."""
-    try:
-        tensors = load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable start of Global-Net ({error})") from error
+    tensors, _ = read_tensors(path, "a start of Global-Net comes from glance-fast distill --student global")
     head = f"heads.{patch}."
     state = {name.removeprefix("body."): v for name, v in tensors.items() if name.startswith("body.")}
     state |= {f"head.{name.removeprefix(head)}": v for name, v in tensors.items() if name.startswith(head)}

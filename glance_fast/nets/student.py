@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glance_fast.config import LOCAL_LAYOUTS
-from glance_fast.data.files import read_notes, write_tensors
+from glance_fast.data.files import read_tensors, write_tensors
 from glance_fast.errors import UserError
 from glance_fast.nets.local_net import LocalNet
 from glance_fast.nets.preprocess import to_input
@@ -56,22 +54,19 @@ class Student(nn.Module):
     @classmethod
     def load(cls, path: Path) -> Student:
         """Read what ``save`` wrote."""
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; a Local-Net comes from glance-fast distill")
+        tensors, notes = read_tensors(path, "a Local-Net comes from glance-fast distill")
+        foreign = f"{path}: not a Local-Net of glance-fast distill"
+        if "patch" not in notes:
+            raise UserError(f"{foreign} (for which patches is not said)")
+        if notes["patch"] not in LOCAL_LAYOUTS:
+            raise UserError(
+                f"{path}: made for patches of {notes['patch']} pixels, which this version has not"
+            )
+        student = cls(notes["patch"])
         try:
-            patch = read_notes(path)["patch"]
-            tensors = load_file(path)
-            if patch not in LOCAL_LAYOUTS:
-                raise UserError(f"{path}: made for patches of {patch} pixels, which this version has not")
-            student = cls(patch)
             student.load_state_dict(tensors)
-        except (safetensors.SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-            if isinstance(error, UserError):
-                raise
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: not a Local-Net of glance-fast distill ({reason})") from error
-        if not all(torch.isfinite(t).all() for t in tensors.values()):
-            raise UserError(f"{path}: holds values that are not finite")
+        except RuntimeError as error:
+            raise UserError(f"{foreign} ({str(error).splitlines()[0]})") from error
         return student
 
     @torch.no_grad()

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from glance_fast.data.files import write_tensors
+from glance_fast.data.files import check_finite, read_tensors, write_tensors
 from glance_fast.errors import UserError
 
+HINT = (
+    "needed is a ResNet-18 as .safetensors; a state dictionary saved by PyTorch is converted once with "
+    "safetensors.torch.save_file"
+)
 # layer2 and layer3, side by side: what Local-Net is distilled from. Fine-tuning takes layer1 in too.
 TEACHER_FEATURES = 128 + 256
 ALL_FEATURES = 64 + TEACHER_FEATURES
@@ -116,15 +118,7 @@ def load_teacher(path: str | Path) -> Teacher:
         The file is missing, no safetensors file, or not such a net.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; --teacher-weights names a ResNet-18 as .safetensors")
-    try:
-        state = load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable .safetensors file ({error}); a state dictionary saved by PyTorch "
-            "is converted once with safetensors.torch.save_file"
-        ) from error
+    state, _ = read_tensors(path, HINT)
     if "bn1.weight" in state:
         try:
             state = fold_batch_norm(state)
@@ -143,8 +137,8 @@ def _filled(teacher: Teacher, state: dict[str, Tensor], path: Path) -> Teacher:
     for name, tensor in wanted.items():
         if name not in state or state[name].shape != tensor.shape:
             raise UserError(f"{path}: not a ResNet-18: {name} is missing or has another shape")
-        if not torch.isfinite(state[name]).all():
-            raise UserError(f"{path}: {name} holds values that are not finite")
+    # Folding may have divided by nothing.
+    check_finite(path, {name: state[name] for name in wanted}, HINT)
     teacher.load_state_dict({name: state[name].float() for name in wanted})
     return teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 

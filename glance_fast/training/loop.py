@@ -13,12 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from glance_fast.data.files import read_notes, write_tensors, write_text
+from glance_fast.data.files import read_tensors, write_tensors, write_text
 from glance_fast.errors import UserError
 
 COLUMNS = ("stage", "step", "seconds", "images_per_second", "loss", "first", "second")
@@ -239,12 +237,12 @@ def _save(path: Path, stage: Stage, optimizer: torch.optim.Optimizer | None, don
 
 
 def _load(path: Path, stage: Stage, optimizer: torch.optim.Optimizer) -> int:
+    tensors, notes = read_tensors(path, "remove it to train this stage anew")
     damaged = f"{path}: damaged checkpoint; remove it to train this stage anew"
     try:
-        notes, tensors = read_notes(path), load_file(path)
         done, steps = int(notes["step"]), int(notes["steps"])
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{damaged} ({error})") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{damaged} ({error!r})") from error
     if steps != stage.steps:
         raise UserError(f"{path}: made for {steps} steps, not {stage.steps}; resume with the same settings")
     state: dict[int, dict[str, Tensor]] = {}

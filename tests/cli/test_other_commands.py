@@ -74,7 +74,7 @@ def test_distill_with_wrong_places(cli, photos, tmp_path):
     weights, out = tmp_path / "weights", tmp_path / "out.safetensors"
     weights.write_text("no weights")
     command = ("distill", photos, "--teacher-weights", weights, "--out")
-    assert one_line(cli(*command, out)).startswith(f"{weights}: not a readable .safetensors file")
+    assert one_line(cli(*command, out)).startswith(f"{weights}: damaged, or not a safetensors file")
     assert "--out names a file, such as" in one_line(cli(*command, photos))
     assert "nothing to resume there" in one_line(cli(*command, out, "--resume"))
     assert "exclude each other" in one_line(cli(*command, out, "--resume", "--overwrite"))

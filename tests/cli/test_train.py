@@ -31,8 +31,8 @@ from glance_fast import UserError
         (["--device", "tpu9"], "device tpu9: no such device; use auto, cpu or cuda"),
         (["--resume"], "{tmp}/run: nothing to resume there; leave --resume away to begin"),
         (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
-        (["--local-net", "{tmp}/broken.toml"], "{tmp}/broken.toml: not a Local-Net"),
-        (["--teacher-weights", "{tmp}/broken.toml"], "{tmp}/broken.toml: not a readable .safetensors file"),
+        (["--local-net", "{tmp}/broken.toml"], "{tmp}/broken.toml: damaged, or not a safetensors file"),
+        (["--teacher-weights", "{tmp}/broken.toml"], "{tmp}/broken.toml: damaged, or not a safetensors file"),
     ],
 )
 def test_train_with_wrong_settings(cli, parts, tmp_path, monkeypatch, arguments, message):

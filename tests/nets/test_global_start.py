@@ -57,5 +57,5 @@ def test_the_built_in_start_is_taken_by_the_default_shape_alone(patch):
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "start.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"start\.safetensors: not a readable start"):
+    with pytest.raises(UserError, match=r"start\.safetensors: damaged, or not a safetensors file .*distill"):
         load_global_start(tmp_path / "start.safetensors", 32)

@@ -197,10 +197,12 @@ def altered(path, change):
     ("damage", "words"),
     [
         pytest.param(lambda p: p.unlink(), "no such file", id="missing"),
-        pytest.param(lambda p: p.write_text("not tensors at all"), "not a Local-Net", id="text"),
-        pytest.param(lambda p: p.write_bytes(b""), "not a Local-Net", id="empty"),
-        pytest.param(lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a Local-Net", id="truncated"),
-        pytest.param(lambda p: p.write_bytes(p.read_bytes()[:50]), "not a Local-Net", id="header-cut"),
+        pytest.param(lambda p: p.write_text("not tensors at all"), "not a safetensors file", id="text"),
+        pytest.param(lambda p: p.write_bytes(b""), "not a safetensors file", id="empty"),
+        pytest.param(
+            lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a safetensors file", id="truncated"
+        ),
+        pytest.param(lambda p: p.write_bytes(p.read_bytes()[:50]), "not a safetensors file", id="header-cut"),
         pytest.param(
             lambda p: write_tensors(p, {"a": torch.zeros(3)}, {"patch": 32}), "not a Local-Net", id="others"
         ),

@@ -226,16 +226,16 @@ def changed(**tensors):
     ("damage", "words"),
     [
         pytest.param(lambda p: p.unlink(), "no such file", id="missing"),
-        pytest.param(lambda p: p.write_text("weights"), "not a readable .safetensors file", id="text"),
-        pytest.param(lambda p: p.write_bytes(b""), "not a readable", id="empty"),
-        pytest.param(lambda p: p.write_bytes(p.read_bytes()[:-9]), "not a readable", id="truncated"),
-        pytest.param(lambda p: torch.save({"a": torch.zeros(1)}, p), "not a readable", id="pickle"),
+        pytest.param(lambda p: p.write_text("weights"), "damaged, or not a safetensors file", id="text"),
+        pytest.param(lambda p: p.write_bytes(b""), "not a safetensors file", id="empty"),
+        pytest.param(lambda p: p.write_bytes(p.read_bytes()[:-9]), "not a safetensors file", id="truncated"),
+        pytest.param(lambda p: torch.save({"a": torch.zeros(1)}, p), "not a safetensors file", id="pickle"),
         pytest.param(changed(**{"conv1.weight": None}), "not a ResNet-18: conv1.weight", id="lacks-one"),
         pytest.param(
             changed(**{"layer3.0.conv1.bias": torch.zeros(3)}), "layer3.0.conv1.bias is missing", id="shape"
         ),
         pytest.param(
-            changed(**{"conv1.bias": torch.full((64,), torch.inf)}), "conv1.bias holds values", id="infinite"
+            changed(**{"conv1.bias": torch.full((64,), torch.inf)}), "conv1.bias is not finite", id="infinite"
         ),
         pytest.param(
             changed(**{"bn1.weight": torch.ones(64)}), "is missing", id="half-folded"
