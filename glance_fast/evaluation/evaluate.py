@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +16,15 @@ from numpy.typing import NDArray
 from glance_fast.data.files import atomic_write, write_text
 from glance_fast.data.folders import TestSample, mvtec_test, read_sample_mask
 from glance_fast.data.images import read_image, resize, resize_map, write_tiff
+from glance_fast.data.table import printable, write_table
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation import metrics
 from glance_fast.evaluation.overlay import display_range
 from glance_fast.evaluation.plots import MAX_FPR, Curves, plot_curves
-from glance_fast.evaluation.report import Example, Group, printable, write_report
+from glance_fast.evaluation.report import Example, Group, write_report
 from glance_fast.evaluation.truth import resize_truth
 from glance_fast.model import Glance
 
-COLUMNS = ("path", "defect", "label", "score", "anomalous")
 # The pictures of the report: their longer side, and the most that are shown of a kind. A model that misses
 # everything would otherwise make a report that no browser opens.
 _SHOWN_SIDE, _MOST_WRONG, _BEST_GOOD = 384, 24, 3
@@ -131,7 +129,7 @@ def evaluate(
         "seconds": round(seconds, 3),
     }
 
-    _write_scores(out / "scores.csv", samples, data, scores, anomalous)
+    write_table(out / "scores.csv", ScoreRow._fields, _score_rows(samples, data, scores, anomalous))
     curves = _curves(maps, truth.masks)
     with atomic_write(out / "curves.png") as temporary:
         temporary.write_bytes(plot_curves(curves))
@@ -306,29 +304,33 @@ def _curves(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> Curves:
     return Curves(metrics.pro_curve(maps, masks), metrics.roc_curve(maps, masks))
 
 
-def _write_scores(
-    path: Path,
+class ScoreRow(NamedTuple):
+    """A line of ``scores.csv``."""
+
+    path: str
+    defect: str
+    label: int
+    score: str
+    anomalous: int | str
+
+
+def _score_rows(
     samples: Sequence[TestSample],
     data: Path,
     scores: NDArray[np.float32],
     anomalous: NDArray[np.bool_] | None,
-) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for i, (sample, score) in enumerate(zip(samples, scores, strict=True)):
-        verdict = "" if anomalous is None else int(anomalous[i])
-        # Nine digits hold a float32 exactly: metrics computed from the table are these.
-        writer.writerow(
-            [
-                printable(sample.path.relative_to(data)),
-                printable(sample.defect),
-                int(sample.defect != "good"),
-                f"{score:.9g}",
-                verdict,
-            ]
+) -> list[ScoreRow]:
+    return [
+        ScoreRow(
+            path=printable(sample.path.relative_to(data)),
+            defect=printable(sample.defect),
+            label=int(sample.defect != "good"),
+            # Nine digits hold a float32 exactly: metrics computed from the table are these.
+            score=f"{score:.9g}",
+            anomalous="" if anomalous is None else int(anomalous[i]),
         )
-    write_text(path, text.getvalue())
+        for i, (sample, score) in enumerate(zip(samples, scores, strict=True))
+    ]
 
 
 def _groups(

@@ -19,6 +19,7 @@ from PIL import Image
 
 from glance_fast.config import Config
 from glance_fast.data.files import write_text
+from glance_fast.data.table import printable
 from glance_fast.evaluation.overlay import FOUND, TRUTH, colour_stops, draw_outline, heat, overlay, scale
 from glance_fast.evaluation.plots import MAX_FPR, Curves, plot_curves, plot_scores, short
 
@@ -210,12 +211,6 @@ def write_index(path: str | Path, rows: Sequence[IndexRow], title: str = "Anomal
         metrics=METRICS.values(),
     )
     write_text(path, page)
-
-
-def printable(name: str | Path) -> str:
-    """A file's name as text that can be written as UTF-8; bytes that are none are shown as U+FFFD."""
-    name = name.as_posix() if isinstance(name, Path) else name
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _facts(metrics: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from glance_fast.data.folders import list_images
 from glance_fast.data.images import read_image, resize_map, write_png, write_tiff
+from glance_fast.data.table import printable
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.jobs.record import check_origin, origin_of, write_run
@@ -24,7 +25,6 @@ from glance_fast.jobs.table import (
     append_rows,
     read_rows,
     remarks,
-    shown,
     sort_rows,
     write_rows,
 )
@@ -118,7 +118,7 @@ def score_directory(
     paths, table, run = shard.of(listing), shard.table(out), shard.run(out)
     origin = origin_of(model, images, engine, precision)
     if shard != WHOLE:
-        origin |= shard.record([shown(path.relative_to(images)) for path in listing])
+        origin |= shard.record([printable(path.relative_to(images)) for path in listing])
         check_others(out, shard, origin)
     elif resume:
         fold(out, origin)
@@ -130,10 +130,10 @@ def score_directory(
     write_run(run, origin)
     todo = []
     for path in paths:
-        row = rows.get(shown(path.relative_to(images)))
+        row = rows.get(printable(path.relative_to(images)))
         files = _files(out, path.relative_to(images), overlays)
         if row is None or row.error or not all(file.is_file() for file in files):
-            rows.pop(shown(path.relative_to(images)), None)
+            rows.pop(printable(path.relative_to(images)), None)
             todo.append(path)
     # Errors of images that are gone are of no use to anyone.
     rows = {name: row for name, row in rows.items() if not row.error}
@@ -161,7 +161,7 @@ def score_directory(
     finally:
         pool.shutdown(cancel_futures=True)
     if resume:
-        sort_rows(table, [shown(path.relative_to(images)) for path in paths])
+        sort_rows(table, [printable(path.relative_to(images)) for path in paths])
     seconds = time.monotonic() - started
     found = {
         "scored": scored,
@@ -186,7 +186,7 @@ def deal_directory(
     UserError
         ``out`` was begun with other arguments, or something cannot be written. What was written stays.
     """
-    names = [shown(path.relative_to(images)) for path in find_images(images, out)]
+    names = [printable(path.relative_to(images)) for path in find_images(images, out)]
     deal(out, count, names, origin_of(model, images, engine, precision))
 
 
@@ -247,7 +247,7 @@ def _score_chunk(
     calibration = model.calibration
     rows = []
     for i, path in enumerate(paths):
-        name = shown(path.relative_to(images))
+        name = printable(path.relative_to(images))
         if i in errors:
             rows.append(Row(name, "", "", "", errors[i]))
         else:

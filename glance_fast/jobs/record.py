@@ -10,8 +10,9 @@ from typing import Any
 
 import glance_fast
 from glance_fast.data.files import write_text
+from glance_fast.data.table import printable
 from glance_fast.errors import UserError
-from glance_fast.jobs.table import ELSEWHERE, shown
+from glance_fast.jobs.table import ELSEWHERE
 from glance_fast.model import Glance
 
 # What scores in one table must share, and how a difference is told.
@@ -39,7 +40,7 @@ def origin_of(model: Glance, images: Path, engine: str, precision: str) -> dict[
     return {
         "glance_fast": glance_fast.__version__,
         "model": digest.hexdigest(),
-        "images": shown(images.resolve()),
+        "images": printable(images.resolve()),
         "engine": model.chosen_engine(engine),
         "precision": model.chosen_precision(precision),
         "device": str(model.device),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from glance_fast.data.files import write_text
+from glance_fast.data.table import as_csv, write_table
 from glance_fast.errors import UserError, cannot_write
 
 # What to do with a folder of ours that cannot be gone on with.
@@ -44,11 +44,6 @@ def remarks(stretched: int) -> tuple[str, ...]:
     return (remark,) if stretched else ()
 
 
-def shown(name: Path) -> str:
-    """A relative path as ``scores.csv`` has it; bytes that are no UTF-8 are escaped."""
-    return name.as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def read_rows(path: Path) -> dict[str, Row]:
     """The whole rows of a table, by path; a killed process may have left half a line at its end.
 
@@ -77,7 +72,7 @@ def read_rows(path: Path) -> dict[str, Row]:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write a table anew, whole or not at all."""
-    write_text(path, as_csv([Row(*Row._fields), *rows]))
+    write_table(path, Row._fields, rows)
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -100,12 +95,6 @@ def sort_rows(path: Path, names: list[str]) -> None:
     rows = read_rows(path)
     ordered = [rows.pop(name) for name in names if name in rows]
     write_rows(path, [*ordered, *rows.values()])
-
-
-def as_csv(rows: Iterable[Row]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def _gone(path: Path) -> UserError:

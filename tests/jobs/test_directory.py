@@ -15,9 +15,10 @@ from samples import draw_part
 
 from glance_fast import UserError, load
 from glance_fast.data.images import read_image
+from glance_fast.data.table import as_csv
 from glance_fast.jobs import directory
 from glance_fast.jobs.directory import score_directory
-from glance_fast.jobs.table import Row, Summary, append_rows, as_csv, read_rows, write_rows
+from glance_fast.jobs.table import Row, Summary, append_rows, read_rows, write_rows
 from glance_fast.model import Glance, ScoreResult
 
 

@@ -1,0 +1,34 @@
+"""Tables as CSV: how rows and the names of files in them are written, the same in every table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from glance_fast.data.files import write_text
+
+
+def printable(name: str | Path) -> str:
+    """A file's name as text that can be written as UTF-8; bytes that are none are escaped, and so differ."""
+    name = name.as_posix() if isinstance(name, Path) else name
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def as_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as lines of CSV, without a header."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table anew, whole or not at all.
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
+    """
+    write_text(path, as_csv([columns, *rows]))
