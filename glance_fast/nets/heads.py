@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glance_fast.kernels.patch_score import DistortionWeights
+from glance_fast.nets.batch_norm import as_affine
 
 
 def inconsistency_loss(local: Tensor, global_: Tensor) -> Tensor:
@@ -36,8 +37,8 @@ class DistortionHead(nn.Module):
 
     def folded(self) -> DistortionWeights:
         """The weights that scoring uses, BatchNorm folded into the first layer."""
-        gain = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
-        shift = self.norm.bias - self.norm.running_mean * gain
+        norm = self.norm
+        gain, shift = as_affine(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
         return DistortionWeights(
             *(w.contiguous() for w in (self.first.weight * gain).chunk(3, dim=1)),
             self.first.bias + self.first.weight @ shift,

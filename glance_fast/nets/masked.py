@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from glance_fast.kernels.partial_conv import inside_holes, partial_conv2d_inner
 from glance_fast.kernels.window_conv import WindowedMap
+from glance_fast.nets.batch_norm import as_affine
 
 STEM_KERNEL, STEM_STRIDE, STEM_PADDING = 8, 4, 2
 # Cell i of the map at stride s has its centre at pixel s * i + ORIGIN.
@@ -50,8 +51,9 @@ class PartialConvNorm(nn.Module):
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias with BatchNorm's running statistics folded in."""
-        gain = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
-        return self.weight * gain[:, None, None, None], self.norm.bias - self.norm.running_mean * gain
+        norm = self.norm
+        gain, shift = as_affine(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+        return self.weight * gain[:, None, None, None], shift
 
 
 class Layer(NamedTuple):

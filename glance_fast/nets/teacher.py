@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from glance_fast.data.files import check_finite, read_tensors, write_tensors
 from glance_fast.errors import UserError
+from glance_fast.nets.batch_norm import as_affine
 
 HINT = (
     "needed is a ResNet-18 as .safetensors; a state dictionary saved by PyTorch is converted once with "
@@ -152,9 +153,9 @@ def fold_batch_norm(state: dict[str, Tensor], eps: float = 1e-5) -> dict[str, Te
         conv = name.removesuffix(".weight")
         norm = conv.replace("downsample.0", "downsample.1").replace("conv", "bn")
         try:
-            gain = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + eps)
+            parts = [state[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")]
+            gain, folded[f"{conv}.bias"] = as_affine(*parts, eps)
             folded[name] = weight * gain[:, None, None, None]
-            folded[f"{conv}.bias"] = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * gain
         except KeyError as error:
             raise UserError(f"not a torchvision ResNet-18: {error.args[0]} is missing") from error
         except (RuntimeError, IndexError) as error:

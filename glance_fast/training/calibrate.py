@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from operator import add
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid
 from glance_fast.maps import HeadMaps, blend_heads, combine
 from glance_fast.model import Glance
+from glance_fast.training.explained import Explained
 
 # Enough for a covariance of 128 numbers per grid position; more images would cost time alone.
 MOST_IMAGES = 400
@@ -216,19 +217,11 @@ def features_of(
 
 def explained(features: Iterable[Features]) -> list[float]:
     """Share of the variance of z_l that z_g explains, R², of every scale."""
-    # Of each scale: patches, sum of z_l, of its squares, and of the squared errors.
-    sums: list[list[Any]] = []
+    found: defaultdict[int, Explained] = defaultdict(Explained)
     for chunk in features:
-        found = []
-        for local, global_ in chunk:
-            z = local.flatten(0, 1).double()
-            error = (local - global_).double().square().sum()
-            found.append([len(z), z.sum(0).cpu(), float(z.square().sum()), float(error)])
-        sums = found if not sums else [list(map(add, *pair)) for pair in zip(sums, found, strict=True)]
-    return [
-        1 - error / max(squares - float(total.square().sum()) / count, 1e-12)
-        for count, total, squares, error in sums
-    ]
+        for scale, pair in enumerate(chunk):
+            found[scale].add(*pair)
+    return [scale.r2 for scale in found.values()]
 
 
 def weights_of(shares: Sequence[float]) -> list[float]:

@@ -12,6 +12,7 @@ from glance_fast.data.stains import stain
 from glance_fast.model import Scale
 from glance_fast.nets.heads import distortion_loss, inconsistency_loss
 from glance_fast.nets.preprocess import to_input
+from glance_fast.training.explained import Explained
 from glance_fast.training.loop import Stage
 from glance_fast.training.sampling import augment, crop, draw_holes, draw_indices, step_generator
 from glance_fast.training.symmetry import Symmetry, vary
@@ -86,13 +87,14 @@ def global_stage(
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     global_.append(scale.global_net(x.to(device), holes[part].to(device)))
         z, z_stained, z_g = (torch.cat(parts).flatten(0, 1) for parts in (local, distorted, global_))
-        error = inconsistency_loss(z, z_g)
+        explained = Explained()
+        explained.add(z, z_g)
         return {
-            "held_out_loss": float(error),
+            "held_out_loss": float(inconsistency_loss(z, z_g)),
             "held_out_second": float(
                 distortion_loss(scale.distortion(z, z_g), scale.distortion(z_stained, z_g))
             ),
-            "r2": float(1 - error / (z - z.mean(0)).square().mean()),
+            "r2": explained.r2,
         }
 
     modules = {"global": scale.global_net, "distortion": scale.distortion}

@@ -12,6 +12,7 @@ from glance_fast.nets.builtin import builtin_local_net
 from glance_fast.nets.global_start import GlobalStart
 from glance_fast.nets.heads import inconsistency_loss
 from glance_fast.nets.preprocess import to_input
+from glance_fast.training.explained import Explained
 from glance_fast.training.loop import Stage
 from glance_fast.training.sampling import augment, crop, draw_holes, draw_indices, step_generator
 from glance_fast.training.symmetry import Symmetry, vary
@@ -63,7 +64,9 @@ def global_start_stage(
             parts = [pair(part, scale, generator) for part in images.split(config.batch)]
             local, global_ = (torch.cat(features).flatten(0, 1) for features in zip(*parts, strict=True))
             errors.append(float(inconsistency_loss(local, global_)))
-            shares.append(1 - errors[-1] / float((local - local.mean(0)).square().mean()))
+            explained = Explained()
+            explained.add(local, global_)
+            shares.append(explained.r2)
         return {"held_out_loss": float(np.mean(errors)), "r2": float(np.mean(shares))}
 
     groups = [{"params": list(start.parameters()), "lr": RATE, "weight_decay": WEIGHT_DECAY}]

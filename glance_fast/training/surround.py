@@ -21,6 +21,7 @@ from glance_fast.config import Config
 from glance_fast.geometry import PatchGrid
 from glance_fast.model import Scale
 from glance_fast.nets.heads import distortion_loss, inconsistency_loss
+from glance_fast.training.explained import Explained
 from glance_fast.training.loop import Stage
 from glance_fast.training.sampling import draw_indices, step_generator
 from glance_fast.training.variants import Variants
@@ -158,11 +159,9 @@ def surround_stage(
                 z_g, z_g_stained = net(clean).float(), net(stained).float()
             parts.append((clean, z_g, head(clean, z_g), head(stained, z_g_stained)))
         z, z_g, logits, logits_stained = (torch.cat(part) for part in zip(*parts, strict=True))
-        error = inconsistency_loss(z, z_g)
-        found = {
-            "held_out_loss": float(error),
-            "r2": float(1 - error / (z - z.mean((0, 1, 2))).square().mean()),
-        }
+        explained = Explained()
+        explained.add(z, z_g)
+        found = {"held_out_loss": float(inconsistency_loss(z, z_g)), "r2": explained.r2}
         middle = held_out.kinds == STAINED
         if middle.any():
             pair = logits.flatten(), logits_stained[middle.to(device)]

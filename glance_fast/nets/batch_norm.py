@@ -1,0 +1,16 @@
+"""BatchNorm outside training, to be folded into the layer beside it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def as_affine(
+    weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Gain and shift, both [C], that BatchNorm with these parameters multiplies with and adds.
+
+    ``torch.nn.utils.fusion`` knows no partial convolution and no layer behind the norm, and rounds otherwise.
+    """
+    gain = weight * (running_var + eps).rsqrt()
+    return gain, bias - running_mean * gain
