@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glance_fast.engines.memory import window_bytes
-from glance_fast.engines.passes import Weights, as_computed, check, folded, outputs
+from glance_fast.engines.passes import Weights, as_computed, check, folded, layer_outputs
 from glance_fast.engines.plan import Chunk, geometry_of, plan
 from glance_fast.engines.timing import stage
 from glance_fast.geometry import PatchGrid
@@ -60,8 +60,10 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
     step = max(1, useful // (window_bytes(net, grid, x.itemsize) * len(x)))
     with torch.autocast(kind, enabled=False):
         with stage("base"):
-            base, _ = outputs(net, x, torch.zeros(len(x), 0, 4, dtype=torch.int64, device=x.device), weights)
-            sums = summed(base[-1])
+            base, _ = layer_outputs(
+                net, x, torch.zeros(len(x), 0, 4, dtype=torch.int64, device=x.device), weights
+            )
+            sums = integral_image(base[-1])
         waiting: list[tuple[Chunk, Tensor]] = []
         chunks = plan(geometry_of(net), grid, x.device, step, len(x))
         for chunk in chunks:
@@ -70,7 +72,7 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
             with stage("windows"):
                 last, read = masked(net, base, weights, chunk, images)
             with stage("readout and head"):
-                pooled = total(sums, last, images) / chunk.seen.repeat(len(x))[:, None].clamp_min(1)
+                pooled = windowed_sum(sums, last, images) / chunk.seen.repeat(len(x))[:, None].clamp_min(1)
                 places = chunk.places.repeat(len(x), 1)[:, None]
                 waiting.append((chunk, net.read(read, pooled[:, None], places, x.shape[-2:])))
                 if chunk is chunks[-1] or sum(len(r) for _, r in waiting) >= HEAD_ROWS:
@@ -119,12 +121,12 @@ def masked(
     return source, read
 
 
-def summed(maps: Tensor) -> Tensor:
+def integral_image(maps: Tensor) -> Tensor:
     """Sums over all rectangles from the corner: float64 [B, h + 1, w + 1, C]."""
     return F.pad(maps.double().cumsum(2).cumsum(3), (1, 0, 1, 0)).permute(0, 2, 3, 1)
 
 
-def total(sums: Tensor, source: WindowedMap, images: Tensor) -> Tensor:
+def windowed_sum(sums: Tensor, source: WindowedMap, images: Tensor) -> Tensor:
     """Sum over the maps of windows over a base: float32 [N, C]."""
     own = source.window.float().sum((2, 3))
     height, width = source.window.shape[2:]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glance_fast.engines.passes import as_computed, check, folded, outputs
+from glance_fast.engines.passes import as_computed, check, folded, layer_outputs
 from glance_fast.engines.patchwise import passes_at_a_time
 from glance_fast.engines.timing import stage
 from glance_fast.geometry import PatchGrid
@@ -59,7 +59,7 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
         for i, g in zip(image.split(passes), group.split(passes), strict=True):
             with stage("passes"):
                 hidden = inside_holes(holes[g], grid.height, grid.width)
-                maps, last = outputs(net, x[i].masked_fill_(hidden, 0), holes[g], weights)
+                maps, last = layer_outputs(net, x[i].masked_fill_(hidden, 0), holes[g], weights)
             with stage("readout and head"):
                 read = [Reading(m) for m, layer in zip(maps[1:], net.layers(), strict=True) if layer.read]
                 pooled = mean_seen(maps[-1], last)[:, None]

@@ -54,7 +54,7 @@ def folded(net: MaskedNet, dtype: torch.dtype) -> Weights:
     return [(w.contiguous(memory_format=torch.channels_last), b) for w, b in layers]
 
 
-def outputs(net: MaskedNet, x: Tensor, holes: Tensor, weights: Weights) -> tuple[list[Tensor], Tensor]:
+def layer_outputs(net: MaskedNet, x: Tensor, holes: Tensor, weights: Weights) -> tuple[list[Tensor], Tensor]:
     """The input and the output of every layer, and the last one's holes.
 
     Parameters

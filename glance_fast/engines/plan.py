@@ -102,7 +102,7 @@ def changes(layers: Geometry, grid: PatchGrid) -> tuple[Change, ...]:
         start, stop = (np.stack(ends, axis=1) for ends in zip(*axes, strict=True))
         out = tuple(output_size(s, kernel, stride, padding) for s in size)
         found.append(Change(holes, start, stop, out))
-        holes, size = after(holes, size, kernel, stride, padding), out
+        holes, size = holes_after_layer(holes, size, kernel, stride, padding), out
     return (*found, Change(holes, start, stop, size))
 
 
@@ -140,7 +140,7 @@ def plan(
     """
     *through, last = changes(layers, grid)
     chunks = []
-    groups = alike(layers, grid, FIXED.get(device.type, 0.0) / images)
+    groups = group_by_window_size(layers, grid, FIXED.get(device.type, 0.0) / images)
     for patches in chain.from_iterable(np.array_split(g, -(-len(g) // step)) for g in groups):
         planned = []
         for change in through:
@@ -157,7 +157,7 @@ def plan(
     return tuple(chunks)
 
 
-def alike(layers: Geometry, grid: PatchGrid, fixed: float) -> list[np.ndarray]:
+def group_by_window_size(layers: Geometry, grid: PatchGrid, fixed: float) -> list[np.ndarray]:
     """Raster indices of patches whose windows are of about one size in every layer.
 
     Parameters
@@ -180,7 +180,7 @@ def alike(layers: Geometry, grid: PatchGrid, fixed: float) -> list[np.ndarray]:
     axes = [Classes(lengths[:, 0, :, 0]), Classes(lengths[0, :, :, 1])]
     while True:
         # A class less on one axis is a group less for each class of the other.
-        found = [axis.cheapest(work * other.total()) for axis, other in (axes, axes[::-1])]
+        found = [axis.cheapest(work * other.total_length()) for axis, other in (axes, axes[::-1])]
         costs = [cost / len(other.members) for (cost, _), other in zip(found, axes[::-1], strict=True)]
         axis = int(np.argmin(costs))
         if costs[axis] > fixed:
@@ -209,7 +209,7 @@ class Classes:
         _, which = np.unique(lengths, axis=0, return_inverse=True)
         self.members = [np.flatnonzero(which.ravel() == number) for number in range(which.max() + 1)]
 
-    def total(self) -> np.ndarray:
+    def total_length(self) -> np.ndarray:
         """Int64 [layers]: lengths of all windows together."""
         return sum(len(members) * self.lengths[members].max(0) for members in self.members)
 
@@ -230,7 +230,9 @@ class Classes:
         self.members = [m for i, m in enumerate(self.members) if i not in (a, b)] + [both]
 
 
-def after(holes: np.ndarray, size: tuple[int, int], kernel: int, stride: int, padding: int) -> np.ndarray:
+def holes_after_layer(
+    holes: np.ndarray, size: tuple[int, int], kernel: int, stride: int, padding: int
+) -> np.ndarray:
     """Int64 [P, 4]: holes of a layer's output, zeros where one has vanished."""
     top, bottom = shrink(holes[:, 0], holes[:, 2], size[0], kernel, stride, padding)
     left, right = shrink(holes[:, 1], holes[:, 3], size[1], kernel, stride, padding)

@@ -98,7 +98,7 @@ def calibrate(
     chosen = np.random.default_rng(model.config.seed).permutation(np.asarray(indices))[:most]
     weights = None
     if len(held_out) and len(model.scales) > 1 and model.config.blend == "calibrated":
-        weights = weights_of(explained(features_of(model, cache, held_out)))
+        weights = weights_of(r2_of_scales(features_of(model, cache, held_out)))
     with _leaving(model, _residual_bytes(model, len(chosen))):
         scores = fit(model, features_of(model, cache, chosen, progress))
     aspect = float(np.median([width / height for height, width in cache.shapes]))
@@ -215,7 +215,7 @@ def features_of(
             progress(start + len(images), len(indices))
 
 
-def explained(features: Iterable[Features]) -> list[float]:
+def r2_of_scales(features: Iterable[Features]) -> list[float]:
     """Share of the variance of z_l that z_g explains, R², of every scale."""
     found: defaultdict[int, Explained] = defaultdict(Explained)
     for chunk in features:

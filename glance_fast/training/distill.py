@@ -59,11 +59,12 @@ def local_stage(
 ) -> Stage:
     """The stage that trains ``student`` on images ``train`` of ``cache``, Eq. 3."""
 
-    def step(number: int) -> tuple[Tensor, float, float]:
+    def step(number: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(seed, name, number)
         images = _batch(cache, train, generator, shift, brightness, symmetry)
         fit, compact = student.losses(teacher, images, bf16)
-        return LAMBDA_K * fit + LAMBDA_C * compact, float(fit.detach()), float(compact.detach())
+        parts = {"imitation": float(fit.detach()), "compactness": float(compact.detach())}
+        return LAMBDA_K * fit + LAMBDA_C * compact, parts
 
     @cache_result
     def variance() -> float:

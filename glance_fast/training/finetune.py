@@ -131,7 +131,7 @@ def finetune_stage(name: str, local: LocalNet, targets: Targets, steps: int, see
     """The stage that trains ``local`` to say of the category's patches what the teacher says (Eq. 3)."""
     imitation = Imitation(local, targets).to(targets.device)
 
-    def step(number: int) -> tuple[Tensor, float, float]:
+    def step(number: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(seed, name, number)
         places = torch.randint(0, targets.count, (BATCH,), generator=generator)
         places[BATCH // 2 :] += targets.count
@@ -141,7 +141,8 @@ def finetune_stage(name: str, local: LocalNet, targets: Targets, steps: int, see
             features = local(x, STRIDE)
             decoded = imitation.decoder(features)
         fit, compact = F.mse_loss(decoded.float(), wanted), compactness(features.float())
-        return LAMBDA_K * fit + LAMBDA_C * compact, float(fit.detach()), float(compact.detach())
+        parts = {"imitation": float(fit.detach()), "compactness": float(compact.detach())}
+        return LAMBDA_K * fit + LAMBDA_C * compact, parts
 
     parameters = [*local.parameters(), *imitation.decoder.parameters()]
     groups = [{"params": parameters, "lr": RATE, "weight_decay": WEIGHT_DECAY}]

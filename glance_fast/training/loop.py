@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from glance_fast.data.files import read_tensors, write_tensors, write_text
 from glance_fast.errors import UserError
 
-COLUMNS = ("stage", "step", "seconds", "images_per_second", "loss", "first", "second")
-COLUMNS += ("held_out_loss", "held_out_second", "r2")
+COLUMNS = ("stage", "step", "seconds", "images_per_second", "loss")
+# Parts of the loss: of Local-Net (Eq. 1 and 2), then of Global-Net and the distortion head (Eq. 7 and 9).
+LOCAL_PARTS, GLOBAL_PARTS = ("imitation", "compactness"), ("inconsistency", "distortion")
+COLUMNS += (*LOCAL_PARTS, *GLOBAL_PARTS, "held_out_loss", "held_out_distortion", "r2")
 WARMUP = 0.1
 CLIP = 2.0
 
@@ -40,19 +42,19 @@ class Stage:
     groups : list of dict
         Parameter groups of AdamW; ``lr`` is the peak of the one-cycle schedule.
     step : callable
-        From the step's number to the loss and its two parts.
+        From the step's number to the loss and its parts, by their columns in the log.
     batch : int
         Images a step, for the progress bar.
     validate : callable, optional
-        To the columns ``held_out_loss``, ``r2`` and, where there is one, ``held_out_second`` of the log, from
-        held-out images; called ``VALIDATIONS`` times in all.
+        To the columns ``held_out_loss``, ``r2`` and, where there is one, ``held_out_distortion`` of the log,
+        from held-out images; called ``VALIDATIONS`` times in all.
     """
 
     name: str
     steps: int
     modules: dict[str, nn.Module]
     groups: list[dict]
-    step: Callable[[int], tuple[Tensor, float, float]]
+    step: Callable[[int], tuple[Tensor, dict[str, float]]]
     batch: int
     validate: Callable[[], dict[str, float]] | None = None
     row: dict = field(default_factory=dict)
@@ -67,7 +69,7 @@ class Log:
     Parameters
     ----------
     path : Path
-        The file; what it holds already is kept.
+        The file; what it holds already is kept, also that of an earlier version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,7 +77,7 @@ class Log:
         self.rows: list[dict[str, str]] = []
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
-                self.rows = list(csv.DictReader(file))
+                self.rows = [_of_this_version(row) for row in csv.DictReader(file)]
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget rows of ``stage`` after ``step``: they will be computed again."""
@@ -89,6 +91,15 @@ class Log:
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
+
+
+def _of_this_version(row: dict[str, str]) -> dict[str, str]:
+    """A row of a log; earlier versions called the parts of every stage's loss first and second."""
+    if "first" in row:
+        parts = LOCAL_PARTS if row["stage"].startswith("local-") else GLOBAL_PARTS
+        row = row | dict(zip(parts, (row["first"], row["second"]), strict=True))
+        row["held_out_distortion"] = row["held_out_second"]
+    return {name: row.get(name) or "" for name in COLUMNS}
 
 
 def _format(value: object) -> str:
@@ -160,12 +171,12 @@ def run_stage(
         module.train()
     with stop_between_steps() as stop:
         while done < stage.steps:
-            value, one, two = take_step(stage, optimizer, done)
+            value, parts = take_step(stage, optimizer, done)
             done += 1
             now = time.monotonic()
             rate = (done - first) * stage.batch / max(now - started, 1e-9)
             stage.row = {"stage": stage.name, "step": done, "seconds": now - started}
-            stage.row |= {"images_per_second": rate, "loss": value, "first": one, "second": two}
+            stage.row |= {"images_per_second": rate, "loss": value, **parts}
             if done % every == 0 or done == stage.steps:
                 _validate(stage)
                 log.add(stage.row)
@@ -188,8 +199,8 @@ def optimizer_of(stage: Stage) -> torch.optim.Optimizer:
     return torch.optim.AdamW([{**group, "peak": group["lr"]} for group in stage.groups])
 
 
-def take_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int) -> tuple[float, float, float]:
-    """Step ``number`` of a stage, whose modules are in training mode: its loss and that one's two parts.
+def take_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int) -> tuple[float, dict[str, float]]:
+    """Step ``number`` of a stage, whose modules are in training mode: its loss and that one's parts.
 
     Raises
     ------
@@ -199,7 +210,7 @@ def take_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int) -> tu
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * one_cycle(number, stage.steps)
     optimizer.zero_grad(set_to_none=True)
-    loss, one, two = stage.step(number)
+    loss, parts = stage.step(number)
     value = loss.item()
     if not math.isfinite(value):
         raise UserError(
@@ -209,7 +220,7 @@ def take_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int) -> tu
     loss.backward()
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
     optimizer.step()
-    return value, one, two
+    return value, parts
 
 
 def _validate(stage: Stage) -> None:

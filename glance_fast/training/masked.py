@@ -46,7 +46,7 @@ def global_stage(
         generator = step_generator(config.seed, name, number)
         return train[draw_indices(len(train), config.batch, generator)], generator
 
-    def step(number: int) -> tuple[Tensor, float, float]:
+    def step(number: int) -> tuple[Tensor, dict[str, float]]:
         indices, generator = chosen(number)
         batch = torch.from_numpy(cache.batch(indices))
         # Images that memory does not hold are decoded while this step computes.
@@ -66,7 +66,10 @@ def global_stage(
         logits = scale.distortion(torch.cat([local, distorted]), torch.cat([global_, global_]))
         distortion = distortion_loss(*logits.chunk(2))
         loss = inconsistency + config.lambda_t * distortion
-        return loss, float(inconsistency.detach()), float(distortion.detach())
+        return loss, {
+            "inconsistency": float(inconsistency.detach()),
+            "distortion": float(distortion.detach()),
+        }
 
     generator = step_generator(config.seed, f"{name}/held out", 0)
     draws = [
@@ -91,7 +94,7 @@ def global_stage(
         explained.add(z, z_g)
         return {
             "held_out_loss": float(inconsistency_loss(z, z_g)),
-            "held_out_second": float(
+            "held_out_distortion": float(
                 distortion_loss(scale.distortion(z, z_g), scale.distortion(z_stained, z_g))
             ),
             "r2": explained.r2,

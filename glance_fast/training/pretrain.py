@@ -47,14 +47,14 @@ def global_start_stage(
                 local = locals_[patch](patches)[:, :, 0, 0].float()
             return local.unflatten(0, (-1, count)), start(x, holes, patch)
 
-    def step(number: int) -> tuple[Tensor, float, float]:
+    def step(number: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(seed, "global", number)
         indices = train[draw_indices(len(train), config.batch, generator)]
         images = vary(torch.from_numpy(cache.batch(indices)), symmetry, generator)
         images = augment(images, SHIFT, BRIGHTNESS, generator)
         local, global_ = pair(images, number % len(config.patches), generator)
         loss = inconsistency_loss(local, global_)
-        return loss, float(loss.detach()), 0.0
+        return loss, {"inconsistency": float(loss.detach())}
 
     def validate() -> dict[str, float]:
         images = torch.from_numpy(cache.batch(held_out))

@@ -121,7 +121,7 @@ def surround_stage(
     def on_device(values: Tensor, indices: NDArray[np.integer]) -> Tensor:
         return values[torch.from_numpy(indices)].to(device).float()
 
-    def step(number: int) -> tuple[Tensor, float, float]:
+    def step(number: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(config.seed, name, number)
         indices = draw_indices(len(features.clean), config.batch, generator)
         clean, stained = on_device(features.clean, indices), on_device(features.stained, indices)
@@ -148,7 +148,10 @@ def surround_stage(
             distortion = z_g.new_zeros(())
         # In deviations of z_l: what a patch's features vary by differs from one category to the next.
         loss = inconsistency / variance + config.lambda_t * distortion
-        return loss, float(inconsistency.detach()), float(distortion.detach())
+        return loss, {
+            "inconsistency": float(inconsistency.detach()),
+            "distortion": float(distortion.detach()),
+        }
 
     def validate() -> dict[str, float]:
         parts = []
@@ -166,7 +169,7 @@ def surround_stage(
         if middle.any():
             pair = logits.flatten(), logits_stained[middle.to(device)]
             least = min(map(len, pair))
-            found["held_out_second"] = float(distortion_loss(*(p[:least] for p in pair)))
+            found["held_out_distortion"] = float(distortion_loss(*(p[:least] for p in pair)))
         return found
 
     modules = {"global": net, "distortion": head}

@@ -66,8 +66,8 @@ def test_distill_takes_the_built_in_teacher_unless_told(cli, photos, tmp_path, m
     assert not torch.equal(seen[-1][2].conv1.weight, built_in["conv1.weight"])
     refused = ("--student", "global", "--teacher-weights", own, "--out", tmp_path / "b.safetensors")
     assert "learns from the built-in Local-Nets" in one_line(cli("distill", photos, *refused))
-    code, _, err = cli("distill", photos, "--student", "assistant", "--out", tmp_path / "c.safetensors")
-    assert code == 2 and "'assistant' is not one of" in err
+    code, _, err = cli("distill", photos, "--student", "local-16", "--out", tmp_path / "c.safetensors")
+    assert code == 2 and "'local-16' is not one of" in err
 
 
 def test_distill_with_wrong_places(cli, photos, tmp_path):

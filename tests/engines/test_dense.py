@@ -13,7 +13,7 @@ from glance_fast import UserError
 from glance_fast.config import Config
 from glance_fast.engines import dense, grouped, patchwise
 from glance_fast.engines import plan as plan_module
-from glance_fast.engines.plan import alike, changes, geometry_of, plan
+from glance_fast.engines.plan import changes, geometry_of, group_by_window_size, plan
 from glance_fast.geometry import PatchGrid, fitting_size
 from glance_fast.model import Glance
 from glance_fast.nets.masked import MaskedNet
@@ -201,8 +201,8 @@ def test_groups_of_like_windows_save_more_than_they_cost(monkeypatch):
 
 def test_no_group_is_worth_nothing():
     grid, layers = PatchGrid(96, 128, 32, 16), geometry_of(MaskedNet(32))
-    assert sorted(np.concatenate(alike(layers, grid, 0.0)).tolist()) == list(range(len(grid)))
-    assert len(alike(layers, grid, np.finfo(float).max)) == 1
+    assert sorted(np.concatenate(group_by_window_size(layers, grid, 0.0)).tolist()) == list(range(len(grid)))
+    assert len(group_by_window_size(layers, grid, np.finfo(float).max)) == 1
 
 
 def test_a_plan_is_made_once():

@@ -44,8 +44,8 @@ from glance_fast.training.calibrate import (
     calibration_of,
     cross_fitted,
     digest,
-    explained,
     fit,
+    r2_of_scales,
     recalibrate,
     room,
     weights_of,
@@ -501,7 +501,7 @@ def test_a_size_counts_by_what_its_surroundings_explain():
         [(local[:1], half[:1]), (local[:1], local[:1])],
         [(local[1:], half[1:]), (local[1:], local[1:])],
     ]
-    assert explained(chunks) == pytest.approx([0.75, 1])
+    assert r2_of_scales(chunks) == pytest.approx([0.75, 1])
     config = Config(**TWO)
     maps = [HeadMaps(*(torch.full((1, 4, 4), value) for _ in "id")) for value in (2.0, 3.0)]
     calibration = Calibration((ScaleStatistics(), ScaleStatistics(weight=0.5)))

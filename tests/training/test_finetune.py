@@ -91,7 +91,7 @@ def test_fine_tuning_comes_nearer_and_whitens(variants, teacher, tmp_path):
     log = Log(tmp_path / "log.csv")
     stage = finetune_stage("local-32", local, targets, 30, 0, False)
     run_stage(stage, tmp_path, log, lambda *_: None, 99)
-    fits = [float(row["first"]) for row in log.rows]
+    fits = [float(row["imitation"]) for row in log.rows]
     assert np.mean(fits[-3:]) < 0.9 * fits[0]
     whiten(local, variants)
     with torch.no_grad():

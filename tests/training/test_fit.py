@@ -182,7 +182,7 @@ def test_distortion_head_tells_stained_from_clean_outside_training_too(tmp_path,
     for module in stage.modules.values():
         module.eval()
     with torch.inference_mode():
-        assert stage.validate()["held_out_second"] < 0.62, "chance is 0.69"
+        assert stage.validate()["held_out_distortion"] < 0.62, "chance is 0.69"
 
 
 def test_fine_tuning_keeps_an_eye_for_what_the_category_never_shows(parts, tmp_path, small, reporter):

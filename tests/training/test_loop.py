@@ -20,7 +20,7 @@ def make_stage(steps: int = 20, stop_at: int | None = None, rate: float = 1e-2) 
         if number == stop_at:
             os.kill(os.getpid(), signal.SIGINT)
         x = torch.randn(16, 4, generator=step_generator(0, "toy", number))
-        return (net(x) - x.sum(1, keepdim=True)).square().mean(), 1.0, 2.0
+        return (net(x) - x.sum(1, keepdim=True)).square().mean(), {"imitation": 1.0, "compactness": 2.0}
 
     groups = [{"params": list(net.parameters()), "lr": rate, "weight_decay": 0.0}]
     return Stage("toy", steps, {"net": net}, groups, step, 16, lambda: {"held_out_loss": 0.5, "r2": 0.25})
@@ -44,6 +44,36 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
     assert_same(whole, resumed)
     columns = [line.split(",")[:2] for line in (tmp_path / "whole/log.csv").read_text().splitlines()]
     assert columns == [line.split(",")[:2] for line in (tmp_path / "parts/log.csv").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("stage", "parts"),
+    [
+        ("local-32", ("imitation", "compactness")),
+        ("global-32", ("inconsistency", "distortion")),
+        ("global", ("inconsistency", "distortion")),
+    ],
+)
+def test_the_log_of_an_earlier_version_goes_on(tmp_path, stage, parts):
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "stage,step,seconds,images_per_second,loss,first,second,held_out_loss,held_out_second,r2\n"
+        f"{stage},5,1.5,20,0.9,0.25,0.125,0.75,0.5,0.0625\n{stage},9,2,20,0.8,1,2,3,4,5\n"
+    )
+    log = Log(path)
+    log.rewind(stage, 5)
+    log.add({"stage": stage, "step": 10, "loss": 0.5, parts[0]: 0.3})
+    before, after = Log(path).rows
+    assert [before[name] for name in (*parts, "held_out_distortion", "r2")] == [
+        "0.25",
+        "0.125",
+        "0.5",
+        "0.0625",
+    ]
+    assert (before["step"], after["step"], after[parts[0]]) == ("5", "10", "0.3")
+    assert not {"first", "second", "held_out_second"} & set(path.read_text().splitlines()[0].split(","))
+    others = {"imitation", "compactness", "inconsistency", "distortion"} - set(parts)
+    assert {before[name] for name in others} == {""}
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
@@ -85,7 +115,7 @@ def test_damaged_checkpoint_is_named(tmp_path, damage):
 
 def test_divergence_is_said(tmp_path):
     stage = make_stage()
-    stage.step = lambda number: (torch.tensor(float("nan"), requires_grad=True), 0.0, 0.0)
+    stage.step = lambda number: (torch.tensor(float("nan"), requires_grad=True), {})
     with pytest.raises(UserError, match="diverged at step 0"):
         run(stage, tmp_path)
 

@@ -81,7 +81,7 @@ def test_it_learns_what_the_surrounding_tells_stained_or_not(learnable, tmp_path
     run_stage(stage, tmp_path, log, lambda *_: None, 99)
     last = log.rows[-1]
     assert float(last["r2"]) > 0.3 > float(log.rows[0]["r2"])
-    assert float(last["held_out_second"]) < 0.5 * float(log.rows[0]["held_out_second"])
+    assert float(last["held_out_distortion"]) < 0.5 * float(log.rows[0]["held_out_distortion"])
     with torch.inference_mode():
         clean, stained = held_out.clean.float(), held_out.stained.float()
         told = scale.global_net(stained)
