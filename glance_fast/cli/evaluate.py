@@ -51,7 +51,7 @@ def evaluate(
     from glance_fast.run import load
 
     apart(out, run, data)
-    evaluation.find_samples(data, out)
+    category = evaluation.find_category(data, out)
     use_threads(threads)
     model = load(run, device, memory_mib=memory)
     # Before what an earlier one wrote is replaced.
@@ -64,7 +64,7 @@ def evaluate(
         reporter.task("evaluating", None) as advance,
     ):
         metrics = evaluation.evaluate(
-            model, data, out, engine=engine.value, precision=precision.value, progress=advance
+            model, category, out, engine=engine.value, precision=precision.value, progress=advance
         )
     print_metrics({data.resolve().name: metrics})
     tell(f"report: {out / 'report.html'}")

@@ -13,12 +13,13 @@ import pytest
 import tifffile
 from PIL import Image
 
+import glance_fast.model
 from glance_fast.config import Config
+from glance_fast.data import folders, images
 from glance_fast.data.folders import mvtec_test
-from glance_fast.data.images import read_mask, resize_map, resize_mask, write_png
+from glance_fast.data.images import read_image, read_mask, resize, resize_map, resize_mask, write_png
 from glance_fast.errors import ImageError, UserError
-from glance_fast.evaluation import evaluate as module
-from glance_fast.evaluation import metrics
+from glance_fast.evaluation import gallery, inputs, metrics
 from glance_fast.evaluation.evaluate import evaluate
 from glance_fast.model import Glance
 
@@ -86,7 +87,10 @@ def scored(monkeypatch):
 def direct(scored, data):
     """Samples, maps, image scores, masks and labels without any of the code under test."""
     samples = mvtec_test(data)
-    assert [path for paths, _ in scored for path in paths] == [s.path for s in samples]
+    given = [image for images, _ in scored for image in images]
+    assert len(given) == len(samples)
+    for image, sample in zip(given, samples, strict=True):
+        assert np.array_equal(image, resize(read_image(sample.path), (64, 64)))
     maps = np.concatenate([result.maps for _, result in scored])
     scores = np.concatenate([result.scores for _, result in scored])
     masks = [
@@ -246,6 +250,24 @@ def test_bad_files_are_all_named_before_anything_is_scored(model, tmp_path, monk
     assert not (tmp_path / "out").exists()
 
 
+def test_every_file_is_listed_and_decoded_once(model, plain, tmp_path, monkeypatch):
+    data = build(tmp_path / "part", {"good": 2, "cut": 3})
+    seen = []
+
+    def counted(module, name):
+        whole = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda path, *more: (seen.append(path), whole(path, *more))[1])
+
+    counted(inputs, "mvtec_test")
+    for module in (images, inputs, glance_fast.model):
+        counted(module, "read_image")
+    counted(folders, "read_mask")
+    out = tmp_path / "out"
+    found = evaluate(model, inputs.find_category(data, out), out)
+    files = [path for path in data.rglob("*.png") if path.is_file()]
+    assert sorted(seen) == sorted([data, *files]) and len(files) == 8 and found["images"] == 5
+
+
 def test_a_missing_mask_is_named(model, tmp_path):
     data = build(tmp_path / "part", {"good": 1, "cut": 2})
     (data / "ground_truth" / "cut" / "001 a_mask.png").unlink()
@@ -310,7 +332,7 @@ def test_a_masked_net_is_evaluated_by_the_engine_asked_for(plain, scored, tmp_pa
 def test_only_so_many_misses_are_shown_and_the_rest_is_counted(model, plain, tmp_path, monkeypatch):
     data = build(tmp_path / "part", {"good": 1, "cut": 6})
     model.calibration = dataclasses.replace(model.calibration, threshold=1e9)
-    monkeypatch.setattr(module, "_MOST_WRONG", 2)
+    monkeypatch.setattr(gallery, "MOST_WRONG", 2)
     found = run(model, data, tmp_path / "out")
     assert found["threshold"]["missed"] == 6
     text = Text((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).seen

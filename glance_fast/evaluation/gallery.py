@@ -1,0 +1,76 @@
+"""Which images the report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glance_fast.data.table import printable
+from glance_fast.evaluation.inputs import Category
+from glance_fast.evaluation.report import Example, Group
+
+# The most that are shown of a kind: a model that misses everything would otherwise make a report that no
+# browser opens.
+MOST_WRONG, BEST_GOOD = 24, 3
+
+
+def choose_pictures(
+    category: Category,
+    shown: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_] | None]],
+    maps: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    anomalous: NDArray[np.bool_] | None,
+) -> list[Group]:
+    """What the report shows: of each defect the clearest, the median and the missed; good images come last.
+
+    Parameters
+    ----------
+    category : Category
+    shown : sequence
+        As in `Photographs`.
+    maps, scores : ndarray
+        float32 [N, H, W], float32 [N].
+    anomalous : ndarray or None
+        bool [N]; None where the model has no threshold.
+    """
+
+    def example(i: int, why: str) -> Example:
+        sample = category.samples[i]
+        image, mask = shown[i]
+        return Example(
+            name=printable(sample.path.relative_to(category.data / "test")),
+            score=float(scores[i]),
+            anomalous=None if anomalous is None else bool(anomalous[i]),
+            defective=sample.defect != "good",
+            why=why,
+            image=image,
+            mask=mask,
+            map=maps[i],
+        )
+
+    members: dict[str, list[int]] = {}
+    for i in np.argsort(-scores, kind="stable"):
+        members.setdefault(category.samples[i].defect, []).append(int(i))
+    groups = []
+    for defect in dict.fromkeys(sample.defect for sample in category.samples):
+        ranked = members[defect]
+        if defect == "good":
+            wrong = [i for i in ranked if anomalous is not None and anomalous[i]]
+            picked = dict.fromkeys(ranked[:BEST_GOOD] + wrong[:MOST_WRONG], "")
+            title, kind = "Good images with the highest scores", "false alarms"
+        else:
+            wrong = [i for i in reversed(ranked) if anomalous is not None and not anomalous[i]]
+            picked = {ranked[0]: "clearest"}
+            if len(ranked) > 1:
+                picked.setdefault(ranked[len(ranked) // 2], "median")
+            picked = dict.fromkeys(wrong[:MOST_WRONG], "") | picked
+            picked = {i: picked[i] for i in ranked if i in picked}
+            title, kind = f"Defect: {printable(defect)}", "missed images"
+        hidden = sum(i not in picked for i in wrong)
+        remark = f"{hidden} more {kind} stand in scores.csv." if hidden > 0 else ""
+        group = Group(title, [example(i, why) for i, why in picked.items()], remark)
+        groups.append((defect == "good", group))
+    # Good images last.
+    return [group for _, group in sorted(groups, key=lambda pair: pair[0])]
