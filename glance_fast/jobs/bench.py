@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -85,6 +85,29 @@ class Bench:
         return {"about": self.about, "engines": [asdict(row) for row in self.rows], "stages": self.stages}
 
 
+@dataclass
+class _Way:
+    """An engine in a precision, and what it said of all images."""
+
+    engine: str
+    precision: str
+    result: ScoreResult | None = None
+
+
+@dataclass
+class _Case:
+    """A way to score so many images at a time: the most memory it held, and seconds an image of each run."""
+
+    way: _Way
+    images: int
+    peak_mib: float | None = None
+    seconds: list[float] = field(default_factory=list)
+
+    def run(self, model: Glance, image: np.ndarray) -> None:
+        """Score an image as many times as are handed over at a time."""
+        model.score([image] * self.images, self.way.engine, self.way.precision)
+
+
 def bench(
     model: Glance,
     images: Sequence[Any],
@@ -116,11 +139,14 @@ def bench(
     precisions = ("fp32", "bf16") if has_bf16(model.device) else ("fp32",)
     patchwise = patchwise and model.config.masked
     engines = ("dense", "grouped") if model.config.masked else ("auto",)
-    cases = [(e, p, n) for e in engines for p in precisions for n in (1, model.at_once)]
-    exact = ("patchwise" if patchwise else engines[0], "fp32")
-    cases += [(*exact, 1)] if patchwise else []
-    scored = {case[:2]: None for case in cases}
-    total = len(scored) + len(cases) + max(ROUNDS.values())
+    ways = [_Way(engine, precision) for engine in engines for precision in precisions]
+    cases = [_Case(way, count) for way in ways for count in (1, model.at_once)]
+    exact = cases[0]
+    if patchwise:
+        exact = _Case(_Way("patchwise", "fp32"), 1)
+        ways.append(exact.way)
+        cases.append(exact)
+    total = len(ways) + len(cases) + max(ROUNDS.values())
     done = 0
 
     def advance() -> None:
@@ -129,46 +155,26 @@ def bench(
         if progress:
             progress(done, total)
 
-    results: dict[tuple[str, str], ScoreResult] = {}
-    for engine, precision in scored:
-        results[engine, precision] = model.score(prepared, engine, precision)
+    for way in ways:
+        way.result = model.score(prepared, way.engine, way.precision)
         advance()
-    peaks: dict[tuple[str, str, int], float | None] = {}
-    for engine, precision, count in cases:
+    for case in cases:
         # Before what is counted: each has run once now.
         _forget_peak()
-        model.score(prepared[:1] * count, engine, precision)
-        peaks[engine, precision, count] = _peak_mib()
+        case.run(model, prepared[0])
+        case.peak_mib = _peak_mib()
         advance()
-    seconds: dict[tuple[str, str, int], list[float]] = {case: [] for case in cases}
     for number in range(max(ROUNDS.values())):
-        for engine, precision, count in cases:
-            if number < ROUNDS[engine]:
+        for case in cases:
+            if number < ROUNDS[case.way.engine]:
                 started = time.perf_counter()
-                model.score(prepared[:1] * count, engine, precision)
-                seconds[engine, precision, count].append((time.perf_counter() - started) / count)
+                case.run(model, prepared[0])
+                case.seconds.append((time.perf_counter() - started) / case.images)
         advance()
     patches = sum(len(scale.grid) for scale in model.scales)
-    slowest = median(seconds[(*exact, 1)])
-    rows = []
-    for engine, precision, count in cases:
-        each = median(seconds[engine, precision, count])
-        apart = [_compare(*pair) for pair in _pairs(results[engine, precision], results[exact])]
-        rows.append(
-            Measured(
-                engine,
-                precision,
-                count,
-                each,
-                patches / each,
-                slowest / each,
-                peaks[engine, precision, count],
-                max(difference for difference, _ in apart),
-                _least([agreement for _, agreement in apart]),
-            )
-        )
+    rows = [_measured(case, exact, patches) for case in cases]
     stages = {precision: _stages(model, prepared[0], engines[0], precision) for precision in precisions}
-    return Bench(rows, stages, _about(model, len(prepared), exact[0]))
+    return Bench(rows, stages, _about(model, len(prepared), exact.way.engine))
 
 
 def photographs(paths: Sequence[Path], most: int) -> list[np.ndarray]:
@@ -200,6 +206,23 @@ def noise(model: Glance) -> list[np.ndarray]:
     return [np.random.default_rng(0).integers(0, 256, (*model.config.image_size, 3), np.uint8)]
 
 
+def _measured(case: _Case, exact: _Case, patches: int) -> Measured:
+    """The row of a case beside what it is compared with."""
+    each = median(case.seconds)
+    apart = [_compare(*pair) for pair in _pairs(case.way.result, exact.way.result)]
+    return Measured(
+        engine=case.way.engine,
+        precision=case.way.precision,
+        images=case.images,
+        seconds=each,
+        patches=patches / each,
+        times=median(exact.seconds) / each,
+        memory_mib=case.peak_mib,
+        difference=max(difference for difference, _ in apart),
+        agreement=_least([agreement for _, agreement in apart]),
+    )
+
+
 def _pairs(result: ScoreResult, exact: ScoreResult) -> list[tuple[np.ndarray, np.ndarray]]:
     """Patch scores of both, one pair a scale."""
     one, other = (
@@ -219,15 +242,18 @@ def _least(agreements: list[float]) -> float | None:
 
 
 def _stages(model: Glance, image: np.ndarray, engine: str, precision: str) -> dict[str, float]:
-    """Seconds of each stage of an engine for one image, the medians of several runs."""
+    """Seconds of each stage of an engine for one image, and the rest, of the run that took the median time.
+
+    They add up to all of that run: medians of each stage would not.
+    """
     runs = []
     for _ in range(ROUNDS[engine]):
         started = time.perf_counter()
         with measured() as seconds:
             model.score([image], engine, precision)
         whole = time.perf_counter() - started
-        runs.append({**seconds, "rest": whole - sum(seconds.values())})
-    return {name: median(run[name] for run in runs) for name in runs[0]}
+        runs.append((whole, {**seconds, "rest": whole - sum(seconds.values())}))
+    return sorted(runs, key=lambda run: run[0])[len(runs) // 2][1]
 
 
 def _forget_peak() -> None:
