@@ -62,7 +62,7 @@ def distill(
     from glance_fast.nets.builtin import builtin_teacher
     from glance_fast.nets.teacher import load_teacher
     from glance_fast.progress import Reporter
-    from glance_fast.training.distill import distill as run
+    from glance_fast.training.distill import distill_global_start, distill_local
 
     one_of(resume, overwrite)
     work = out.with_name(out.name + ".checkpoint") if out.name else out
@@ -78,13 +78,17 @@ def distill(
         raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
     if teacher_weights is not None and student is StudentKind.global_:
         raise UserError("--student global learns from the built-in Local-Nets; leave --teacher-weights away")
-    if student is StudentKind.global_:
-        teacher = None
-    else:
+    teacher = None
+    if student is not StudentKind.global_:
         teacher = load_teacher(teacher_weights) if teacher_weights else builtin_teacher()
     paths = list_images(images)
     if overwrite and work.exists():
         shutil.rmtree(work)
     with Reporter(console) as reporter:
-        figures = run(paths, out, work, teacher, student.value, steps=steps, seed=seed, reporter=reporter)
+        how = {"steps": steps, "seed": seed, "reporter": reporter}
+        if teacher is None:
+            figures = distill_global_start(paths, out, work, **how)
+        else:
+            patch = int(student.value.removeprefix("local-"))
+            figures = distill_local(paths, out, work, patch, teacher, **how)
     tell(f"{out}: {figures}")

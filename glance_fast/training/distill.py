@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache as cache_result
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,30 +40,35 @@ LAMBDA_K, LAMBDA_C = 1.0, 1.0
 WEIGHT_DECAY = 1e-4
 # The stem comes from the teacher and moves slowly.
 STEM_RATE = 0.1
+# Of augmentation: pixels, and share.
+SHIFT, BRIGHTNESS = 16, 0.2
+
+
+class Photographs(NamedTuple):
+    """Photographs of anything, and which of them are trained on and which are held out."""
+
+    cache: ImageCache
+    train: np.ndarray
+    held_out: np.ndarray
 
 
 def local_stage(
     name: str,
     student: Student,
     teacher: nn.Module,
-    cache: ImageCache,
-    train: np.ndarray,
-    held_out: np.ndarray,
+    photographs: Photographs,
     *,
     steps: int,
-    rate: float,
-    stem_rate: float,
-    shift: int,
-    brightness: float,
-    symmetry: Symmetry,
     seed: int,
     bf16: bool,
 ) -> Stage:
-    """The stage that trains ``student`` on images ``train`` of ``cache``, Eq. 3."""
+    """The stage that trains ``student``, Eq. 3."""
+    cache, train, held_out = photographs
 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(seed, name, number)
-        images = _batch(cache, train, generator, shift, brightness, symmetry)
+        images = torch.from_numpy(cache.batch(train[draw_indices(len(train), BATCH, generator)]))
+        images = augment(vary(images, MIRRORS, generator), SHIFT, BRIGHTNESS, generator)
         fit, compact = student.losses(teacher, images, bf16)
         parts = {"imitation": float(fit.detach()), "compactness": float(compact.detach())}
         return LAMBDA_K * fit + LAMBDA_C * compact, parts
@@ -85,41 +92,29 @@ def local_stage(
     known = set(map(id, stem))
     rest = [p for m in (student.local, student.decoder) for p in m.parameters() if id(p) not in known]
     groups = [
-        {"params": stem, "lr": rate * stem_rate, "weight_decay": WEIGHT_DECAY},
-        {"params": rest, "lr": rate, "weight_decay": WEIGHT_DECAY},
+        {"params": stem, "lr": RATE * STEM_RATE, "weight_decay": WEIGHT_DECAY},
+        {"params": rest, "lr": RATE, "weight_decay": WEIGHT_DECAY},
     ]
     modules = {"local": student.local, "decoder": student.decoder}
     return Stage(name, steps, modules, groups, step, BATCH, validate)
-
-
-def _batch(
-    cache: ImageCache,
-    train: np.ndarray,
-    generator: torch.Generator,
-    shift: int,
-    brightness: float,
-    symmetry: Symmetry,
-) -> Tensor:
-    images = torch.from_numpy(cache.batch(train[draw_indices(len(train), BATCH, generator)]))
-    return augment(vary(images, symmetry, generator), shift, brightness, generator)
 
 
 def _batches(indices: np.ndarray) -> list[np.ndarray]:
     return np.array_split(indices, -(-len(indices) // BATCH))
 
 
-def distill(
+def distill_local(
     paths: Sequence[Path],
     out: Path,
     work: Path,
-    teacher: Teacher | None,
-    kind: str,
+    patch: int,
+    teacher: Teacher,
     *,
     steps: int,
     seed: int,
     reporter: Reporter,
 ) -> str:
-    """Make a Local-Net or the masked Global-Net's start from photographs: ``glance-fast distill``.
+    """Make a Local-Net from photographs: ``glance-fast distill --student local-32``.
 
     Parameters
     ----------
@@ -129,10 +124,10 @@ def distill(
         File to write.
     work : Path
         Folder for checkpoints and the log while it runs; removed at the end.
-    teacher : Teacher, optional
-        ResNet-18 through layer3; not needed for "global".
-    kind : {"local-32", "local-64", "global"}
-        What to make.
+    patch : int
+        Side of its patches, pixels: 32 or 64.
+    teacher : Teacher
+        ResNet-18 through layer3.
     steps, seed : int
         Of the training.
     reporter : Reporter
@@ -148,7 +143,41 @@ def distill(
     UserError
         Fewer than 16 photographs can be read, or something cannot be written.
     """
-    bf16 = has_bf16(torch.device("cpu"))
+    with _open(paths, seed, reporter) as photographs:
+        student = Student(patch)
+        student.local.start_from(teacher)
+        sample = torch.from_numpy(photographs.cache.batch(photographs.train[:SAMPLE]))
+        student.measure_teacher(teacher, sample)
+        how = {"steps": steps, "seed": seed, "bf16": has_bf16(torch.device("cpu"))}
+        loss = _train(local_stage(f"local-{patch}", student, teacher, photographs, **how), work, reporter)
+        student.whiten(sample)
+        notes = {"teacher": "ResNet-18, ImageNet", "photographs": len(photographs.cache)}
+        student.save(out, notes | {"steps": steps, "seed": seed, "held_out_loss": loss})
+    shutil.rmtree(work)
+    return f"{steps} steps, held-out loss {loss:.3f}"
+
+
+def distill_global_start(
+    paths: Sequence[Path], out: Path, work: Path, *, steps: int, seed: int, reporter: Reporter
+) -> str:
+    """Make the masked Global-Net's start from photographs: ``glance-fast distill --student global``.
+
+    It learns from the built-in Local-Nets. Parameters, what is returned and errors are as for
+    `distill_local`.
+    """
+    with _open(paths, seed, reporter) as photographs:
+        start = GlobalStart(Config(net="pyramid").patches)
+        how = {"steps": steps, "seed": seed, "bf16": has_bf16(torch.device("cpu"))}
+        loss = _train(global_start_stage(start, *photographs, symmetry=MIRRORS, **how), work, reporter)
+        notes = {"teacher": "the built-in Local-Nets", "photographs": len(photographs.cache)}
+        start.save(out, notes | {"steps": steps, "seed": seed, "held_out_loss": loss})
+    shutil.rmtree(work)
+    return f"{steps} steps, held-out loss {loss:.3f}"
+
+
+@contextmanager
+def _open(paths: Sequence[Path], seed: int, reporter: Reporter) -> Iterator[Photographs]:
+    """Read photographs, choose those that are held out, and seed what is random."""
     with reporter.task("reading images", len(paths)) as advance:
         cache = ImageCache(paths, (SIZE, SIZE), progress=advance)
     with cache:
@@ -158,46 +187,12 @@ def distill(
             raise UserError(f"{len(cache)} usable photographs: at least {LEAST_IMAGES} are needed to distill")
         order = np.random.default_rng(seed).permutation(len(cache))
         count = min(MOST_HELD_OUT, len(cache) // 8)
-        train, held_out = np.sort(order[count:]), np.sort(order[:count])
         torch.manual_seed(seed)
-        common = {"steps": steps, "rate": RATE, "seed": seed, "bf16": bf16}
-        if kind == "global":
-            start = GlobalStart(Config(net="pyramid").patches)
-            stage = global_start_stage(
-                start, cache, train, held_out, steps=steps, symmetry=MIRRORS, seed=seed, bf16=bf16
-            )
-        else:
-            student = Student(int(kind.removeprefix("local-")))
-            student.local.start_from(teacher)
-            sample = torch.from_numpy(cache.batch(train[:SAMPLE]))
-            student.measure_teacher(teacher, sample)
-            stage = local_stage(
-                kind,
-                student,
-                teacher,
-                cache,
-                train,
-                held_out,
-                stem_rate=STEM_RATE,
-                shift=16,
-                brightness=0.2,
-                symmetry=MIRRORS,
-                **common,
-            )
-        log = Log(work / "log.csv")
-        run_stage(stage, work, log, reporter.step, minutes=2.0)
-        last = log.rows[-1]
-        notes = {
-            "teacher": "the built-in Local-Nets" if kind == "global" else "ResNet-18, ImageNet",
-            "photographs": len(cache),
-            "steps": steps,
-            "seed": seed,
-            "held_out_loss": float(last["held_out_loss"]),
-        }
-        if kind == "global":
-            start.save(out, notes)
-        else:
-            student.whiten(sample)
-            student.save(out, notes)
-    shutil.rmtree(work)
-    return f"{steps} steps, held-out loss {float(last['held_out_loss']):.3f}"
+        yield Photographs(cache, np.sort(order[count:]), np.sort(order[:count]))
+
+
+def _train(stage: Stage, work: Path, reporter: Reporter) -> float:
+    """Train to the end: the loss on held-out photographs."""
+    log = Log(work / "log.csv")
+    run_stage(stage, work, log, reporter.step, minutes=2.0)
+    return float(log.rows[-1]["held_out_loss"])

@@ -46,13 +46,18 @@ def test_evaluate_refuses_an_engine_that_the_net_has_not(cli, run_folder, parts,
 
 def test_distill_takes_the_built_in_teacher_unless_told(cli, photos, tmp_path, monkeypatch):
     seen = []
+    module = "glance_fast.training.distill"
     monkeypatch.setattr(
-        "glance_fast.training.distill.distill",
-        lambda paths, out, work, teacher, kind, **more: seen.append((len(paths), kind, teacher)) or "done",
+        f"{module}.distill_local",
+        lambda paths, out, work, patch, teacher, **more: seen.append((len(paths), patch, teacher)) or "done",
+    )
+    monkeypatch.setattr(
+        f"{module}.distill_global_start",
+        lambda paths, out, work, **more: seen.append((len(paths), "global", None)) or "done",
     )
     for kind in ("local-32", "local-64", "global"):
         assert cli("distill", photos, "--student", kind, "--out", tmp_path / f"{kind}.safetensors")[0] == 0
-    assert [(count, kind) for count, kind, _ in seen] == [(2, "local-32"), (2, "local-64"), (2, "global")]
+    assert [(count, kind) for count, kind, _ in seen] == [(2, 32), (2, 64), (2, "global")]
     built_in = builtin_teacher().state_dict()
     for _, kind, teacher in seen:
         if kind == "global":

@@ -20,8 +20,7 @@ from glance_fast.nets.global_start import load_global_start
 from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.student import Student, compactness
 from glance_fast.nets.teacher import Teacher, load_teacher
-from glance_fast.training.distill import distill, local_stage
-from glance_fast.training.symmetry import Symmetry
+from glance_fast.training.distill import Photographs, distill_global_start, distill_local, local_stage
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +39,9 @@ def teacher():
     return Teacher().eval().requires_grad_(False)
 
 
-def make(photographs, tmp_path, teacher, reporter, kind="local-32", steps=3):
-    out = tmp_path / f"{kind}.safetensors"
-    said = distill(photographs, out, tmp_path / "work", teacher, kind, steps=steps, seed=0, reporter=reporter)
+def make(photographs, tmp_path, teacher, reporter, patch=32, steps=3):
+    out, work = tmp_path / f"local-{patch}.safetensors", tmp_path / "work"
+    said = distill_local(photographs, out, work, patch, teacher, steps=steps, seed=0, reporter=reporter)
     assert not (tmp_path / "work").exists()
     return out, said
 
@@ -56,7 +55,9 @@ def test_a_local_net_is_written_with_its_figures(photographs, tmp_path, teacher,
 
 
 def test_global_nets_start_is_written_without_a_teacher(photographs, tmp_path, reporter):
-    out, said = make(photographs, tmp_path, None, reporter, "global", 2)
+    out, work = tmp_path / "global.safetensors", tmp_path / "work"
+    said = distill_global_start(photographs, out, work, steps=2, seed=0, reporter=reporter)
+    assert not work.exists()
     net = Glance(Config(net="pyramid")).scales[1].global_net
     net.load_state_dict(load_global_start(out, 64))
     assert read_notes(out)["steps"] == 2 and "held-out loss" in said
@@ -72,10 +73,10 @@ def test_an_interrupted_distillation_resumes_to_the_same_file(photographs, tmp_p
     work, out = tmp_path / "work", tmp_path / "parts.safetensors"
     step, reporter.step = reporter.step, ask
     with pytest.raises(KeyboardInterrupt):
-        distill(photographs, out, work, teacher, "local-32", steps=3, seed=0, reporter=reporter)
+        distill_local(photographs, out, work, 32, teacher, steps=3, seed=0, reporter=reporter)
     reporter.step = step
     assert (work / "local-32.safetensors").exists() and not out.exists()
-    distill(photographs, out, work, teacher, "local-32", steps=3, seed=0, reporter=reporter)
+    distill_local(photographs, out, work, 32, teacher, steps=3, seed=0, reporter=reporter)
     assert out.read_bytes() == whole.read_bytes()
 
 
@@ -106,15 +107,15 @@ def test_r2_counts_what_the_photographs_vary_by(photographs, teacher):
             student.decoder.weight.zero_()
             student.decoder.bias.copy_(mean)
         stage = local_stage(
-            "local", student, teacher, cache, np.arange(6), np.arange(16), steps=1, rate=1e-3, stem_rate=1.0,
-            shift=0, brightness=0.0, symmetry=Symmetry(False, False), seed=0, bf16=False,
+            "local", student, teacher, Photographs(cache, np.arange(6), np.arange(16)),
+            steps=1, seed=0, bf16=False,
         )  # fmt: skip
         with torch.inference_mode():
             assert abs(stage.validate()["r2"]) < 0.02
 
 
 def test_a_local_net_learns_from_the_built_in_teacher(photographs, tmp_path, reporter):
-    out, said = make(photographs, tmp_path, builtin_teacher(), reporter, "local-64", 2)
+    out, said = make(photographs, tmp_path, builtin_teacher(), reporter, 64, 2)
     assert Student.load(out).local.patch == 64 and "held-out loss" in said
 
 
@@ -123,5 +124,5 @@ def test_distils_from_the_real_teacher(photographs, tmp_path, reporter):
         pytest.skip("GLANCE_FAST_WEIGHTS is not set: it names the folder of the ResNet-18")
     folder = Path(os.environ["GLANCE_FAST_WEIGHTS"])
     real = load_teacher(folder / "resnet18-imagenet-through-layer3-bn-folded.safetensors")
-    out, _ = make(photographs, tmp_path, real, reporter, "local-64", 2)
+    out, _ = make(photographs, tmp_path, real, reporter, 64, 2)
     assert Student.load(out).local.patch == 64
