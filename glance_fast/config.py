@@ -1,14 +1,18 @@
-"""Everything a training run can be told, in one frozen dataclass, and its TOML file."""
+"""All that a training run can be told, with limits and meanings, in one dataclass, and its TOML file."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import textwrap
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tomli_w
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic.dataclasses import dataclass
+from pydantic.json_schema import model_json_schema
 
 from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid, fitting_size
@@ -26,7 +30,8 @@ MASKED = {
     # As public re-implementations of the paper have it: widths that double, global average pooling.
     "paper": ((0.25, 0.5, 1, 2), (1, 1, 1), "pool"),
 }
-NETS = ("surround", *MASKED)
+Net = Literal["surround", "pyramid", "paper"]
+NETS = get_args(Net)
 # What a setting is where it is not given: for net "surround", and for the masked ones.
 BY_NET = {
     "steps": (300, 1600),
@@ -37,128 +42,200 @@ BY_NET = {
 FINETUNE_STEPS = {32: 250, 64: 500}
 
 
-@dataclass(frozen=True)
+Kind = TypeVar("Kind")
+# TOML has lists where Python has tuples.
+Listed = Annotated[Kind, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+OneEach = Annotated[tuple[Kind, ...], Field(min_length=1, description="a list with one for each patch size")]
+OneOrEach = Listed[Kind | OneEach[Kind]]
+Pixels = Annotated[int, Field(ge=16, le=1 << 14)]
+Sides = Annotated[tuple[Pixels, ...], Field(min_length=1, max_length=2, description="(height, width)")]
+Patch = Annotated[int, WithJsonSchema({"type": "integer", "enum": list(LOCAL_LAYOUTS)})]
+# Half of the largest patch.
+Frame = Annotated[int, Field(ge=0, le=max(LOCAL_LAYOUTS) // 2)]
+Count = Annotated[int, Field(ge=0)]
+Blocks = Annotated[tuple[Count, Count, Count], Field(description="three integers of at least 0")]
+
+
+def allowed(schema: dict[str, Any]) -> str:
+    """What a part of the JSON schema allows, in words; None goes without saying."""
+    if "anyOf" in schema:
+        return ", or ".join(allowed(part) for part in schema["anyOf"] if part.get("type") != "null")
+    if "enum" in schema:
+        *first, last = map(str, schema["enum"])
+        return f"{', '.join(first)} or {last}"
+    if schema["type"] == "array":
+        return schema["description"]
+    if schema["type"] == "boolean":
+        return "true or false"
+    kind = {"integer": "an integer", "number": "a number"}[schema["type"]]
+    low, high = (f"{schema[end]:.10g}" if end in schema else None for end in ("minimum", "maximum"))
+    return f"{kind} of at least {low}" if high is None else f"{kind} from {low} to {high}"
+
+
+def _in_one_line(cls: type) -> type:
+    """Have ``cls`` say what is wrong with a setting in one line."""
+    validated = cls.__init__
+
+    @functools.wraps(validated)
+    def __init__(self: Any, **settings: Any) -> None:
+        checked_names(settings, "Config")
+        try:
+            validated(self, **settings)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            if not first["loc"]:
+                # Of `__post_init__`, which looks at several settings together.
+                raise first["ctx"]["error"] from None
+            name = first["loc"][0]
+            what = allowed(json_schema()["properties"][name])
+            raise UserError(f"{name}: expected {what}, got {settings[name]!r}") from None
+
+    cls.__init__ = __init__
+    return cls
+
+
+@_in_one_line
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
 class Config:
-    """Settings of a model and of its training.
+    """Settings of a model and of its training."""
 
-    Parameters
-    ----------
-    image_size : int or (int, int)
-        Side, or (height, width), to which every image is resized; rounded to the nearest that patch and
-        stride cover without a strip left over.
-    patch, stride : int or tuple of int
-        Side of a patch and step between patches, pixels; a tuple holds one entry a scale.
-    net : {"surround", "pyramid", "paper"}
-        Global-Net. "surround": over Local-Net's features, every patch in one pass. The other two run over the
-        image with one patch masked: "pyramid" has constant width and reads its last maps at the hole, "paper"
-        has widths that double and global average pooling.
-    frame : int or tuple of int, optional
-        Pixels by which an image is mirrored beyond its border, one entry a scale, so that patches cover the
-        border too. If not given, a quarter of the patch for "surround" and 0 for the masked nets, which
-        would find the mirror image of their hole.
-    width : int
-        Channels of Global-Net, at stride 16 for "paper".
-    blocks : tuple of int, optional
-        Residual blocks of a masked net at strides 8, 16, 32; the preset's if not given.
-    readout : {"hole", "pool"}, optional
-        What reaches a masked net's head; the preset's if not given.
-    blend : {"calibrated", "paper"}
-        "calibrated": residuals whitened by a covariance per grid position, scores standardised on normal
-        images. "paper": Eq. 13 as it stands.
-    lambda_s : float
-        Share of the inconsistency score in the blend (Eq. 13).
-    lambda_t : float
-        Weight of the distortion loss in training (Eq. 10).
-    shrinkage : float
-        Share of the global covariance in that of each grid position.
-    idw_power : float
-        Power of the distance in inverse-distance weighting.
-    idw_neighbours : int
-        Patch centres that a pixel's value comes from; 0 for all of them.
-    smoothing : float
-        Standard deviation of a Gaussian on the map, pixels; 0 for none.
-    group_spacing : float
-        Distance between the patches that the grouped engine masks in one pass, in patches. Less is sooner
-        done, and further from the definition's scores; ``glance-fast bench`` says how far.
-    false_alarms : float
-        Share of normal images that the threshold behind ``anomalous`` may call anomalous.
-    finetune_steps : int or tuple of int, optional
-        Steps of Local-Net's fine-tuning on the category, one entry a scale; 250 for patch 32 and 500 for
-        patch 64 if not given, 0 switches it off.
-    steps : int, optional
-        Steps of Global-Net's training, for each scale; if not given, 300 for "surround" and 1600 for the
-        masked nets.
-    batch : int, optional
-        Images a step of Global-Net; 16 for "surround" and 12 for the masked nets if not given.
-    variants : int
-        Augmented copies of training images, and as many stained ones, whose features are computed once and
-        trained on; every image has one at least, up to twice this number.
-    pretrained : bool
-        Start a masked net from the built-in weights, where it is of their shape, and not from random ones.
-        They were learned with the built-in Local-Nets; with another one the head has more to unlearn.
-    holes : int or tuple of int
-        Patches of one image masked at once in a masked net's training, one entry a scale; capped by what
-        fits.
-    learning_rate : float, optional
-        Peak of the one-cycle schedule of Global-Net; 0.005 for "surround" and 0.01 for the masked nets if not
-        given.
-    symmetry : {"auto", "none", "turns", "mirrors", "all"}
-        Quarter turns and mirroring in training; "auto" measures on normal images what the category allows.
-    shift : int
-        Largest random translation in training, pixels.
-    brightness : float
-        Largest random change of brightness in training, as a share.
-    validation : float
-        Share of the images held out of training, for calibration and the figures in the log.
-    seed : int
-        Of everything random.
-    cache_mib : int
-        Memory for decoded images, and as much for augmented copies. Images that do not fit are decoded anew
-        by threads; of copies, fewer are made.
-    checkpoint_minutes : float
-        Time between checkpoints.
-    """
-
-    image_size: int | tuple[int, int] = 256
-    patch: int | tuple[int, ...] = (32, 64)
-    stride: int | tuple[int, ...] = (8, 16)
-    net: str = "surround"
-    frame: int | tuple[int, ...] | None = None
-    width: int = 64
-    blocks: tuple[int, int, int] | None = None
-    readout: str | None = None
-    blend: str = "calibrated"
-    lambda_s: float = 0.8
-    lambda_t: float = 0.1
-    shrinkage: float = 0.5
-    idw_power: float = 2.0
-    idw_neighbours: int = 16
-    smoothing: float = 4.0
-    group_spacing: float = 2.0
-    false_alarms: float = 0.01
-    finetune_steps: int | tuple[int, ...] | None = None
-    steps: int | None = None
-    batch: int | None = None
-    variants: int = 240
-    pretrained: bool = True
-    holes: int | tuple[int, ...] | None = None
-    learning_rate: float | None = None
-    symmetry: str = "auto"
-    shift: int = 6
-    brightness: float = 0.07
-    validation: float = 0.1
-    seed: int = 0
-    cache_mib: int = 2048
-    checkpoint_minutes: float = 2.0
+    image_size: Listed[Pixels | Sides] = Field(
+        256,
+        description="Side, or (height, width), to which every image is resized. Rounded to the nearest that "
+        "patch and stride cover without a strip left over.",
+    )
+    patch: OneOrEach[Patch] = Field(
+        (32, 64), description="Side of a patch, pixels. Several are as many scales of one model."
+    )
+    stride: OneOrEach[Annotated[int, Field(ge=1)]] = Field(
+        (8, 16), description="Step between patches, pixels."
+    )
+    net: Net = Field(
+        "surround",
+        description='Global-Net. "surround": over Local-Net\'s features, every patch in one pass. The other '
+        'two run over the image with one patch masked: "pyramid" has constant width and reads its last maps '
+        'at the hole, "paper" has widths that double and global average pooling.',
+    )
+    frame: OneOrEach[Frame] | None = Field(
+        None,
+        description="Pixels by which an image is mirrored beyond its border, so that patches cover the "
+        'border too. If not given, a quarter of the patch for "surround" and 0 for the masked nets, which '
+        "would find the mirror image of their hole.",
+    )
+    width: int = Field(64, ge=4, le=4096, description='Channels of Global-Net, at stride 16 for "paper".')
+    blocks: Listed[Blocks] | None = Field(
+        None,
+        description="Residual blocks of a masked net at strides 8, 16, 32. The net's own if not given.",
+    )
+    readout: Literal["hole", "pool"] | None = Field(
+        None, description="What reaches a masked net's head. The net's own if not given."
+    )
+    blend: Literal["calibrated", "paper"] = Field(
+        "calibrated",
+        description='How the two scores become one. "calibrated": residuals whitened by a covariance per '
+        'grid position, scores standardised on normal images. "paper": Eq. 13 as it stands.',
+    )
+    lambda_s: float = Field(
+        0.8, ge=0, le=1, description="Share of the inconsistency score in the blend (Eq. 13)."
+    )
+    lambda_t: float = Field(
+        0.1, ge=0, le=1e3, description="Weight of the distortion loss in training (Eq. 10)."
+    )
+    shrinkage: float = Field(
+        0.5, ge=0.01, le=1, description="Share of the global covariance in that of each grid position."
+    )
+    idw_power: float = Field(
+        2.0, ge=0, le=32, description="Power of the distance in inverse-distance weighting."
+    )
+    idw_neighbours: int = Field(
+        16, ge=0, le=1 << 20, description="Patch centres that a pixel's value comes from; 0 for all of them."
+    )
+    smoothing: float = Field(
+        4.0, ge=0, le=1e3, description="Standard deviation of a Gaussian on the map, pixels; 0 for none."
+    )
+    group_spacing: float = Field(
+        2.0,
+        ge=1,
+        le=1e3,
+        description="Distance between the patches that the grouped engine masks in one pass, in patches. "
+        "Less is sooner done, and further from the definition's scores; ``glance-fast bench`` says how far.",
+    )
+    false_alarms: float = Field(
+        0.01,
+        ge=1e-5,
+        le=0.5,
+        description="Share of normal images that the threshold behind ``anomalous`` may call anomalous.",
+    )
+    finetune_steps: OneOrEach[Annotated[int, Field(ge=0, le=1 << 24)]] | None = Field(
+        None,
+        description="Steps of Local-Net's fine-tuning on the category; 0 switches it off. If not given, 250 "
+        "for patch 32 and 500 for patch 64.",
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 24,
+        description='Steps of Global-Net\'s training, for each scale. If not given, 300 for "surround" and '
+        "1600 for the masked nets.",
+    )
+    batch: int | None = Field(
+        None,
+        ge=2,
+        le=4096,
+        description='Images a step of Global-Net. If not given, 16 for "surround" and 12 for masked nets.',
+    )
+    variants: int = Field(
+        240,
+        ge=8,
+        le=1 << 20,
+        description="Augmented copies of training images, and as many stained ones, that are trained on. "
+        "Their features are computed once; every image has one at least, up to twice this number.",
+    )
+    pretrained: bool = Field(
+        True,
+        description="Start a masked net from the built-in weights, where it is of their shape, and not from "
+        "random ones. They were learned with the built-in Local-Nets; with another one the head has more to "
+        "unlearn.",
+    )
+    holes: OneOrEach[Annotated[int, Field(ge=1)]] | None = Field(
+        None,
+        description="Patches of one image masked at once in a masked net's training. Capped by what fits, "
+        "and if not given nearly that.",
+    )
+    learning_rate: float | None = Field(
+        None,
+        ge=1e-7,
+        le=1,
+        description='Peak of the one-cycle schedule of Global-Net. If not given, 0.005 for "surround" and '
+        "0.01 for the masked nets.",
+    )
+    symmetry: Literal["auto", "none", "turns", "mirrors", "all"] = Field(
+        "auto",
+        description='Quarter turns and mirroring in training. "auto" measures on normal images what the '
+        "category allows.",
+    )
+    shift: int = Field(6, ge=0, le=256, description="Largest random translation in training, pixels.")
+    brightness: float = Field(
+        0.07, ge=0, le=1, description="Largest random change of brightness in training, as a share."
+    )
+    validation: float = Field(
+        0.1,
+        ge=0.01,
+        le=0.5,
+        description="Share of the images held out of training, for calibration and the figures in the log.",
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Of everything random.")
+    cache_mib: int = Field(
+        2048,
+        ge=1,
+        le=1 << 24,
+        description="Memory for decoded images, and as much for augmented copies, MiB. Images that do not fit "
+        "are decoded anew by threads; of copies, fewer are made.",
+    )
+    checkpoint_minutes: float = Field(2.0, ge=0, le=1e6, description="Time between checkpoints, minutes.")
 
     def __post_init__(self) -> None:
         _set = object.__setattr__
-        for field in dataclasses.fields(self):
-            _set(self, field.name, _coerce(field.name, field.type, getattr(self, field.name)))
-        if self.net not in NETS:
-            raise UserError(f"net: {self.net!r} is none of {', '.join(NETS)}")
-        if self.blend not in ("calibrated", "paper"):
-            raise UserError(f"blend: {self.blend!r} is neither 'calibrated' nor 'paper'")
         if self.masked:
             _, blocks, readout = MASKED[self.net]
             _set(self, "blocks", blocks if self.blocks is None else self.blocks)
@@ -195,49 +272,12 @@ class Config:
                 )
         if len(set(self.patches)) != len(self.patches):
             raise UserError("patch: every scale has another patch size")
-        if self.symmetry not in ("auto", "none", "turns", "mirrors", "all"):
-            raise UserError(f"symmetry: {self.symmetry!r} is none of auto, none, turns, mirrors, all")
         if self.symmetry in ("turns", "all") and len(set(_tuple(self.image_size))) > 1:
             raise UserError("symmetry: quarter turns need a square image_size")
-        if self.readout not in ("hole", "pool", None):
-            raise UserError(f"readout: {self.readout!r} is neither 'hole' nor 'pool'")
-        if self.blocks is not None and len(self.blocks) != 3:
-            raise UserError(f"blocks: three numbers are needed, got {len(self.blocks)}")
-        if self.blocks is not None and min(self.blocks) < 0:
-            raise UserError(f"blocks: none may be negative, got {self.blocks}")
-        if self.holes is not None and len(_tuple(self.holes)) not in (1, len(self.patches)):
-            raise UserError("holes: one number, or one for each patch size")
-        if self.finetune_steps is not None:
-            given = _tuple(self.finetune_steps)
-            if len(given) not in (1, len(self.patches)):
-                raise UserError("finetune_steps: one number, or one for each patch size")
-            if not 0 <= min(given) <= max(given) <= 1 << 24:
-                raise UserError(f"finetune_steps: {self.finetune_steps} lies outside [0, {1 << 24}]")
-        if self.holes is not None and min(_tuple(self.holes)) < 1:
-            raise UserError(f"holes: at least 1 is needed, got {self.holes}")
-        for name, low, high in (
-            ("width", 4, 4096),
-            ("lambda_s", 0, 1),
-            ("lambda_t", 0, 1e3),
-            ("shrinkage", 0.01, 1),
-            ("idw_power", 0, 32),
-            ("idw_neighbours", 0, 1 << 20),
-            ("smoothing", 0, 1e3),
-            ("group_spacing", 1, 1e3),
-            ("false_alarms", 1e-5, 0.5),
-            ("steps", 1, 1 << 24),
-            ("batch", 2, 4096),
-            ("variants", 8, 1 << 20),
-            ("learning_rate", 1e-7, 1),
-            ("shift", 0, 256),
-            ("brightness", 0, 1),
-            ("validation", 0.01, 0.5),
-            ("seed", 0, 2**31 - 1),
-            ("cache_mib", 1, 1 << 24),
-            ("checkpoint_minutes", 0, 1e6),
-        ):
-            if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
-                raise UserError(f"{name}: {getattr(self, name)} lies outside [{low}, {high}]")
+        for name in ("holes", "finetune_steps"):
+            given = getattr(self, name)
+            if given is not None and len(_tuple(given)) not in (1, len(self.patches)):
+                raise UserError(f"{name}: one number, or one for each patch size")
 
     def _usual_frame(self, patch: int, stride: int) -> int:
         """A quarter of the patch, or the nearest to it that the stride goes with; 0 for a masked net."""
@@ -250,7 +290,7 @@ class Config:
         if len(self.frames) != len(self.patches):
             raise UserError("frame: one number, or one for each patch size")
         for frame, patch in zip(self.frames, self.patches, strict=True):
-            if not 0 <= frame <= patch // 2:
+            if frame > patch // 2:
                 raise UserError(
                     f"frame: {frame} lies outside [0, {patch // 2}], half of a patch of {patch} pixels"
                 )
@@ -262,10 +302,6 @@ class Config:
     def _fitting_image_size(self) -> tuple[int, int]:
         scales = list(zip(self.patches, self.strides, self.frames, strict=True))
         sizes = _tuple(self.image_size)
-        if len(sizes) not in (1, 2) or min(sizes) < 16 or max(sizes) > 1 << 14:
-            raise UserError(
-                f"image_size: expected one side or (height, width) in pixels, got {self.image_size}"
-            )
         if min(sizes) < max(self.patches):
             raise UserError(
                 f"image_size: {self.image_size} is smaller than a patch of {max(self.patches)} pixels"
@@ -351,6 +387,24 @@ class Config:
         return tomli_w.dumps({k: v for k, v in dataclasses.asdict(self).items() if v is not None})
 
 
+@functools.cache
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of the settings: kinds, limits, defaults, meanings."""
+    return model_json_schema(Config)
+
+
+def _parameters() -> str:
+    """The settings as a section of a docstring, so that limits and meanings stand in one place."""
+    text = "Parameters\n----------\n"
+    for name, schema in json_schema()["properties"].items():
+        meaning = textwrap.fill(schema["description"], 102, initial_indent="    ", subsequent_indent="    ")
+        text += f"{name} : {allowed(schema)}\n{meaning}\n"
+    return textwrap.indent(text, "    ")
+
+
+Config.__doc__ = f"{Config.__doc__}\n\n{_parameters()}    "
+
+
 def load_config(path: Path) -> dict[str, Any]:
     """Settings of a TOML file, unchecked but for their names."""
     try:
@@ -405,19 +459,3 @@ def local_step(patch: int) -> int:
 
 def _tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
     return value if isinstance(value, tuple) else (value,)
-
-
-def _coerce(name: str, kind: str, value: Any) -> Any:
-    """Lists of a TOML file to tuples, integers to floats where a float is meant; refuse what does not fit."""
-    if value is None and "None" in kind:
-        return None
-    if isinstance(value, (list, tuple)) and "tuple" in kind:
-        if value and all(type(v) is int for v in value):
-            return tuple(value)
-    elif ("int" in kind.split(" | ") and type(value) is int) or (kind == "bool" and isinstance(value, bool)):
-        return value
-    elif kind.startswith("float") and type(value) in (int, float):
-        return float(value)
-    elif kind.startswith("str") and isinstance(value, str):
-        return value
-    raise UserError(f"{name}: expected {kind}, got {value!r}")
