@@ -38,6 +38,23 @@ BY_NET = {
     "batch": (16, 12),
     "learning_rate": (5e-3, 1e-2),
 }
+# Whole models by name: what differs from the defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    "surround": {},
+    "pyramid": {"net": "pyramid"},
+    # The paper as literally as it can be had: one patch size, Eq. 13 as it stands, no smoothing, one hole.
+    "paper": {
+        "net": "paper",
+        "patch": 32,
+        "stride": 8,
+        "frame": 0,
+        "readout": "pool",
+        "blend": "paper",
+        "lambda_s": 0.8,
+        "smoothing": 0.0,
+        "holes": 1,
+    },
+}
 # Steps of Local-Net's fine-tuning by patch size: the larger net has the more to learn.
 FINETUNE_STEPS = {32: 250, 64: 500}
 
@@ -112,9 +129,9 @@ class Config:
     )
     net: Net = Field(
         "surround",
-        description='Global-Net. "surround": over Local-Net\'s features, every patch in one pass. The other '
-        'two run over the image with one patch masked: "pyramid" has constant width and reads its last maps '
-        'at the hole, "paper" has widths that double and global average pooling.',
+        description='Which Global-Net. "surround": over Local-Net\'s features, every patch in one pass. The '
+        'other two run over the image with one patch masked: "pyramid" has constant width and reads its last '
+        'maps at the hole, "paper" has widths that double and global average pooling.',
     )
     frame: OneOrEach[Frame] | None = Field(
         None,
@@ -224,7 +241,7 @@ class Config:
         le=0.5,
         description="Share of the images held out of training, for calibration and the figures in the log.",
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Of everything random.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of everything random.")
     cache_mib: int = Field(
         2048,
         ge=1,
@@ -278,6 +295,37 @@ class Config:
             given = getattr(self, name)
             if given is not None and len(_tuple(given)) not in (1, len(self.patches)):
                 raise UserError(f"{name}: one number, or one for each patch size")
+
+    @classmethod
+    def preset(cls, name: str, **settings: Any) -> Config:
+        """A whole model by name.
+
+        Parameters
+        ----------
+        name : {"surround", "pyramid", "paper"}
+            "surround": the defaults. "pyramid": a masked net with its defaults. "paper": the paper as
+            literally as it can be had, with one patch size, the blend of Eq. 13 as it stands, no smoothing,
+            global average pooling and one hole an image in training.
+        **settings
+            Settings in place of the preset's.
+
+        Returns
+        -------
+        Config
+
+        Raises
+        ------
+        UserError
+            There is no such preset, or a setting is refused.
+
+        Examples
+        --------
+        >>> Config.preset("paper", seed=1).blend
+        'paper'
+        """
+        if name not in PRESETS:
+            raise UserError(f"preset: expected {', '.join(PRESETS)}, got {name!r}")
+        return cls(**{**PRESETS[name], **settings})
 
     def _usual_frame(self, patch: int, stride: int) -> int:
         """A quarter of the patch, or the nearest to it that the stride goes with; 0 for a masked net."""

@@ -10,6 +10,7 @@ from glance_fast.config import (
     LOCAL_LAYOUTS,
     MASKED,
     NETS,
+    PRESETS,
     Config,
     allowed,
     checked_names,
@@ -414,6 +415,37 @@ def test_integers_stand_for_floats():
 def test_holes_an_image(values, holes):
     config = Config(net="pyramid", **values)
     assert [config.holes_of(i) for i in range(2)] == holes
+
+
+# Presets
+
+
+def test_preset_of_the_paper():
+    """As literally as the paper can be had."""
+    config = Config.preset("paper")
+    assert (config.net, config.masked, config.readout, config.frame) == ("paper", True, "pool", 0)
+    assert [(grid.patch, grid.stride, len(grid)) for grid in config.grids] == [(32, 8, 841)]
+    assert (config.blend, config.lambda_s, config.smoothing) == ("paper", 0.8, 0.0)
+    assert config.holes_of(0) == 1
+
+
+def test_other_presets():
+    assert Config.preset("surround") == Config() and Config.preset("pyramid") == Config(net="pyramid")
+    assert set(PRESETS) == set(NETS)
+
+
+def test_a_preset_can_be_overruled():
+    assert Config.preset("paper", lambda_s=0.5, seed=2) == dataclasses.replace(
+        Config.preset("paper"), lambda_s=0.5, seed=2
+    )
+    assert PRESETS["paper"]["lambda_s"] == 0.8
+    with pytest.raises(UserError, match=r"^Config: no setting 'widht'"):
+        Config.preset("paper", widht=3)
+
+
+def test_an_unknown_preset_is_refused_with_the_list():
+    with pytest.raises(UserError, match=r"^preset: expected surround, pyramid, paper, got 'best'$"):
+        Config.preset("best")
 
 
 # TOML

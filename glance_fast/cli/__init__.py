@@ -19,6 +19,7 @@ from glance_fast.cli.distill import distill
 from glance_fast.cli.evaluate import evaluate
 from glance_fast.cli.group import Commands
 from glance_fast.cli.score_dir import score_dir
+from glance_fast.cli.settings import settings
 from glance_fast.cli.train import train
 
 app = typer.Typer(
@@ -58,7 +59,7 @@ def _options(
     pass
 
 
-for command in (train, score_dir, calibrate, evaluate, bench, distill, demo):
+for command in (train, score_dir, calibrate, evaluate, bench, settings, distill, demo):
     app.command(command.__name__.replace("_", "-"))(command)
 
 

@@ -58,5 +58,6 @@ Memory = Annotated[
         help="MiB that scoring may take beside the model, in each process; 2048, on a GPU 8192.",
     ),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted one stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier one wrote there.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,14 @@ from glance_fast.cli.output import apart, one_of, output
 from glance_fast.errors import UserError
 
 
+class Preset(StrEnum):
+    """Whole models by name."""
+
+    surround = "surround"
+    pyramid = "pyramid"
+    paper = "paper"
+
+
 def train(
     data: Annotated[
         Path,
@@ -22,6 +31,14 @@ def train(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder to write.")],
+    preset: Annotated[
+        Preset | None,
+        typer.Option(
+            metavar="NAME",
+            help="surround: the defaults; pyramid: a masked net; paper: the paper as literally as it can be "
+            "had. --config and --set come after it.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML file of settings; RUN/config.toml is one.")
     ] = None,
@@ -70,7 +87,7 @@ def train(
     [dim]glance-fast train photos/good --out run
     glance-fast train photos/good --out run --set image_size=384 --steps 1000[/dim]
     """
-    from glance_fast.config import Config, checked_names, load_config, parse_setting
+    from glance_fast.config import PRESETS, Config, checked_names, load_config, parse_setting
     from glance_fast.data.files import write_text
     from glance_fast.data.folders import normal_images
     from glance_fast.device import pick_device, use_threads
@@ -94,7 +111,8 @@ def train(
             f"{out}: an unfinished training is there; --resume goes on with it, --overwrite begins anew"
         )
     before = load_config(out / "config.toml") if resume else {}
-    given = load_config(config) if config else {}
+    given = dict(PRESETS[preset]) if preset else {}
+    given |= load_config(config) if config else {}
     given |= checked_names(dict(parse_setting(text) for text in settings or []), "--set")
     given |= {k: v for k, v in (("seed", seed), ("steps", steps)) if v is not None}
     resolved = Config(**(before | given))

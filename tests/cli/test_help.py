@@ -8,9 +8,9 @@ import pytest
 
 import glance_fast
 
-COMMANDS = ("train", "score-dir", "calibrate", "evaluate", "bench", "distill", "demo")
+COMMANDS = ("train", "score-dir", "calibrate", "evaluate", "bench", "settings", "distill", "demo")
 # These write a file or a folder of their own.
-WRITING = tuple(command for command in COMMANDS if command != "calibrate")
+WRITING = tuple(command for command in COMMANDS if command not in ("calibrate", "settings"))
 
 
 def test_version(cli):
