@@ -10,8 +10,8 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from glance_fast.cli.console import console, count, out_console, say, tell
-from glance_fast.cli.options import Device, Memory, Run, Threads
+from glance_fast.cli.console import console, count, out_console, say, tell, tell_json
+from glance_fast.cli.options import Device, Json, Memory, Quiet, Run, Threads
 from glance_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def bench(
     threads: Threads = None,
     memory: Memory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure how fast a model scores on this machine.
 
@@ -71,12 +73,16 @@ def bench(
     photographs = measure.photographs(paths, COMPARED) if images else measure.noise(model)
     with Reporter(console) as reporter, reporter.task("measuring", None) as advance:
         found = measure.bench(model, photographs, patchwise=patchwise, progress=advance)
-    print_bench(found)
+    if as_json:
+        tell_json(found.as_dict())
+    else:
+        print_bench(found)
     if not images:
         say("agreement is that on noise; give a folder of photographs for what it is on yours")
     if out is not None:
         write_text(out, json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n")
-        tell(str(out))
+        if not as_json:
+            tell(str(out))
 
 
 def print_bench(found: Bench) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from glance_fast.cli.console import console, tell
-from glance_fast.cli.options import Device, Memory, Run, Threads
+from glance_fast.cli.console import console, tell, tell_json
+from glance_fast.cli.options import Device, Json, Memory, Quiet, Run, Threads
 
 
 def calibrate(
@@ -31,6 +31,8 @@ def calibrate(
     device: Device = "auto",
     threads: Threads = None,
     memory: Memory = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Set the threshold anew, without training anew.
 
@@ -55,4 +57,15 @@ def calibrate(
         calibration = calibrate_run(
             run, good, false_alarms, device=device, memory_mib=memory, reporter=reporter
         )
-    tell(promise(calibration))
+    if as_json:
+        tell_json(
+            {
+                "threshold": calibration.threshold,
+                "pixel_threshold": calibration.pixel_threshold,
+                "false_alarms": calibration.false_alarms,
+                "photographs": len(calibration.scores),
+                "promise": promise(calibration),
+            }
+        )
+    else:
+        tell(promise(calibration))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,8 +12,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from glance_fast.model import Glance
 
-# Results go to stdout, progress and errors to stderr.
-out_console, console = Console(), Console(stderr=True)
+# Results go to stdout; progress and remarks, which --quiet keeps back, and errors to stderr.
+out_console, console, error_console = Console(), Console(stderr=True), Console(stderr=True)
 
 
 def print_metrics(results: dict[str, dict]) -> None:
@@ -30,12 +31,30 @@ def count(number: int, noun: str) -> str:
 
 
 def say(line: str) -> None:
+    """A remark."""
     # Not print: a path may look like markup or like an emoji.
     console.out(line, highlight=False)
 
 
+def complain(line: str) -> None:
+    """An error."""
+    error_console.out(line, highlight=False)
+
+
 def tell(line: str) -> None:
+    """A result."""
     out_console.out(line, highlight=False)
+
+
+def tell_json(values: dict[str, Any]) -> None:
+    """A result for programs: one JSON object."""
+    tell(json.dumps(values, indent=2, allow_nan=False))
+
+
+def be_quiet(wanted: bool) -> bool:
+    """Keep progress and remarks back, or not."""
+    console.quiet = wanted
+    return wanted
 
 
 def tell_precision(model: Glance, wanted: str) -> None:

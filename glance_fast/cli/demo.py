@@ -8,10 +8,8 @@ from typing import Annotated
 
 import typer
 
-from glance_fast.cli.console import console, print_metrics, tell
-from glance_fast.cli.options import (
-    Overwrite,
-)
+from glance_fast.cli.console import console, print_metrics, tell, tell_json
+from glance_fast.cli.options import Json, Overwrite, Quiet
 from glance_fast.cli.output import output
 
 
@@ -20,6 +18,8 @@ def demo(
         "glance-fast-demo"
     ),
     overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train, score, evaluate and report on built-in photographs, in minutes.
 
@@ -35,5 +35,8 @@ def demo(
     started = time.monotonic()
     with output(out, ours, overwrite), Reporter(console) as reporter:
         results = run_demo(out, reporter)
-    print_metrics(results)
-    tell(f"{time.monotonic() - started:.0f} s; report: {out / 'report.html'}")
+    if as_json:
+        tell_json(results)
+    else:
+        print_metrics(results)
+        tell(f"{time.monotonic() - started:.0f} s; report: {out / 'report.html'}")

@@ -10,10 +10,7 @@ from typing import Annotated
 import typer
 
 from glance_fast.cli.console import console, tell
-from glance_fast.cli.options import (
-    Overwrite,
-    Resume,
-)
+from glance_fast.cli.options import Overwrite, Quiet, Resume
 from glance_fast.cli.output import one_of
 from glance_fast.errors import UserError
 
@@ -49,6 +46,7 @@ def distill(
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of everything random.")] = 0,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make the built-in weights anew, from photographs and a ResNet-18.
 

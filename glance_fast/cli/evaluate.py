@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
-from glance_fast.cli.console import console, print_metrics, tell, tell_precision
+from glance_fast.cli.console import console, print_metrics, tell, tell_json, tell_precision
 from glance_fast.cli.options import (
     Device,
     Engine,
     EngineOption,
+    Json,
     Memory,
     Out,
     Overwrite,
     Precision,
     PrecisionOption,
+    Quiet,
     Run,
     Threads,
 )
@@ -36,6 +38,8 @@ def evaluate(
     threads: Threads = None,
     memory: Memory = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure a model on photographs whose defects are known.
 
@@ -66,5 +70,8 @@ def evaluate(
         metrics = evaluation.evaluate(
             model, category, out, engine=engine.value, precision=precision.value, progress=advance
         )
-    print_metrics({data.resolve().name: metrics})
-    tell(f"report: {out / 'report.html'}")
+    if as_json:
+        tell_json(metrics)
+    else:
+        print_metrics({data.resolve().name: metrics})
+        tell(f"report: {out / 'report.html'}")

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from glance_fast.cli.console import say
+from glance_fast.cli.console import complain
 from glance_fast.cli.ranks import AnotherFailed, this_process
 from glance_fast.errors import UserError, elsewhere
 
@@ -31,7 +31,9 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             goes_on = ctx.invoked_subcommand in RESUMABLE
             if this_process().rank == 0:  # torchrun stops them all
-                say("glance-fast: stopped" + ("; the same command with --resume goes on" if goes_on else ""))
+                complain(
+                    "glance-fast: stopped" + ("; the same command with --resume goes on" if goes_on else "")
+                )
             raise typer.Exit(STOPPED) from None
         except AnotherFailed:
             raise typer.Exit(FAILED) from None
@@ -48,7 +50,7 @@ class Commands(TyperGroup):
             if not any(text in str(error) for text in ("out of memory", "can't allocate memory")):
                 raise
             line = after_full_memory(ctx.invoked_subcommand)
-        say(f"glance-fast: {line}")
+        complain(f"glance-fast: {line}")
         raise typer.Exit(FAILED)
 
 

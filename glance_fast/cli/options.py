@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from glance_fast.cli.console import be_quiet
+
 
 class Engine(StrEnum):
     """How Global-Net runs."""
@@ -59,5 +61,10 @@ Memory = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
+# Its callback does all: no command looks at it.
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", callback=be_quiet, help="Say nothing but errors and the result."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted one stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier one wrote there.")]

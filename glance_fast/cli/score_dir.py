@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from glance_fast.cli.console import console, count, say, tell, tell_precision
+from glance_fast.cli.console import complain, console, count, say, tell, tell_json, tell_precision
 from glance_fast.cli.group import SOME_IMAGES_FAILED
 from glance_fast.cli.options import (
     Device,
     Engine,
     EngineOption,
+    Json,
     Memory,
     Out,
     Overwrite,
     Precision,
     PrecisionOption,
+    Quiet,
     Run,
     Threads,
 )
 from glance_fast.cli.output import apart, one_of, output
 from glance_fast.cli.ranks import ranks
 from glance_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from glance_fast.jobs.shards import Shard
+    from glance_fast.jobs.table import Summary
 
 
 def score_dir(
@@ -50,6 +57,8 @@ def score_dir(
         typer.Option(metavar="K/N", help="Score every Nth photograph, beginning with the Kth."),
     ] = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Score photographs: a map of every pixel and one number each.
 
@@ -73,7 +82,16 @@ def score_dir(
     """
     from glance_fast.device import use_threads
     from glance_fast.jobs.directory import deal_directory, find_images, score_directory
-    from glance_fast.jobs.shards import WHOLE, Shard, check_folder, files_of, join, parse_shard, parts_in
+    from glance_fast.jobs.shards import (
+        WHOLE,
+        Shard,
+        check_folder,
+        files_of,
+        join,
+        joined,
+        parse_shard,
+        parts_in,
+    )
     from glance_fast.progress import Reporter
     from glance_fast.run import load
 
@@ -94,7 +112,10 @@ def score_dir(
             find_images(images, out)
             parts = [path.name for path in files_of(out, parts_in(out))]
             if shared and check_folder(out, part, resume):
-                tell(f"shard {part} is done, and joined: {out / 'scores.csv'}")
+                if as_json:
+                    tell_json(_as_json(out / "scores.csv", part, joined(out, part)))
+                else:
+                    tell(f"shard {part} is done, and joined: {out / 'scores.csv'}")
                 say("for what is new or failed, give --resume without --shard")
                 return
             ours = ("scores.csv", "run.json", "maps", "overlays", *parts)
@@ -120,15 +141,22 @@ def score_dir(
             here.wait()
         if here.rank > 0:
             return
-        joined = join(out, part) if part != WHOLE else summary
-    if joined is None and here.launched:
+        whole = join(out, part) if part != WHOLE else summary
+    if whole is None and here.launched:
         raise UserError(f"{out}: not what the other processes wrote to; --out must be on a disk that all see")
-    table = out / "scores.csv" if joined else part.table(out)
-    summary = joined or summary
+    table = out / "scores.csv" if whole else part.table(out)
+    summary = whole or summary
     for remark in summary.remarks:
         say(remark)
     told = f"{count(summary.scored, 'image')} scored, {summary.anomalous} anomalous: {table}"
-    tell(told if joined else f"shard {part}: {told}")
+    if as_json:
+        tell_json(_as_json(table, part, summary))
+    else:
+        tell(told if whole else f"shard {part}: {told}")
     if summary.errors:
-        say(f"{count(summary.errors, 'image')} could not be scored; column error of {table} says why")
+        complain(f"{count(summary.errors, 'image')} could not be scored; column error of {table} says why")
         raise typer.Exit(SOME_IMAGES_FAILED)
+
+
+def _as_json(table: Path, shard: Shard, summary: Summary) -> dict[str, Any]:
+    return {"table": str(table), "shard": str(shard), **asdict(summary)}

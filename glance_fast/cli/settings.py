@@ -9,11 +9,11 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from glance_fast.cli.console import out_console, tell
-from glance_fast.cli.options import Json
+from glance_fast.cli.console import out_console, tell_json
+from glance_fast.cli.options import Json, Quiet
 
 
-def settings(as_json: Json = False) -> None:
+def settings(as_json: Json = False, quiet: Quiet = False) -> None:
     """List all settings of a training: defaults, limits, meanings.
 
     Each is for train --set, or for a TOML file that train --config reads. A
@@ -25,7 +25,7 @@ def settings(as_json: Json = False) -> None:
 
     schema = json_schema()
     if as_json:
-        tell(json.dumps(schema, indent=2))
+        tell_json(schema)
         return
     defaults = Config()
     table = Table(box=SIMPLE, pad_edge=False)

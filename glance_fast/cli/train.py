@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from glance_fast.cli.console import console, count, tell
-from glance_fast.cli.options import Device, Memory, Overwrite, Resume, Threads
+from glance_fast.cli.options import Device, Memory, Overwrite, Quiet, Resume, Threads
 from glance_fast.cli.output import apart, one_of, output
 from glance_fast.errors import UserError
 
@@ -74,6 +74,7 @@ def train(
     memory: Memory = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Learn what good parts look like.
 

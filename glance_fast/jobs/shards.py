@@ -173,10 +173,10 @@ def join(out: Path, shard: Shard) -> Summary | None:
         summary = _join(out, shard)
     except UserError:
         # Another shard that finished at this moment may have joined, and removed what was being read.
-        summary = _joined(out, shard.count)
+        summary = joined(out, shard)
         if summary is None:
             raise
-    return summary or _joined(out, shard.count)
+    return summary or joined(out, shard)
 
 
 def _join(out: Path, shard: Shard) -> Summary | None:
@@ -236,9 +236,10 @@ def _join(out: Path, shard: Shard) -> Summary | None:
     return summary
 
 
-def _joined(out: Path, count: int) -> Summary | None:
+def joined(out: Path, shard: Shard) -> Summary | None:
+    """What the shards are joined to, if they are."""
     run = read_run(WHOLE.run(out))
-    if run is None or run.get("shards") != count:
+    if run is None or run.get("shards") != shard.count:
         return None
     return Summary(run["scored"], run["anomalous"], run["errors"], ())
 
