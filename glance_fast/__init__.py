@@ -4,6 +4,7 @@ The method of *Glancing at the Patch* (CVPR 2021): what a patch looks like is co
 surrounding says it should look like.
 """
 
+import logging
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "Glance", "ImageError", "ScoreResult", "UserError", "fit", "load"]
 __version__ = version("glance-fast")
+# Silent unless the program that uses us wants to hear it.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 # Imported when first asked for: they bring PyTorch, which takes seconds.
 _LAZY = {
     "Config": "config",

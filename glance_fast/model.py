@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ from glance_fast.nets.surround import SurroundNet
 
 ENGINES = ("auto", "dense", "patchwise", "grouped")
 PRECISIONS = ("auto", "fp32", "bf16")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,8 @@ class Glance(nn.Module):
             "surround" has one engine, "auto".
         precision : {"auto", "fp32", "bf16"}
             Of the two networks; "auto" is what the model was loaded with, and fp32 if that was "auto". A
-            machine without bfloat16 instructions, where it would be slower, computes in fp32 all the same.
+            machine without bfloat16 instructions, where it would be slower, computes in fp32 all the same;
+            that is logged as a warning.
 
         Returns
         -------
@@ -366,7 +370,12 @@ class Glance(nn.Module):
     def chosen_precision(self, wanted: str = "auto") -> str:
         """The precision that ``wanted`` comes to on this machine: "fp32" or "bf16"."""
         wanted = self.precision if wanted == "auto" else wanted
-        return "bf16" if wanted == "bf16" and has_bf16(self.device) else "fp32"
+        if wanted != "bf16":
+            return "fp32"
+        if has_bf16(self.device):
+            return "bf16"
+        _log_no_bf16(self.device.type)
+        return "fp32"
 
     @torch.inference_mode()
     def patch_scores(
@@ -390,3 +399,8 @@ class Glance(nn.Module):
                 heads = distances(*heads)
             maps.append(HeadMaps(*(interpolate(values, scale.grid, self.config) for values in heads)))
         return maps
+
+
+@functools.cache  # said once, not for every batch
+def _log_no_bf16(device: str) -> None:
+    log.warning("no bf16 instructions on this machine's %s, where it would be slower: fp32 is taken", device)

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 
 from glance_fast import Config, Glance, ImageError, UserError, load
 from glance_fast.calibration import Calibration, Moments, ScaleStatistics
+from glance_fast.model import _log_no_bf16
 from glance_fast.nets.preprocess import mirrored, to_input
 
 TWO = {**SMALL, "patch": (32, 64), "stride": (16, 32), "image_size": 128}
@@ -415,6 +416,17 @@ def test_lower_precision_ranks_alike(either, monkeypatch):
     one, other = (either.score(images, precision=p).maps.ravel() for p in ("fp32", "bf16"))
     assert not np.array_equal(one, other)
     assert spearmanr(one, other).statistic > 0.95
+
+
+def test_bf16_that_the_machine_has_not_is_logged_once(model, monkeypatch, caplog):
+    monkeypatch.setattr("glance_fast.model.has_bf16", lambda device: False)
+    _log_no_bf16.cache_clear()
+    for _ in range(2):
+        model.score(images_of(2), precision="bf16")
+    assert [(r.name, r.levelname) for r in caplog.records] == [("glance_fast.model", "WARNING")]
+    assert "no bf16 instructions on this machine's cpu" in caplog.text and "fp32 is taken" in caplog.text
+    model.score(images_of(1), precision="fp32")
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 64, 3)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from glance_fast.data.images import read_image, resize
 from glance_fast.errors import ImageError, UserError
+
+log = logging.getLogger(__name__)
 
 
 class ImageCache:
@@ -41,7 +44,7 @@ class ImageCache:
     shapes : list of (int, int)
         Their heights and widths before resizing.
     errors : list of ImageError
-        One for each of the others.
+        One for each of the others; they are logged as warnings, too.
     held : bool
         Whether the images are in memory.
 
@@ -100,6 +103,8 @@ class ImageCache:
         if not good:
             first = f"; the first: {self.errors[0]}" if self.errors else ""
             raise UserError(f"none of {len(files)} images can be read{first}")
+        for error in self.errors:
+            log.warning("left out: %s", error)
         self.paths = [files[index] for index in good]
         self.shapes = [shapes[index] for index in good]
         if self.held and self.errors:

@@ -1,5 +1,6 @@
 """Help, the version, wrong arguments."""
 
+import logging
 import re
 import subprocess
 import sys
@@ -48,6 +49,10 @@ def test_the_command_line_does_not_wait_for_pytorch():
     code += "assert glance_fast.load.__module__ == 'glance_fast.run' and 'torch' in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_library_logs_nothing_unless_it_is_listened_to():
+    assert [type(handler) for handler in logging.getLogger("glance_fast").handlers] == [logging.NullHandler]
 
 
 def test_all_public_names_are_there():

@@ -46,6 +46,15 @@ def test_bad_files_are_known_at_once(cache, files):
     assert len(cache) == 5
 
 
+def test_bad_files_are_logged(files, caplog):
+    with ImageCache(files, SIZE):
+        pass
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert lines[0].startswith(f"left out: {files[2]}: ") and lines[1].startswith(f"left out: {files[5]}: ")
+
+
 def test_batch_is_what_the_files_hold(cache):
     order = [4, 0, 2, 2, 3, 1]
     expected = np.stack([resize(read_image(cache.paths[i]), SIZE) for i in order])
