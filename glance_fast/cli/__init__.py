@@ -33,7 +33,6 @@ glance-fast score-dir run photos/new --out scores --overlays[/dim]""",
     epilog="Exit codes: 0 done; 1 failed, and the last line says why; 2 wrong arguments; "
     "3 some images could not be scored; 130 stopped by Ctrl-C.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

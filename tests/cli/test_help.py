@@ -63,6 +63,22 @@ def test_all_public_names_are_there():
     assert not hasattr(glance_fast, "scores")
 
 
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("glance-fast sc", ["score-dir"]),
+        ("glance-fast train --pre", ["--preset"]),
+        ("glance-fast train --preset ", ["surround", "pyramid", "paper"]),
+    ],
+)
+def test_shells_complete_words(cli, monkeypatch, words, completed):
+    monkeypatch.setenv("_GLANCE_FAST_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    code, out, err = cli()
+    assert (code, out.split(), err) == (0, completed, "")
+
+
 def test_no_arguments_show_help(cli):
     code, out, err = cli()
     assert code in (0, 2) and "score-dir" in out + err
