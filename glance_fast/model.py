@@ -33,6 +33,7 @@ from glance_fast.nets.surround import SurroundNet
 
 ENGINES = ("auto", "dense", "patchwise", "grouped")
 PRECISIONS = ("auto", "fp32", "bf16")
+NO_BF16 = "no bf16 instructions on this machine, where it would be slower: scoring in fp32"
 log = logging.getLogger(__name__)
 
 
@@ -374,7 +375,7 @@ class Glance(nn.Module):
             return "fp32"
         if has_bf16(self.device):
             return "bf16"
-        _log_no_bf16(self.device.type)
+        _log_no_bf16()
         return "fp32"
 
     @torch.inference_mode()
@@ -402,5 +403,5 @@ class Glance(nn.Module):
 
 
 @functools.cache  # said once, not for every batch
-def _log_no_bf16(device: str) -> None:
-    log.warning("no bf16 instructions on this machine's %s, where it would be slower: fp32 is taken", device)
+def _log_no_bf16() -> None:
+    log.warning(NO_BF16)

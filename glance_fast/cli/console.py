@@ -59,6 +59,7 @@ def be_quiet(wanted: bool) -> bool:
 
 def tell_precision(model: Glance, wanted: str) -> None:
     """Say it where another precision is taken than was asked for."""
-    chosen = model.chosen_precision(wanted)
-    if wanted not in ("auto", chosen):
-        say(f"no {wanted} instructions on this machine, where it would be slower: scoring in {chosen}")
+    from glance_fast.model import NO_BF16
+
+    if wanted not in ("auto", model.chosen_precision(wanted)):
+        say(NO_BF16)

@@ -10,7 +10,7 @@ import typer
 
 from glance_fast.cli.console import console, print_metrics, tell, tell_json
 from glance_fast.cli.options import Json, Overwrite, Quiet
-from glance_fast.cli.output import output
+from glance_fast.jobs.output import output
 
 
 def demo(

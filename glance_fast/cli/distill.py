@@ -11,8 +11,8 @@ import typer
 
 from glance_fast.cli.console import console, tell
 from glance_fast.cli.options import Overwrite, Quiet, Resume
-from glance_fast.cli.output import one_of
 from glance_fast.errors import UserError
+from glance_fast.jobs.output import one_of
 
 
 class StudentKind(StrEnum):

@@ -22,7 +22,7 @@ from glance_fast.cli.options import (
     Run,
     Threads,
 )
-from glance_fast.cli.output import apart, output
+from glance_fast.jobs.output import apart, output
 
 
 def evaluate(

@@ -9,8 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 from glance_fast.cli.console import complain
-from glance_fast.cli.ranks import AnotherFailed, this_process
 from glance_fast.errors import UserError, elsewhere
+from glance_fast.jobs.ranks import AnotherFailed, this_process
 
 FAILED, SOME_IMAGES_FAILED, STOPPED = 1, 3, 130
 # Commands that go on where they were stopped.

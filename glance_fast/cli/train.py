@@ -11,8 +11,8 @@ import typer
 
 from glance_fast.cli.console import console, count, tell
 from glance_fast.cli.options import Device, Memory, Overwrite, Quiet, Resume, Threads
-from glance_fast.cli.output import apart, one_of, output
 from glance_fast.errors import UserError
+from glance_fast.jobs.output import apart, one_of, output
 
 
 class Preset(StrEnum):

@@ -49,7 +49,7 @@ def test_one_line_for_what_the_machine_does(cli, run_folder, photos, tmp_path, m
     def fail(*arguments, **more):
         raise error
 
-    monkeypatch.setattr("glance_fast.jobs.directory.score_directory", fail)
+    monkeypatch.setattr("glance_fast.jobs.folder.score_directory", fail)
     assert one_line(score_dir(cli, run_folder, photos, tmp_path / "out")).startswith(line)
 
 
@@ -57,7 +57,7 @@ def test_a_mistake_of_ours_is_not_hidden(cli, run_folder, photos, tmp_path, monk
     def fail(*arguments, **more):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("glance_fast.jobs.directory.score_directory", fail)
+    monkeypatch.setattr("glance_fast.jobs.folder.score_directory", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         score_dir(cli, run_folder, photos, tmp_path / "out")
 
@@ -89,7 +89,7 @@ def test_what_fails_before_it_wrote_leaves_no_folder(cli, run_folder, parts, pho
         raise UserError("nothing came of it")
 
     monkeypatch.setattr("glance_fast.training.fit.fit", fail)
-    monkeypatch.setattr("glance_fast.jobs.directory.score_directory", fail)
+    monkeypatch.setattr("glance_fast.jobs.folder.score_directory", fail)
     monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", fail)
     monkeypatch.setattr("glance_fast.jobs.demo.run_demo", fail)
     (tmp_path / "there").mkdir()
@@ -126,7 +126,7 @@ def test_half_written_files_of_a_killed_process_go(cli, run_folder, parts, photo
     def done(*arguments, **more):
         return Summary(0, 0, 0, ())
 
-    monkeypatch.setattr("glance_fast.jobs.directory.score_directory", done)
+    monkeypatch.setattr("glance_fast.jobs.folder.score_directory", done)
     monkeypatch.setattr("glance_fast.training.fit.fit", done)
     monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", lambda *arguments, **more: {})
     stale = ".tmp-0123456789abcdef"

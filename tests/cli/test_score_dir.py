@@ -101,7 +101,7 @@ def test_damaged_run_is_named(cli, run_folder, photos, tmp_path):
 
 
 def test_a_folder_that_may_not_be_written(cli, run_folder, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("glance_fast.cli.output.os.access", lambda path, mode: not mode & os.W_OK)
+    monkeypatch.setattr("glance_fast.jobs.output.os.access", lambda path, mode: not mode & os.W_OK)
     line = one_line(score_dir(cli, run_folder, photos, tmp_path / "out"))
     assert line.endswith("out: cannot be written to; change its permissions or choose another --out")
     assert not (tmp_path / "out").exists()

@@ -56,7 +56,7 @@ def test_shards_that_are_refused(cli, run_folder, photos, tmp_path, monkeypatch)
     out = tmp_path / "out"
     assert score_dir(cli, run_folder, photos, out, "--shard", "1/2")[0] == 0
     before = tree(out)
-    monkeypatch.setattr("glance_fast.jobs.directory.score_directory", never)
+    monkeypatch.setattr("glance_fast.jobs.folder.score_directory", never)
     for shard in ("0/4", "5/4", "a/b", "3"):
         line = one_line(score_dir(cli, run_folder, photos, out, "--shard", shard))
         assert line == f"--shard {shard}: expected K/N with K from 1 to N, such as 2/4"

@@ -1,0 +1,158 @@
+"""A folder of photographs scored, alone or with others, begun or gone on with: ``glance-fast score-dir``."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from glance_fast.errors import UserError
+from glance_fast.jobs.directory import deal_directory, find_images, score_directory
+from glance_fast.jobs.output import apart, one_of, output
+from glance_fast.jobs.ranks import Ranks, ranks
+from glance_fast.jobs.shards import WHOLE, Shard, check_folder, files_of, join, joined, parse_shard, parts_in
+from glance_fast.jobs.table import Summary
+from glance_fast.model import NO_BF16, Glance
+from glance_fast.progress import Reporter
+from glance_fast.run import load
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came of scoring a folder.
+
+    Attributes
+    ----------
+    table : Path
+        ``scores.csv``, or the table of this shard where others are to finish yet.
+    shard : Shard
+        What was scored; 1 of 1 is all.
+    whole : bool
+        Whether the table holds all shards.
+    before : bool
+        Whether it did before: this shard was done, and nothing was scored.
+    summary : Summary
+        What the table holds.
+    """
+
+    table: Path
+    shard: Shard
+    whole: bool
+    before: bool
+    summary: Summary
+
+
+def score_folder(
+    run: str | Path | Glance,
+    images: str | Path,
+    out: str | Path,
+    *,
+    engine: str = "auto",
+    precision: str = "auto",
+    overlays: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    shard: str | None = None,
+    device: str = "auto",
+    memory_mib: int | None = None,
+    reporter: Reporter | None = None,
+) -> Scored | None:
+    """Score every image below a folder; `score_directory` says what is written.
+
+    Several machines share the work where each has another ``shard`` and all have one ``out``; the last to
+    finish joins their tables. Processes that torchrun started share it by themselves: call this in each.
+
+    Parameters
+    ----------
+    run : path or Glance
+        A run folder, or a model.
+    images : path
+        A folder, searched with its subfolders.
+    out : path
+        Folder to write: new or empty, unless ``resume``, ``overwrite`` or ``shard`` is given. It is removed
+        where nothing came of it.
+    engine, precision : str
+        As for ``Glance.score``.
+    overlays : bool
+        Whether to write pictures of the maps over the images.
+    resume : bool
+        Score only what ``scores.csv`` lacks, and what failed. What shards left is gone on with, too.
+    overwrite : bool
+        Replace what an earlier call wrote to ``out``; refused where anything else lies there.
+    shard : str, optional
+        "2/4": every fourth image, beginning with the second.
+    device : str
+        Of a run folder: "auto" (CUDA where there is one), "cpu" or "cuda". Processes of torchrun take a CUDA
+        device of their own each.
+    memory_mib : int, optional
+        Of a run folder, as for ``load``.
+    reporter : Reporter, optional
+        Shows progress; nobody sees any if not given.
+
+    Returns
+    -------
+    Scored or None
+        None in all processes of torchrun but the first, which speaks for all.
+
+    Raises
+    ------
+    UserError
+        Something given is no run folder, no folder of images or no shard; ``out`` holds what the call would
+        not go on with or replace, or lies among what is read; the model has no such engine; or something
+        cannot be written. What was written stays.
+
+    Examples
+    --------
+    >>> score_folder("run", "photos/new", "scores", resume=True).summary.anomalous  # doctest: +SKIP
+    """
+    images, out = Path(images), Path(out)
+    reporter = reporter or Reporter(Console(quiet=True))
+    how = {"engine": engine, "precision": precision}
+    with ranks() as here, contextlib.ExitStack() as folder:
+        part = Shard(here.rank + 1, here.count) if here.launched else parse_shard(shard or str(WHOLE))
+        # With other calls, which begin and end when they will.
+        shared = part != WHOLE and not here.launched
+        # The first process speaks for all: what is wrong is said once, and ends the others.
+        if here.rank == 0:
+            if here.launched and shard:
+                raise UserError("--shard: torchrun's processes share the work by themselves; leave it away")
+            if shared and overwrite:
+                raise UserError("--overwrite would delete what other shards did; choose another --out")
+            one_of(resume, overwrite)
+            apart(out, *([] if isinstance(run, Glance) else [Path(run)]), images)
+            find_images(images, out)
+            parts = [path.name for path in files_of(out, parts_in(out))]
+            if shared and check_folder(out, part, resume):
+                return Scored(WHOLE.table(out), part, True, True, joined(out, part))
+            ours = ("scores.csv", "run.json", "maps", "overlays", *parts)
+            if resume and not any((out / name).is_file() for name in ("scores.csv", "run.json", *parts)):
+                raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
+            model = _model(run, here, device, memory_mib)
+            # Before what an earlier one wrote is replaced.
+            model.check(engine, precision)
+            if precision not in ("auto", model.chosen_precision(precision)):
+                reporter.say(NO_BF16)
+            folder.enter_context(output(out, ours, overwrite, resume, shared))
+            if resume and here.count > 1:
+                deal_directory(model, images, out, here.count, **how)
+        here.wait()
+        if here.rank > 0:
+            model = _model(run, here, device, memory_mib)
+        with reporter.task(f"scoring shard {part}" if part != WHOLE else "scoring", None) as advance:
+            summary = score_directory(
+                model, images, out, **how, overlays=overlays, resume=resume, shard=part, progress=advance
+            )
+            here.wait()
+        if here.rank > 0:
+            return None
+        whole = join(out, part) if part != WHOLE else summary
+    if whole is None and here.launched:
+        raise UserError(f"{out}: not what the other processes wrote to; --out must be on a disk that all see")
+    table = WHOLE.table(out) if whole else part.table(out)
+    return Scored(table, part, whole is not None, False, whole or summary)
+
+
+def _model(run: str | Path | Glance, here: Ranks, device: str, memory_mib: int | None) -> Glance:
+    return run if isinstance(run, Glance) else load(run, here.device(device), memory_mib=memory_mib)
