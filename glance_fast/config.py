@@ -246,8 +246,8 @@ class Config:
         2048,
         ge=1,
         le=1 << 24,
-        description="Memory for decoded images, and as much for augmented copies, MiB. Images that do not fit "
-        "are decoded anew by threads; of copies, fewer are made.",
+        description="Memory for decoded images, and as much for augmented copies, MiB. Images that do not "
+        "fit are decoded anew by threads; of copies, fewer are made.",
     )
     checkpoint_minutes: float = Field(2.0, ge=0, le=1e6, description="Time between checkpoints, minutes.")
 
