@@ -98,6 +98,9 @@ class Calibration:
     distances : bool
         Whether maps show the root of s_IAD, a Mahalanobis distance, and the log odds of s_DAD. If not, they
         show the scores themselves: in the paper's blend, and in run folders of an earlier version.
+    largest_peaks : bool
+        Whether an image's score takes the larger peak of the patch sizes, of each head. If not, it takes all
+        peaks: in run folders of an earlier version.
     trained_on : tuple of str
         Names of the images behind the whitening (`glance_fast.training.calibrate.digest`).
     """
@@ -111,6 +114,7 @@ class Calibration:
     scores: tuple[float, ...] = field(default=())
     peaks: tuple[float, ...] = field(default=())
     distances: bool = False
+    largest_peaks: bool = False
     trained_on: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -120,8 +124,9 @@ class Calibration:
                 raise ValueError(f"{name} must be a number, got {value!r}")
         if not (_is_number(self.false_alarms) and 0 < self.false_alarms < 1):
             raise ValueError(f"false_alarms must lie between 0 and 1, got {self.false_alarms!r}")
-        if not isinstance(self.distances, bool):
-            raise ValueError(f"distances must be true or false, got {self.distances!r}")
+        for name in ("distances", "largest_peaks"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
         if not (_is_number(self.aspect) and 0 < self.aspect < math.inf):
             raise ValueError(f"aspect must be finite and positive, got {self.aspect!r}")
         if not all(_is_number(score) and math.isfinite(score) for score in (*self.scores, *self.peaks)):
@@ -152,6 +157,7 @@ class Calibration:
                 values |= {"image": {"mean": 0.0, "std": 1.0}, "peaks": [], "trained_on": []}
                 values["distances"] = False
                 values["scales"] = [{**scale, "weight": 1.0} for scale in values["scales"]]
+            values.setdefault("largest_peaks", False)
             values["scales"] = tuple(
                 _whole(
                     ScaleStatistics,

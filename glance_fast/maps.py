@@ -96,19 +96,21 @@ def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> t
         Float32 [B, H, W]. Calibrated: the largest over the scales of the standardised and weighted blends.
         Paper: their mean.
     scores : Tensor
-        Float32 [B]. Calibrated: the sum over scales and heads of each map's standardised maximum, in
-        deviations from that of normal images. Paper: the map's maximum.
+        Float32 [B]. Calibrated: the standardised maximum of each head's map, the larger of the scales, summed
+        over the heads, in deviations from that sum on normal images. Paper: the map's maximum.
     """
     blends = [blend_heads(m, s) for m, s in zip(maps, calibration.scales, strict=True)]
     if config.blend == "paper":
         total = torch.stack(blends).mean(0)
         return total, total.amax((1, 2))
     weighted = [s.weight * s.map.standardise(b) for b, s in zip(blends, calibration.scales, strict=True)]
-    image = blends[0].new_zeros(len(blends[0]))
+    heads: tuple[list[Tensor], list[Tensor]] = [], []
     for m, s in zip(maps, calibration.scales, strict=True):
-        # Peaks are summed evenly: any head alone may be the one that sees the defect.
         if s.lambda_s > 0:
-            image += s.inconsistency_peak.standardise(m.inconsistency.amax((1, 2)))
+            heads[0].append(s.inconsistency_peak.standardise(m.inconsistency.amax((1, 2))))
         if s.lambda_s < 1:
-            image += s.distortion_peak.standardise(m.distortion.amax((1, 2)))
+            heads[1].append(s.distortion_peak.standardise(m.distortion.amax((1, 2))))
+    # A defect has one size, and either head alone may be the one that sees it: heads count evenly.
+    peaks = [torch.stack(head) for head in heads if head]
+    image = sum(p.amax(0) if calibration.largest_peaks else p.sum(0) for p in peaks)
     return torch.stack(weighted).amax(0), calibration.image.standardise(image)

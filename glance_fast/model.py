@@ -147,6 +147,7 @@ class Glance(nn.Module):
             tuple(ScaleStatistics(lambda_s=config.lambda_s) for _ in self.scales),
             false_alarms=config.false_alarms,
             distances=config.blend == "calibrated",
+            largest_peaks=config.blend == "calibrated",
         )
         self.precision, self.memory_mib = "auto", None
         self.to(memory_format=torch.channels_last)

@@ -143,7 +143,7 @@ def former(masked_run, tmp_path):
     run = shutil.copytree(masked_run, tmp_path / "former")
     (run / "config.toml").write_text(FORMER_CONFIG, encoding="utf-8")
     values = json.loads((run / "calibration.json").read_text(encoding="utf-8"))
-    for name in ("image", "peaks", "trained_on", "distances", "false_alarms"):
+    for name in ("image", "peaks", "trained_on", "distances", "largest_peaks", "false_alarms"):
         del values[name]
     del values["scales"][0]["weight"]
     # It came from what surroundings told, and stands in no settings.
@@ -166,6 +166,7 @@ def test_a_run_folder_of_an_earlier_version_scores_as_the_model_in_it(former, ma
         scales=(dataclasses.replace(statistics, lambda_s=0.83),),
         image=Moments(),
         distances=False,
+        largest_peaks=False,
     )
     images = [draw_part(np.random.default_rng(i), defect=i > 1) for i in range(4)]
     for engine in ("auto", "dense", "grouped", "patchwise"):

@@ -416,7 +416,10 @@ def calibration_of(
         statistics = _statistics(model, scores, shares)
         statistics = [dataclasses.replace(s, weight=w) for s, w in zip(statistics, weights, strict=True)]
     calibration = Calibration(
-        tuple(statistics), false_alarms=config.false_alarms, distances=model.calibration.distances
+        tuple(statistics),
+        false_alarms=config.false_alarms,
+        distances=model.calibration.distances,
+        largest_peaks=model.calibration.largest_peaks,
     )
     image, pixel = [], []
     for maps in _maps(model, scores):

@@ -80,7 +80,7 @@ def earlier(run):
     """Make it one of a version that kept neither peaks nor the names of images."""
     path = run / "calibration.json"
     values = json.loads(path.read_text())
-    for name in ("image", "peaks", "trained_on", "distances", "false_alarms"):
+    for name in ("image", "peaks", "trained_on", "distances", "largest_peaks", "false_alarms"):
         del values[name]
     for scale in values["scales"]:
         del scale["weight"]

@@ -418,6 +418,7 @@ def test_standardised_maps_and_peaks_of_normal_images_have_mean_0_and_deviation_
     assert calibration.image.std > 0.5, "a sum of peaks that vary by 1 each"
     np.testing.assert_allclose(calibration.scores, image, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(calibration.peaks, blended.amax((1, 2)), rtol=1e-5)
+    assert calibration.largest_peaks, "as an untrained model has it"
     again = with_thresholds(calibration, model.config.false_alarms)
     assert again == calibration
     assert calibration.threshold == upper_threshold(np.array(calibration.scores), 0.01)
@@ -507,6 +508,8 @@ def test_a_size_counts_by_what_its_surroundings_explain():
     calibration = Calibration((ScaleStatistics(), ScaleStatistics(weight=0.5)))
     blended, score = combine(maps, config, calibration)
     assert blended.unique().tolist() == [2] and float(score) == 10, "peaks are summed evenly"
+    _, score = combine(maps, config, dataclasses.replace(calibration, largest_peaks=True))
+    assert float(score) == 6, "a defect has one size"
     given = calibration_of(model_of(**TWO), normal_scores_of(model_of(**TWO)), weights=[1.0, 0.6])
     assert [s.weight for s in given.scales] == [1, 0.6]
 
@@ -685,7 +688,7 @@ def example():
     [
         example(),
         Calibration((ScaleStatistics(),)),
-        Calibration((ScaleStatistics(weight=0.6),), distances=True),
+        Calibration((ScaleStatistics(weight=0.6),), distances=True, largest_peaks=True),
     ],
     ids=["set", "never set", "distances"],
 )
@@ -733,6 +736,7 @@ def test_json_keeps_every_number(calibration):
                 "quantile": ("0.99", None, 0, 1, -0.5, float("nan"), [0.99]),
                 "aspect": ("1", None, 0, -1.5, float("nan"), float("inf")),
                 "distances": ("true", None, 1),
+                "largest_peaks": ("true", None, 1),
             }.items()
             for value in wrong
         ),
@@ -773,7 +777,7 @@ def test_damaged_text_is_named(text):
 def former(calibration):
     """The file that an earlier version wrote."""
     values = json.loads(calibration.to_json())
-    for name in ("image", "peaks", "trained_on", "distances"):
+    for name in ("image", "peaks", "trained_on", "distances", "largest_peaks"):
         del values[name]
     for scale in values["scales"]:
         del scale["weight"]
@@ -791,6 +795,13 @@ def test_a_file_of_an_earlier_version_is_read():
     # It is of this version once it is written again.
     assert Calibration.from_json(read.to_json(), 2, "calibration.json") == read
     assert "quantile" not in read.to_json()
+
+
+def test_a_file_without_the_word_on_peaks_sums_them_all():
+    values = json.loads(dataclasses.replace(example(), distances=True).to_json())
+    del values["largest_peaks"]
+    read = Calibration.from_json(json.dumps(values), 2, "calibration.json")
+    assert read.distances and not read.largest_peaks
 
 
 @pytest.mark.parametrize("name", ["threshold", "scores", "aspect", "scales"])
