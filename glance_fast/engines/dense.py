@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glance_fast.engines.memory import window_bytes
+from glance_fast.engines.memory import HEAD_ROWS, readout_bytes, window_bytes
 from glance_fast.engines.passes import Weights, as_computed, check, folded, layer_outputs
 from glance_fast.engines.plan import Chunk, geometry_of, plan
 from glance_fast.engines.timing import stage
@@ -21,8 +21,6 @@ from glance_fast.nets.masked import MaskedNet, WindowedReading
 # Bytes of windows at a time beyond which nothing gains: a CPU's caches hold what one layer hands to the next;
 # a GPU wants many.
 USEFUL = {"cpu": 16 << 20, "cuda": 2 << 30}
-# Patches that the head takes together: few at a time, its layers' fixed costs count.
-HEAD_ROWS = 1024
 
 
 def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | None = None) -> Tensor:
@@ -56,8 +54,11 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
     out = x.new_empty(len(x), len(grid), net.features, dtype=torch.float32)
     if not len(x):
         return out
-    useful = USEFUL[kind] if limit is None else min(limit, USEFUL[kind])
-    step = max(1, useful // (window_bytes(net, grid, x.itemsize) * len(x)))
+    windows = window_bytes(net, grid, x.itemsize)
+    most = USEFUL[kind] // windows
+    if limit is not None:
+        most = min(most, limit // (windows + readout_bytes(net)))
+    step = max(1, most // len(x))
     with torch.autocast(kind, enabled=False):
         with stage("base"):
             base, _ = layer_outputs(

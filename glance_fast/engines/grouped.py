@@ -54,7 +54,7 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
     out = x.new_empty(len(x), len(grid) + 1, net.features, dtype=torch.float32)
     image = torch.arange(len(x), device=x.device).repeat_interleave(len(index))
     group = torch.arange(len(index), device=x.device).repeat(len(x))
-    passes = passes_at_a_time(net, x, grid, limit)
+    passes = passes_at_a_time(net, x, grid, limit, index.shape[1])
     with torch.autocast(kind, enabled=False):
         for i, g in zip(image.split(passes), group.split(passes), strict=True):
             with stage("passes"):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from torch import nn
+
 from glance_fast.config import Config
 from glance_fast.engines.plan import changes, geometry_of, most_pixels
 from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid
-from glance_fast.nets.masked import MaskedNet
+from glance_fast.nets.masked import RING, MaskedNet
 from glance_fast.nets.surround import SurroundNet
 
 MIB = 1 << 20
@@ -17,6 +19,10 @@ MIB = 1 << 20
 # together: more would not be faster on a CPU, and a GPU is to be kept busy.
 DEFAULT_MIB = {"cpu": 2048, "cuda": 8192}
 IMAGES_TOGETHER = {"cpu": 8, "cuda": 64}
+
+
+# Rows that the head takes together, patches or more: few at a time, its layers' fixed costs count.
+HEAD_ROWS = 1024
 
 
 class Share(NamedTuple):
@@ -49,6 +55,25 @@ def window_bytes(net: MaskedNet, grid: PatchGrid, itemsize: int) -> int:
     """Bytes of the most that the windows of one patch of one image hold at a time."""
     widest = max(len(layer.module.weight) for layer in net.layers())
     return most_pixels(geometry_of(net), grid) * widest * itemsize
+
+
+def readout_bytes(net: MaskedNet) -> int:
+    """Bytes of the most that reading what the head is given takes for one patch of one image, float32."""
+    *rings, _ = [len(layer.module.weight) for layer in net.layers() if layer.read]
+    inputs = net.head[0].num_features
+    if net.readout == "pool":
+        return inputs * 4
+    # Of four corners of each place: those of the windows, those of the base, and one of both; where they lie,
+    # as eight int64; and all that was read, in parts and together.
+    corners = 4 * RING * RING
+    return corners * (3 * max(rings) * 4 + 8 * 8) + 2 * inputs * 4
+
+
+def waiting_bytes(net: MaskedNet, rows: int) -> int:
+    """Bytes of what waits for the head, and of what that makes of so many rows."""
+    widest = max(m.out_features for m in net.head if isinstance(m, nn.Linear))
+    # In pieces and together, and a layer's input and output.
+    return rows * (2 * net.head[0].num_features + 2 * widest) * 4
 
 
 def surround_bytes(net: SurroundNet, itemsize: int) -> int:
@@ -104,19 +129,24 @@ def split(
     local = 3 * ((height + frame) // 2) * ((width + frame) // 2) * 64 * itemsize
     if config.masked:
         passes = max(pass_bytes(*pair, itemsize) for pair in zip(nets, grids, strict=True))
-        patch = max(window_bytes(*pair, itemsize) for pair in zip(nets, grids, strict=True))
+        patch = max(
+            window_bytes(net, grid, itemsize) + readout_bytes(net)
+            for net, grid in zip(nets, grids, strict=True)
+        )
+        waiting = max(waiting_bytes(net, HEAD_ROWS) for net in nets)
     else:
         passes = max(surround_bytes(net, itemsize) for net in nets)
-        patch = 0
+        patch = waiting = 0
     image = both + max(local, passes)
-    least = tables + maps + image + patch
+    fixed = tables + waiting
+    least = fixed + maps + image + patch
     if least > limit:
         raise UserError(
             f"image_size {height}x{width}: scoring takes {-(-least // MIB)} MiB beside the model, and "
             f"{limit // MIB} are allowed; allow more (--memory-mib, memory_mib), or train with a smaller "
             "image_size"
         )
-    together = min((limit - tables - image - patch) // maps, most)
-    left = limit - tables - together * maps
+    together = min((limit - fixed - image - patch) // maps, most)
+    left = limit - fixed - together * maps
     images = min(max((left - patch) // 2 // image, 1), together)
     return Share(together, images, left - images * image)

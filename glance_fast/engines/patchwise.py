@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glance_fast.engines.memory import pass_bytes
+from glance_fast.engines.memory import pass_bytes, readout_bytes
 from glance_fast.geometry import PatchGrid
 from glance_fast.nets.masked import MaskedNet
 
@@ -44,8 +44,9 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
     return torch.stack(images) if images else x.new_zeros(0, len(grid), net.features)
 
 
-def passes_at_a_time(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | None) -> int:
-    """Passes of ``net`` over images like ``x`` that keep ``limit``."""
+def passes_at_a_time(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | None, patches: int = 1) -> int:
+    """Passes of ``net`` over images like ``x`` that keep ``limit``, with so many patches each."""
     if limit is None:
         return MOST_PASSES
-    return min(max(limit // pass_bytes(net, grid, x.itemsize), 1), MOST_PASSES)
+    a_pass = pass_bytes(net, grid, x.itemsize) + patches * readout_bytes(net)
+    return min(max(limit // a_pass, 1), MOST_PASSES)

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from glance_fast import UserError
 from glance_fast.config import Config
-from glance_fast.engines.memory import IMAGES_TOGETHER, MIB, pass_bytes, split, surround_bytes, window_bytes
+from glance_fast.engines import dense
+from glance_fast.engines.memory import (
+    IMAGES_TOGETHER,
+    MIB,
+    pass_bytes,
+    readout_bytes,
+    split,
+    surround_bytes,
+    waiting_bytes,
+    window_bytes,
+)
+from glance_fast.engines.patchwise import passes_at_a_time
 from glance_fast.model import Glance
 
 MOST = IMAGES_TOGETHER["cpu"]
@@ -59,6 +73,81 @@ def test_a_pass_over_features_is_counted_layer_by_layer(surround):
     assert places * 4 < 4 * sum(given) <= counted <= 8 * sum(given)
 
 
+class Peak(TorchDispatchMode):
+    """The most bytes of new tensors that are held at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.held, self.most, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        # What was there before is not counted, also not through views of it.
+        self.known |= {id(s) for s in storages(args)} - self.known
+        made = function(*args, **(kwargs or {}))
+        for storage in storages(made):
+            if id(storage) not in self.known:
+                self.known.add(id(storage))
+                weakref.finalize(storage, self.forget, id(storage), storage.nbytes())
+                self.held += storage.nbytes()
+        self.most = max(self.most, self.held)
+        return made
+
+    def forget(self, storage, size):
+        self.known.discard(storage)
+        self.held -= size
+
+
+def storages(values):
+    return [t.untyped_storage() for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_the_readout_takes_is_counted(dtype):
+    scale = Glance(Config(**{**SETTINGS, "width": 32}, net="pyramid")).scales[0]
+    net, grid = scale.global_net.eval(), scale.grid
+    x = dense.as_computed(torch.zeros(1, 3, grid.height, grid.width, dtype=dtype))
+    with torch.no_grad():
+        weights = dense.folded(net, dtype)
+        base, _ = dense.outputs(net, x, torch.zeros(1, 0, 4, dtype=torch.int64), weights)
+        chunk = dense.plan(dense.geometry_of(net), grid, x.device, 8, 1)[0]
+        count = len(chunk.patches)
+        _, read = dense.masked(net, base, weights, chunk, torch.zeros(count, dtype=torch.int64))
+        pooled = torch.zeros(count, 1, len(net.layers()[-1].module.weight))
+        for reading in read:
+            # As if the windows covered nothing of it: both they and the base are read, as on a GPU always.
+            reading.top = reading.top + 1000
+        with Peak() as reads:
+            found = net.read(read, pooled, chunk.places[:, None], x.shape[-2:])
+        rows = found.repeat(64 // count + 1, 1, 1)[:64].clone()
+        with Peak() as predicts:
+            net.predict(rows)
+    assert count >= 4 and 0 < reads.most <= count * readout_bytes(net) <= 2 * reads.most
+    # The rows themselves were there.
+    taken = predicts.most + rows.numel() * 4
+    assert taken <= waiting_bytes(net, 64) <= 2 * taken
+
+
+def test_the_readout_takes_its_share_of_the_limit(model, monkeypatch):
+    """Of a limit that the windows alone would keep, and of passes alike."""
+    scale = model.scales[0]
+    net, grid, x = scale.global_net, scale.grid, torch.zeros(1, 3, 96, 128)
+    asked, plan = [], dense.plan
+
+    def note(layers, grid, device, step, images):
+        asked.append(step)
+        return plan(layers, grid, device, step, images)
+
+    monkeypatch.setattr(dense, "plan", note)
+    windows, readout = window_bytes(net, grid, 4), readout_bytes(net)
+    with torch.no_grad():
+        for limit in (10 * (windows + readout), 10 * (windows + readout) - 1, 1):
+            dense.global_features(net, x, grid, limit)
+    assert asked == [10, 9, 1]
+    passes = pass_bytes(net, grid, 4)
+    assert passes_at_a_time(net, x, grid, 3 * (passes + 5 * readout), 5) == 3
+    assert passes_at_a_time(net, x, grid, 3 * (passes + 5 * readout) - 1, 5) == 2
+
+
 def divided(model, config, *limits):
     """The share of a model with other settings."""
     nets = [scale.global_net for scale in model.scales]
@@ -81,7 +170,8 @@ def least(model):
 def test_what_is_left_suffices_for_a_patch_and_grows_with_the_limit(model):
     smallest = least(model)
     share = divided(model, model.config, 4, smallest, MOST)
-    patch = window_bytes(model.scales[0].global_net, model.scales[0].grid, 4)
+    scale = model.scales[0]
+    patch = window_bytes(scale.global_net, scale.grid, 4) + readout_bytes(scale.global_net)
     assert share == (1, 1, patch)
     for factor in (1.1, 2, 10, 1000):
         more = divided(model, model.config, 4, int(smallest * factor), MOST)
