@@ -4,7 +4,8 @@ python -m benchmarks.ahead_of_time [--json FILE]
 
 The launchers run as they would on a device, on the shapes of the default net, but each launch compiles
 and launches nothing: block sizes, types and alignment are those of the real launch. Read from the
-machine code: registers, spills, shared memory, matrix instructions; the occupancy follows.
+machine code: registers, spills, shared memory, matrix instructions; the occupancy follows. Launchers see
+the target's limit of shared memory, and a launch beyond it is a failure.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -64,6 +66,15 @@ class NoDevice:
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
+
+    @property
+    def utils(self) -> NoDevice:
+        """The part of a driver that knows the device's properties."""
+        return self
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        """What launchers ask for."""
+        return {"max_shared_mem": SHARED[list(TARGETS)[device]][0]}
 
     def get_current_device(self) -> int:
         """A single imagined device for each target, because Triton caches kernels by device."""
@@ -127,6 +138,9 @@ def compiling(target: str) -> Iterator[list]:
         yield found
     finally:
         JITFunction.run = run
+        if torch.cuda.is_available():
+            # What is launched next has a device.
+            driver.reset_active()
 
 
 def tool(name: str, *arguments: str) -> str:
@@ -191,6 +205,16 @@ def compile_all(cases: dict[str, Callable[[], Any]], targets: list[str]) -> list
     return results
 
 
+def too_large(results: list[Compiled]) -> list[str]:
+    """Launches that a target refuses, in words: a block of theirs has more shared memory than it may."""
+    return [
+        f"{r.target}, {r.case}: {r.kernel} takes {r.shared / 1024:.0f} KiB of shared memory, and a block may "
+        f"have {SHARED[r.target][0] / 1024:.0f}"
+        for r in results
+        if r.shared > SHARED[r.target][0]
+    ]
+
+
 def cases() -> dict[str, Callable[[], Any]]:
     """The launches of the default net, by name."""
     from benchmarks import launches
@@ -238,6 +262,8 @@ def main() -> None:
     print(table(results))
     if options.json:
         options.json.write_text(json.dumps([asdict(r) for r in results], indent=1), encoding="utf-8")
+    if refused := too_large(results):
+        sys.exit("\n".join(refused))
 
 
 if __name__ == "__main__":

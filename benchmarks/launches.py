@@ -157,8 +157,10 @@ case("surround_conv ring and far float32 64 images, no tf32")(
 # patch_score: 841 patches of 128 features; whitening by position as the calibrated blend stores it.
 
 
-def _patch_score(images: int, whitening: tuple[int, ...] | None, dtype: torch.dtype) -> None:
-    patches, features, units = 841, 128, 128
+def _patch_score(
+    images: int, whitening: tuple[int, ...] | None, dtype: torch.dtype, features: int = 128
+) -> None:
+    patches, units = 841, features
     shapes = [(units, features)] * 3 + [(units,), (units, units), (units,), (units,), ()]
     patch_score_gpu.score_patches_gpu(
         torch.empty(images, patches, features),
@@ -172,8 +174,9 @@ def _patch_score(images: int, whitening: tuple[int, ...] | None, dtype: torch.dt
     )
 
 
-for _images in (1, 16):
+for _images in (1, 16, 64):
     case(f"patch_score {_images} images")(partial(_patch_score, _images, (841,), torch.float16))
+case("patch_score 64 images, 256 features")(partial(_patch_score, 64, (841,), torch.float16, 256))
 case("patch_score one matrix")(partial(_patch_score, 16, (), torch.float32))
 case("patch_score no whitening")(partial(_patch_score, 16, None, torch.float32))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+import sys
+from collections.abc import Callable
+from functools import cache, wraps
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,30 @@ def interpreting() -> bool:
     from triton import knobs
 
     return knobs.runtime.interpret
+
+
+def shared_memory() -> int:
+    """Bytes of shared memory that a block may have on the current device; no limit in the interpreter."""
+    if interpreting():
+        return sys.maxsize
+    from triton.runtime import driver
+
+    device = driver.active.get_current_device()
+    return driver.active.utils.get_device_properties(device)["max_shared_mem"]
+
+
+def on_its_device(launcher: Callable) -> Callable:
+    """The launcher with its first tensor's device as the current one, where Triton compiles and launches.
+
+    The first argument is that tensor, or a tuple that begins with it.
+    """
+
+    @wraps(launcher)
+    def run(first: Tensor | tuple, *arguments: Any) -> Any:
+        with torch.cuda.device_of(first if isinstance(first, Tensor) else first[0]):
+            return launcher(first, *arguments)
+
+    return run
 
 
 def choose_backend(backend: str, device: torch.device) -> str:

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glance_fast.kernels import tf32
-from glance_fast.kernels.dispatch import configuration
+from glance_fast.kernels.dispatch import configuration, on_its_device
 from glance_fast.kernels.idw import cpu
 
 # tl.dot's least columns.
@@ -151,6 +151,7 @@ def _table(
     return indices.T.contiguous().to(device), weights.T.contiguous().to(device)
 
 
+@on_its_device
 def idw_map(
     scores: Tensor,
     centers_y: np.ndarray,
@@ -168,24 +169,23 @@ def idw_map(
         return maps
     geometry = centers_y.tobytes(), centers_x.tobytes(), height, width
     block_b = min(triton.next_power_of_2(images), 32)
-    with torch.cuda.device_of(scores):
-        if neighbours is not None and neighbours < rows * columns:
-            table = _table(*geometry, power, neighbours, scores.device)
-            otherwise = {"BLOCK_N": 256, "BLOCK_B": min(block_b, LEAST), "num_warps": 4}
-            name = f"{images}x{rows * columns}x{height * width}x{neighbours}"
-            blocks = configuration(scores, "idw_nearest_fwd_kernel", name, otherwise)
-            grid = triton.cdiv(height * width, blocks["BLOCK_N"]) * triton.cdiv(images, blocks["BLOCK_B"])
-            idw_nearest_fwd_kernel[(grid,)](
-                scores, maps, *table, images, rows * columns, height * width, neighbours, **blocks
-            )
-            return maps
-        axes = _axes(*geometry, scores.device)
-        otherwise = {"BLOCK_X": 64, "BLOCK_C": 32, "BLOCK_B": max(block_b, LEAST), "num_warps": 4}
-        name = f"{images}x{rows}x{columns}x{height}x{width}"
-        blocks = configuration(scores, "idw_all_fwd_kernel", name, otherwise)
-        pieces = triton.cdiv(width, blocks["BLOCK_X"]) * height * triton.cdiv(images, blocks["BLOCK_B"])
-        whole = int(power) if power == int(power) else NOT_WHOLE
-        idw_all_fwd_kernel[(pieces,)](
-            scores, maps, *axes, images, rows, columns, height, width, 0.5 * power, WHOLE=whole, **blocks
+    if neighbours is not None and neighbours < rows * columns:
+        table = _table(*geometry, power, neighbours, scores.device)
+        otherwise = {"BLOCK_N": 256, "BLOCK_B": min(block_b, LEAST), "num_warps": 4}
+        name = f"{images}x{rows * columns}x{height * width}x{neighbours}"
+        blocks = configuration(scores, "idw_nearest_fwd_kernel", name, otherwise)
+        grid = triton.cdiv(height * width, blocks["BLOCK_N"]) * triton.cdiv(images, blocks["BLOCK_B"])
+        idw_nearest_fwd_kernel[(grid,)](
+            scores, maps, *table, images, rows * columns, height * width, neighbours, **blocks
         )
+        return maps
+    axes = _axes(*geometry, scores.device)
+    otherwise = {"BLOCK_X": 64, "BLOCK_C": 32, "BLOCK_B": max(block_b, LEAST), "num_warps": 4}
+    name = f"{images}x{rows}x{columns}x{height}x{width}"
+    blocks = configuration(scores, "idw_all_fwd_kernel", name, otherwise)
+    pieces = triton.cdiv(width, blocks["BLOCK_X"]) * height * triton.cdiv(images, blocks["BLOCK_B"])
+    whole = int(power) if power == int(power) else NOT_WHOLE
+    idw_all_fwd_kernel[(pieces,)](
+        scores, maps, *axes, images, rows, columns, height, width, 0.5 * power, WHOLE=whole, **blocks
+    )
     return maps

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glance_fast.geometry import output_size
-from glance_fast.kernels.dispatch import configuration, memory_format, tf32_allowed, tuned
+from glance_fast.kernels.dispatch import configuration, memory_format, on_its_device, tf32_allowed, tuned
 from glance_fast.kernels.partial_conv.reference import clip, fault_of_holes, inside
 
 # Programs that fill the multiprocessors of a large GPU about twice.
@@ -501,6 +501,7 @@ def sizes(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, in
     )
 
 
+@on_its_device
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -535,12 +536,16 @@ def forward(
             x = x.masked_fill(hidden, 0)
         y = rows_of(F.conv2d(x, weight, None, stride, padding))
         block_n = min(triton.next_power_of_2(o), 64)
-        tile = {"BLOCK_M": 4096 // block_n, "BLOCK_N": block_n, "num_warps": 4}
+        tile = configuration(
+            x,
+            "renormalise_fwd_kernel",
+            shape_of(x, weight, stride),
+            {"BLOCK_M": 4096 // block_n, "BLOCK_N": block_n, "num_warps": 4},
+        )
         if rows:
-            renormalise_fwd_kernel[triton.cdiv(rows, tile["BLOCK_M"]), triton.cdiv(o, block_n)](
-                y, bias, residual, masks, seen, rows, h, w, oh, ow, o, count, **layer, **flags,
-                **configuration(x, "renormalise_fwd_kernel", shape_of(x, weight, stride), tile),
-            )  # fmt: skip
+            renormalise_fwd_kernel[triton.cdiv(rows, tile["BLOCK_M"]), triton.cdiv(o, tile["BLOCK_N"])](
+                y, bias, residual, masks, seen, rows, h, w, oh, ow, o, count, **layer, **flags, **tile
+            )
     else:
         y = torch.empty(n, oh, ow, o, dtype=x.dtype, device=x.device)
         tile = configuration(
@@ -577,6 +582,7 @@ def holes_after(holes: Tensor, size: tuple[int, int], out: tuple[int, int], laye
     return after
 
 
+@on_its_device
 def backward(
     dy: Tensor,
     x: Tensor,
@@ -634,15 +640,17 @@ def weight_gradients(
     oh, ow = dy.shape[1:3]
     rows = seen.numel()
     boxes = mask.dim() == 3
+    block_n = min(max(triton.next_power_of_2(kw * c), 16), 64)
     tile = configuration(
         x,
         "partial_conv_bwd_dw_kernel",
         shape_of(x, weight, stride),
         {
             "BLOCK_M": min(max(triton.next_power_of_2(o), 16), 64),
-            "BLOCK_N": min(max(triton.next_power_of_2(kw * c), 16), 64),
+            "BLOCK_N": block_n,
             "BLOCK_K": 64 if x.element_size() < 4 else 32,
-            "num_warps": 4,
+            # As in ``blocks``.
+            "num_warps": 8 if c % block_n else 4,
             "num_stages": 3,
         },
     )

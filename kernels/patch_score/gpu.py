@@ -13,13 +13,12 @@ in tf32x3, which keeps float32's accuracy.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from glance_fast.kernels import tf32
-from glance_fast.kernels.dispatch import configuration, interpreting
+from glance_fast.kernels.dispatch import configuration, interpreting, on_its_device, shared_memory
 from glance_fast.kernels.patch_score.reference import DistortionWeights, PatchScores
 
 # tl.dot's least rows.
@@ -214,25 +213,37 @@ def _blocks(images: int, patches: int, features: int, units: int, element: int) 
     ``element`` is the bytes of a whitening matrix's number.
     """
     block_d, block_h = _padded(features), _padded(units)
-    architecture = _architecture()
-    hopper = architecture == 90
+    hopper = _architecture() == 90
     most = 32 if block_h > 128 else 64 if block_d > 128 or not hopper else 128
     if features % 16:
         # Nothing says that addresses are aligned then, and every number is loaded by an address of its own.
         most //= 2
     rows = min(most, max(8, triton.next_power_of_2(triton.cdiv(images * patches, TILES))))
     block_b = min(triton.next_power_of_2(images), rows, 32)
+    block_o = max(LEAST, min(block_d, MATRIX // (block_d * element)))
+    limit, part = shared_memory(), (block_o, block_b, block_d, element, hopper)
     return {
         "BLOCK_P": rows // block_b,
         "BLOCK_B": block_b,
-        "BLOCK_O": max(LEAST, min(block_d, MATRIX // (block_d * element))),
+        "BLOCK_O": block_o,
         "BLOCK_K": 32 if block_h <= 128 and hopper else 16,
         "BLOCK_U": block_h if block_h <= 128 and hopper else min(block_h, 64),
-        # AMD's multiprocessors have 64 KiB to hold the matrices that are on their way.
-        "STAGES_W": 3 if isinstance(architecture, int) else 2,
+        "STAGES_W": next((s for s in (3, 2) if _shared(s, *part) <= limit), 1),
         "STAGES": 2,
         "num_warps": 8 if block_h > 128 or rows > 32 else 4,
     }
+
+
+def _shared(stages: int, block_o: int, block_b: int, block_d: int, element: int, hopper: bool) -> int:
+    """Bytes of shared memory that the part by position takes at most, as compiled code has it."""
+    rows = max(LEAST, block_b)
+    matrix = block_o * block_d * element
+    # Features of both nets and a mean come with each matrix.
+    on_the_way = matrix + (2 * rows + 1) * block_d * 4
+    # Whole float32 residuals stay in registers, but for what a sum over warps takes.
+    residuals = rows * block_d * 4 if element < 4 else 1024
+    # Hopper's instructions take a matrix from a place of its own.
+    return (stages - 1) * on_the_way + residuals + (matrix if hopper else 0)
 
 
 def _architecture() -> int | str:
@@ -244,6 +255,7 @@ def _padded(size: int) -> int:
     return max(LEAST, triton.next_power_of_2(size))
 
 
+@on_its_device
 def score_patches_gpu(
     local: Tensor,
     global_: Tensor,
@@ -272,31 +284,30 @@ def score_patches_gpu(
         _blocks(images, patches, features, units, 2 if whitening is None else whitening.element_size()),
     )
     tiles = triton.cdiv(patches, blocks["BLOCK_P"]) * triton.cdiv(images, blocks["BLOCK_B"])
-    with torch.cuda.device_of(local):
-        patch_score_fwd_kernel[(tiles,)](
-            local,
-            global_,
-            local if mean is None else mean.contiguous(),
-            local if whitening is None else whitening.contiguous(),
-            *weights,
-            *scores,
-            images,
-            patches,
-            features,
-            units,
-            *local.stride()[:2],
-            *global_.stride()[:2],
-            features if mean is not None and mean.dim() == 2 else 0,
-            lambda_s / b,
-            float(a),
-            (1 - lambda_s) / d,
-            float(c),
-            HAS_MEAN=mean is not None,
-            WHITENING=form.value,
-            BLOCK_M=max(LEAST, blocks["BLOCK_P"] * blocks["BLOCK_B"]),
-            BLOCK_I=max(LEAST, blocks["BLOCK_B"]),
-            BLOCK_D=_padded(features),
-            BLOCK_H=_padded(units),
-            **blocks,
-        )
+    patch_score_fwd_kernel[(tiles,)](
+        local,
+        global_,
+        local if mean is None else mean.contiguous(),
+        local if whitening is None else whitening.contiguous(),
+        *weights,
+        *scores,
+        images,
+        patches,
+        features,
+        units,
+        *local.stride()[:2],
+        *global_.stride()[:2],
+        features if mean is not None and mean.dim() == 2 else 0,
+        lambda_s / b,
+        float(a),
+        (1 - lambda_s) / d,
+        float(c),
+        HAS_MEAN=mean is not None,
+        WHITENING=form.value,
+        BLOCK_M=max(LEAST, blocks["BLOCK_P"] * blocks["BLOCK_B"]),
+        BLOCK_I=max(LEAST, blocks["BLOCK_B"]),
+        BLOCK_D=_padded(features),
+        BLOCK_H=_padded(units),
+        **blocks,
+    )
     return scores

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glance_fast.kernels import tf32
-from glance_fast.kernels.dispatch import configuration, tf32_allowed
+from glance_fast.kernels.dispatch import configuration, on_its_device, tf32_allowed
 from glance_fast.kernels.surround_conv.reference import count_seen, output_sizes, places
 
 # Programs that fill the multiprocessors of a large GPU about twice.
@@ -407,6 +407,7 @@ def options(kernel, hole, stride, padding, dilations) -> dict:
     return layer | {"DILATIONS": dilations, "FAR": len(dilations)}
 
 
+@on_its_device
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -431,15 +432,15 @@ def forward(
         x, "surround_conv_fwd_kernel", shape_of(x, o, layer), blocks(rows, o, c, x.element_size(), exact)
     )
     if rows:
-        with torch.cuda.device_of(x):
-            surround_conv_fwd_kernel[triton.cdiv(rows, tile["BLOCK_M"]), triton.cdiv(o, tile["BLOCK_N"])](
-                rows_of(x), weight_rows(weight, far_weight), None if bias is None else bias.contiguous(),
-                seen, y, rows, h, w, c, *out, o, **layer, BIAS=bias is not None, RELU=relu,
-                TF32=tf32_allowed(), **tile,
-            )  # fmt: skip
+        surround_conv_fwd_kernel[triton.cdiv(rows, tile["BLOCK_M"]), triton.cdiv(o, tile["BLOCK_N"])](
+            rows_of(x), weight_rows(weight, far_weight), None if bias is None else bias.contiguous(),
+            seen, y, rows, h, w, c, *out, o, **layer, BIAS=bias is not None, RELU=relu,
+            TF32=tf32_allowed(), **tile,
+        )  # fmt: skip
     return y.permute(0, 3, 1, 2)
 
 
+@on_its_device
 def backward(
     dy: Tensor,
     x: Tensor,
@@ -455,17 +456,17 @@ def backward(
     """Gradients of x, weight, bias and far_weight; see ``operator.py``."""
     geometry = kernel, hole, stride, padding, dilations
     dx, dw, db, df = (dy.new_empty(0) for _ in range(4))
-    with torch.cuda.device_of(x):
-        g, db_all = scaled(dy, x, *geometry)
-        if needs[0]:
-            dx = input_gradient(g, x, weight_rows(weight, far_weight), *geometry)
-        if needs[1] or needs[3]:
-            every = weight_gradients(g, x, *geometry).to(weight.dtype).permute(0, 2, 1)  # [O, C, T]
-            ring, far = every.split([weight.shape[2], 8 * len(dilations)], 2)
-            dw = ring.contiguous() if needs[1] else dw
-            df = far.contiguous() if needs[3] else df
-        if needs[2]:
-            db = db_all.to(weight.dtype)
+    g, db_all = scaled(dy, x, *geometry)
+    if needs[0]:
+        dx = input_gradient(g, x, weight_rows(weight, far_weight), *geometry)
+    if needs[1] or needs[3]:
+        every = weight_gradients(g, x, *geometry).to(weight.dtype).permute(0, 2, 1)  # [O, C, T]
+        ring, far = every.split([weight.shape[2], 8 * len(dilations)], 2)
+        # Copies also where both lie ready, with one channel and one output: they must not share memory.
+        dw = ring.clone(memory_format=torch.contiguous_format) if needs[1] else dw
+        df = far.clone(memory_format=torch.contiguous_format) if needs[3] else df
+    if needs[2]:
+        db = db_all.to(weight.dtype)
     return dx, dw, db, df
 
 

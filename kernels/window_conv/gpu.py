@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glance_fast.kernels.dispatch import configuration, tf32_allowed
+from glance_fast.kernels.dispatch import configuration, on_its_device, tf32_allowed
 from glance_fast.kernels.window_conv.reference import WindowedMap
 
 # Bytes of the widest load, which pixels of a multiple of so many channels allow in every type. Others are
@@ -213,6 +213,7 @@ def heuristic(
     return {"BLOCK_M": 128, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4, "num_stages": 3}
 
 
+@on_its_device
 def window_conv2d_triton(
     source: WindowedMap,
     weight: Tensor,
@@ -247,36 +248,35 @@ def window_conv2d_triton(
         heuristic(channels, outputs, base.itemsize, packed, window is not None, matrix),
     )
     grid = (triton.cdiv(rows, chosen["BLOCK_M"]), triton.cdiv(outputs, chosen["BLOCK_N"]))
-    with torch.cuda.device_of(base):
-        window_conv_fwd_kernel[grid](
-            base,
-            window,
-            window_origins,
-            weight,
-            bias,
-            added,
-            added_window,
-            added_origins,
-            holes,
-            images,
-            origins,
-            out,
-            rows,
-            *size,
-            *base.shape[2:],
-            *((0, 0) if window is None else window.shape[2:]),
-            *((0, 0) if added is None else added.shape[2:]),
-            *((0, 0) if added_window is None else added_window.shape[2:]),
-            outputs,
-            C=channels,
-            K_H=kernel[0],
-            K_W=kernel[1],
-            STRIDE=stride,
-            PADDING=padding,
-            RELU=relu,
-            PACKED=packed,
-            RESIDUAL_ALIGNED=outputs % CHANNELS == 0 and aligned(added, added_window),
-            PRECISION=precision,
-            **chosen,
-        )
+    window_conv_fwd_kernel[grid](
+        base,
+        window,
+        window_origins,
+        weight,
+        bias,
+        added,
+        added_window,
+        added_origins,
+        holes,
+        images,
+        origins,
+        out,
+        rows,
+        *size,
+        *base.shape[2:],
+        *((0, 0) if window is None else window.shape[2:]),
+        *((0, 0) if added is None else added.shape[2:]),
+        *((0, 0) if added_window is None else added_window.shape[2:]),
+        outputs,
+        C=channels,
+        K_H=kernel[0],
+        K_W=kernel[1],
+        STRIDE=stride,
+        PADDING=padding,
+        RELU=relu,
+        PACKED=packed,
+        RESIDUAL_ALIGNED=outputs % CHANNELS == 0 and aligned(added, added_window),
+        PRECISION=precision,
+        **chosen,
+    )
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -10,13 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from triton.runtime import driver
+
+from benchmarks import ahead_of_time
 
 ROOT = Path(__file__).parents[2]
 # Of a block, bytes; as in the vendors' tables.
-SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
-# Cards of little shared memory, and whose launches are compiled for them.
-SMALL = {"sm_86": 99 * 1024, "sm_89": 99 * 1024, "sm_120": 99 * 1024}
-FITTING = "surround_conv"
+SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_120": 99, "gfx942": 64}
+SHARED = {target: kibibytes * 1024 for target, kibibytes in SHARED.items()}
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +29,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     # A process a target, because the compilers take a core each.
     running = {}
-    for target in SHARED | SMALL:
+    for target in SHARED:
         command = [sys.executable, "-m", "benchmarks.ahead_of_time", "--target", target]
-        command += ["--case", FITTING] if target in SMALL else []
         command += ["--json", str(folder / f"{target}.json")]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         running[target] = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
@@ -51,21 +53,40 @@ def test_every_kernel_is_compiled_for_every_target(compiled):
         assert {r["kernel"] for r in compiled if r["target"] == target} == kernels
 
 
-def test_some_kernels_are_compiled_for_small_cards(compiled):
-    named = re.compile(rf"^{FITTING}_.*_kernel$")
-    every = {r["kernel"] for r in compiled if named.match(r["kernel"])}
-    assert len(every) >= 4
-    for target in SMALL:
-        assert {r["kernel"] for r in compiled if r["target"] == target} == every
-
-
 def test_nothing_spills(compiled):
     assert all(r["registers"] > 0 for r in compiled if r["target"] != "gfx942")
     assert [r for r in compiled if r["spills"]] == []
 
 
 def test_shared_memory_suffices(compiled):
-    assert [r for r in compiled if r["shared"] > (SHARED | SMALL)[r["target"]]] == []
+    assert [r for r in compiled if r["shared"] > SHARED[r["target"]]] == []
+
+
+def test_more_shared_memory_than_the_card_has_is_a_failure(monkeypatch, capsys):
+    launch = ahead_of_time.Compiled("a launch", "a_kernel", "sm_86", "float32", 4, 3, {}, 99 * 1024)
+    fitting = dataclasses.replace(launch, case="another launch")
+    large = dataclasses.replace(launch, shared=launch.shared + 1)
+    assert ahead_of_time.too_large([fitting]) == []
+    monkeypatch.setattr(ahead_of_time, "compile_all", lambda *_: [fitting, large])
+    monkeypatch.setattr(ahead_of_time, "cases", lambda: {"a launch": None})
+    monkeypatch.setattr(sys, "argv", ["ahead_of_time"])
+    with pytest.raises(SystemExit) as end:
+        ahead_of_time.main()
+    assert end.value.code == (
+        "sm_86, a launch: a_kernel takes 99 KiB of shared memory, and a block may have 99"
+    )
+
+
+def test_a_device_is_back_in_its_place_afterwards(monkeypatch):
+    known = []
+    monkeypatch.setattr(driver, "set_active", known.append)
+    monkeypatch.setattr(driver, "reset_active", lambda: known.append("the device"))
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        with ahead_of_time.compiling("sm_89"):
+            device = known[-1].get_current_device()
+            assert known[-1].utils.get_device_properties(device) == {"max_shared_mem": SHARED["sm_89"]}
+        assert (known[-1] == "the device") == there
 
 
 def test_matrix_products_of_16_bits_use_warp_groups_on_sm_90(compiled):
