@@ -86,6 +86,28 @@ def choose_backend(backend: str, device: torch.device) -> str:
     return backend
 
 
+def refuse(fault: Tensor, message: str) -> None:
+    """Raise what the values of tensors are to blame for.
+
+    Parameters
+    ----------
+    fault : Tensor
+        Bool []. On a CUDA device nobody waits for it: the device checks it itself when it gets there, and
+        fails as CUDA does, at a later call and for all that follows.
+    message : str
+        What is wrong.
+
+    Raises
+    ------
+    ValueError
+        ``fault`` is true, and not on a CUDA device.
+    """
+    if fault.is_cuda:
+        torch._assert_async(fault.logical_not(), message)
+    elif bool(fault):
+        raise ValueError(message)
+
+
 def tf32_allowed() -> bool:
     """Whether torch's convolutions may multiply float32 as tf32.
 

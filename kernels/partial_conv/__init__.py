@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glance_fast.kernels.dispatch import choose_backend
+from glance_fast.kernels.dispatch import choose_backend, refuse
 from glance_fast.kernels.partial_conv.operator import OPERATOR
 from glance_fast.kernels.partial_conv.reference import (
+    check_holes,
     clip,
-    fault_of_holes,
     holes_after,
     inside,
     partial_conv2d_reference,
@@ -70,7 +70,9 @@ def partial_conv2d(
     ValueError
         A shape, a device or ``backend`` does not fit; the mask requires a gradient; a kernel of more than
         32,767 places comes with holes; holes of one image overlap, or together (not one alone) hide all that
-        an output sees, so that the new mask is no set of boxes.
+        an output sees, so that the new mask is no set of boxes. What depends on the values of a mask or of
+        holes is not waited for on a CUDA device: it fails there, as an assertion of the device, at a later
+        call.
     """
     _check(x, weight, bias, mask, stride, padding)
     x, weight, bias = _cast(x, weight, bias)
@@ -94,7 +96,7 @@ def partial_conv2d(
         y, valid = partial_conv2d_reference(x, weight, bias, valid, stride, padding)
         after = holes_after(holes, size, kernel, stride, padding)
         if holes.shape[1] > 1 and not torch.compiler.is_compiling():
-            _check_holes(holes, valid, after)
+            check_holes(holes, valid, after)
     else:
         y, _, after = OPERATOR(x, weight, bias, None, holes, stride, padding, False, False, route)
     return y, None if mask is None else after.view(mask.shape)
@@ -208,14 +210,8 @@ def _cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
-def _check_holes(holes: Tensor, valid: Tensor, after: Tensor) -> None:
-    if fault := fault_of_holes(holes, valid, after):
-        raise ValueError(fault)
-
-
 def _check_binary(mask: Tensor) -> None:
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError("mask: holds values other than 0 and 1")
+    refuse(((mask != 0) & (mask != 1)).any(), "mask: holds values other than 0 and 1")
 
 
 def _check(x, weight, bias, mask, stride, padding) -> None:

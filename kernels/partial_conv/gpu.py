@@ -22,7 +22,7 @@ from torch import Tensor
 
 from glance_fast.geometry import output_size
 from glance_fast.kernels.dispatch import configuration, memory_format, on_its_device, tf32_allowed, tuned
-from glance_fast.kernels.partial_conv.reference import clip, fault_of_holes, inside
+from glance_fast.kernels.partial_conv.reference import check_holes, clip, inside
 
 # Programs that fill the multiprocessors of a large GPU about twice.
 PROGRAMS = 264
@@ -565,8 +565,8 @@ def forward(
         memory_format=torch.channels_last if last else torch.contiguous_format
     )
     after = holes_after(masks, (h, w), (oh, ow), layer) if boxes else mask.new_empty(0, dtype=torch.int64)
-    if boxes and count > 1 and not inner and (fault := fault_of_holes(clip(mask, h, w), seen, after)):
-        raise ValueError(fault)
+    if boxes and count > 1 and not inner:
+        check_holes(clip(mask, h, w), seen, after)
     return y, seen, after
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glance_fast.geometry import output_size, shrink
+from glance_fast.kernels.dispatch import refuse
 
 
 def partial_conv2d_reference(
@@ -44,8 +45,9 @@ def inside(holes: Tensor, height: int, width: int) -> Tensor:
 def clip(holes: Tensor, height: int, width: int) -> Tensor:
     """Int64 [N, K, 4]: holes cut off at the border, the empty ones as zeros."""
     # Sums of sides and sizes do not fit into the narrow types.
-    holes = holes.long().clamp_min(0)
-    holes = torch.minimum(holes, holes.new_tensor([height, width, height, width]))
+    # Side by side, because numbers that are put into a tensor of a GPU wait for it.
+    sides = zip(holes.long().unbind(-1), (height, width, height, width), strict=True)
+    holes = torch.stack([side.clamp(0, most) for side, most in sides], dim=-1)
     empty = (holes[..., 2] <= holes[..., 0]) | (holes[..., 3] <= holes[..., 1])
     return holes.masked_fill(empty[..., None], 0)
 
@@ -60,8 +62,8 @@ def holes_after(
     return clip(torch.stack([top, left, bottom, right], dim=-1), *out)
 
 
-def fault_of_holes(holes: Tensor, valid: Tensor, after: Tensor) -> str:
-    """Why clipped holes [N, K, 4] cannot be carried on as boxes; empty if they can.
+def check_holes(holes: Tensor, valid: Tensor, after: Tensor) -> None:
+    """Refuse clipped holes [N, K, 4] that cannot be carried on as boxes.
 
     ``valid`` [N, 1, H', W'] is what is seen of the output, ``after`` [N, K, 4] its holes.
     """
@@ -72,11 +74,8 @@ def fault_of_holes(holes: Tensor, valid: Tensor, after: Tensor) -> str:
     low = torch.maximum(holes[:, :, None, :2], holes[:, None, :, :2])
     high = torch.minimum(holes[:, :, None, 2:], holes[:, None, :, 2:])
     common = (high - low).clamp_min(0).prod(-1)
-    if bool((common.sum((1, 2)) != areas(holes).sum(1)).any()):
-        return OVERLAP
-    if bool(((valid == 0).sum((1, 2, 3)) != areas(after).sum(1)).any()):
-        return TOGETHER
-    return ""
+    refuse((common.sum((1, 2)) != areas(holes).sum(1)).any(), OVERLAP)
+    refuse(((valid == 0).sum((1, 2, 3)) != areas(after).sum(1)).any(), TOGETHER)
 
 
 OVERLAP = "mask: holes of one image overlap; give disjoint boxes, or a mask [N, 1, H, W]"

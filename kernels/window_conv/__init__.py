@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from glance_fast.geometry import output_size
-from glance_fast.kernels.dispatch import choose_backend
+from glance_fast.kernels.dispatch import choose_backend, refuse
 from glance_fast.kernels.window_conv.cpu import window_conv2d_cpu
 from glance_fast.kernels.window_conv.reference import WindowedMap, window_conv2d_reference
 
@@ -89,7 +89,8 @@ def window_conv2d(
     TypeError
         An argument is no tensor, or has a dtype that does not fit.
     ValueError
-        A shape, a device, an index or ``backend`` does not fit; a tensor requires a gradient.
+        A shape, a device, an index or ``backend`` does not fit; a tensor requires a gradient. On a CUDA
+        device an index is not waited for: it fails there, as an assertion of the device, at a later call.
     """
     source = WindowedMap(base, window, window_origins)
     _check_tensors(source, weight, bias, holes, images, origins, residual)
@@ -225,7 +226,7 @@ def _check_layer(source, weight, bias, holes, origins, images, size, stride, pad
         raise ValueError(f"size: expected height and width within the output's {out}, got {size}")
     if max(base.shape[2] * base.shape[3], out[0] * out[1], count * size[0] * size[1]) > MOST:
         raise ValueError(f"base, size: a map or all outputs together have more than {MOST} places")
-    _check_places("images", images[:, None], (1,), (len(base),))
+    _check_places("images", images.unsqueeze(1), (1,), (len(base),))
     _check_places("origins", origins, size, out)
     _check_windows("window", "window_origins", source, count)
     if residual is not None:
@@ -251,8 +252,10 @@ def _check_windows(name: str, place: str, source: WindowedMap, count: int) -> No
 
 def _check_places(name: str, first: Tensor, lengths, limits) -> None:
     """Whether intervals of ``lengths`` that begin at ``first`` [P, axes] lie in [0, limits)."""
-    most = first.new_tensor([limit - length for length, limit in zip(lengths, limits, strict=True)])
-    if bool(((first < 0) | (first > most)).any()):
-        raise ValueError(
-            f"{name}: {tuple(lengths)} from there does not lie within {tuple(limits)} everywhere"
-        )
+    # Axis by axis, because numbers that are put into a tensor of a GPU wait for it.
+    axes = zip(first.unbind(1), lengths, limits, strict=True)
+    outside = [(start < 0) | (start > limit - length) for start, length, limit in axes]
+    refuse(
+        torch.stack(outside).any(),
+        f"{name}: {tuple(lengths)} from there does not lie within {tuple(limits)} everywhere",
+    )

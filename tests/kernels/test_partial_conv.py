@@ -228,10 +228,13 @@ def test_any_holes_in_the_triton_kernels(problem):
     for mine, theirs in zip(torch.autograd.grad(y, leaves, upstream), wanted, strict=True):
         assert relative_error(mine, theirs) <= TOLERANCES[torch.float32]
     try:
-        y_boxes, after_boxes = convolve(x, weight, bias, holes, stride, padding, "triton")
-    except ValueError as error:
-        assert "two holes together" in str(error)
+        convolve(x, weight, bias, holes, stride, padding, "cpu")
+    except ValueError:
+        if DEVICE == "cpu":
+            with pytest.raises(ValueError, match="two holes together"):
+                convolve(x, weight, bias, holes, stride, padding, "triton")
         return
+    y_boxes, after_boxes = convolve(x, weight, bias, holes, stride, padding, "triton")
     assert torch.equal(y_boxes, y)
     assert torch.equal(mask_of(after_boxes, y.shape[2:], torch.float64), valid)
 
@@ -661,7 +664,11 @@ def test_padding_as_wide_as_the_kernel_is_fine_without_holes():
     assert relative_error(y, expected) <= 2e-5 and (y[:, :, 0] == 0).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+# On a GPU the device asserts, after which nothing else would run.
+refusing = pytest.mark.parametrize("backend", BACKENDS if DEVICE == "cpu" else ("cpu", "reference"))
+
+
+@refusing
 @pytest.mark.parametrize(
     "holes",
     [[(0, 0, 5, 5), (4, 4, 8, 8)], [(1, 1, 4, 4)] * 2, [(0, 0, 8, 9), (2, 2, 3, 3)]],
@@ -674,7 +681,7 @@ def test_overlapping_holes_are_refused(holes, backend):
         convolve(**GOOD, mask=mask, padding=1, backend=backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@refusing
 @pytest.mark.parametrize(
     "holes",
     [[(0, 0, 8, 4), (0, 4, 8, 9)], [(0, 2, 2, 8), (2, 2, 8, 8)]],
