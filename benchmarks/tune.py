@@ -43,7 +43,11 @@ MENU = {"BLOCK_M": (64, 128, 256), "num_warps": (4, 8), "num_stages": (2, 3, 4)}
 LEAST = 16  # of a block, for tensor cores
 MOST_TILE = 256 * 128  # numbers of a tile's sum: more spill
 FASTER = 0.97  # of the time before, or it is noise
-ROUTE = "partial_conv_route"
+# The entry of who is faster at it, by operator, and a kernel that asks for the shape.
+ROUTES = {
+    "partial_conv2d": ("partial_conv_fwd_route", "partial_conv_fwd_kernel"),
+    "partial_conv2d backward": ("partial_conv_bwd_route", "partial_conv_bwd_dx_kernel"),
+}
 UNTUNED = ("holes_after_kernel",)  # a few integers
 
 PIECE = 8  # candidates that a process compiles at a time
@@ -356,18 +360,22 @@ def choose_routes(scene: Scene, table: dict, deadline: Deadline) -> None:
     with choosing() as chooser:
         for case in tunable(scene):
             routes = {OURS[name]: name for name in case.ours}
-            if case.operator != "partial_conv2d" or {"triton", "cudnn"} - set(routes) or deadline.left <= 0:
+            if case.operator not in ROUTES or {"triton", "cudnn"} - set(routes) or deadline.left <= 0:
                 continue
+            entry, kernel = ROUTES[case.operator]
             chooser.asked.clear()
             place = place_of(case, routes["triton"], scene.device)
             place.seconds()
-            shape = next(s for k, s in chooser.asked if k == "partial_conv_fwd_kernel")
-            if shape in table.get(ROUTE, {}):
+            shape = next(s for k, s in chooser.asked if k == kernel)
+            if shape in table.get(entry, {}):
                 continue
-            chooser.forced = {kernel: entries[shape] for kernel, entries in table.items() if shape in entries}
+            chooser.forced = {name: entries[shape] for name, entries in table.items() if shape in entries}
             one, library = place.seconds(), replace(place, version=routes["cudnn"]).seconds()
-            table.setdefault(ROUTE, {})[shape] = {"triton": int(one <= library)}
-            print(f"{shape}: one kernel {one * 1e6:.1f} µs, library {library * 1e6:.1f} µs", flush=True)
+            table.setdefault(entry, {})[shape] = {"triton": int(one <= library)}
+            print(
+                f"{case.operator} {shape}: one kernel {one * 1e6:.1f} µs, library {library * 1e6:.1f} µs",
+                flush=True,
+            )
 
 
 def write(path: Path, table: dict) -> None:

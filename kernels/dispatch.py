@@ -133,9 +133,13 @@ def configuration(tensor: Tensor, kernel: str, shape: str, otherwise: dict[str, 
     dict
         Keyword arguments of the launch.
     """
-    found = tuned(torch.cuda.get_device_name(tensor.device)) if tensor.is_cuda else {}
     # Said outright, because its default changes with Triton's version.
-    return {"enable_fp_fusion": True, **found.get(kernel, {}).get(shape, otherwise)}
+    return {"enable_fp_fusion": True, **table_of(tensor).get(kernel, {}).get(shape, otherwise)}
+
+
+def table_of(tensor: Tensor) -> dict[str, dict[str, dict[str, int]]]:
+    """The table of the device of a tensor; empty on a CPU."""
+    return tuned(torch.cuda.get_device_name(tensor.device)) if tensor.is_cuda else {}
 
 
 @cache
@@ -145,7 +149,14 @@ def tuned(device: str) -> dict[str, dict[str, dict[str, int]]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def memory_format(tensor: Tensor) -> torch.memory_format:
-    """Channels-last where a tensor [N, C, H, W] is that, else contiguous."""
-    last = tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+def memory_format(*tensors: Tensor) -> torch.memory_format:
+    """Channels-last where one of the tensors [N, C, H, W] is that, else contiguous.
+
+    Decided by strides that mean something: those of an axis of length 1 are whatever they are, and with one
+    channel or one pixel both formats are the same. Tracing takes such strides for no promise.
+    """
+
+    def last(x: Tensor) -> bool:
+        return x.shape[1] > 1 and any(x.shape[i] > 1 and x.stride(i) > x.stride(1) for i in (2, 3))
+
+    return torch.channels_last if any(map(last, tensors)) else torch.contiguous_format

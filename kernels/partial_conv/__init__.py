@@ -76,7 +76,7 @@ def partial_conv2d(
     """
     _check(x, weight, bias, mask, stride, padding)
     x, weight, bias = _cast(x, weight, bias)
-    route = choose_route(x, weight, mask, stride, padding, backend)
+    route = choose_route(x, mask, padding, backend)
     if mask is not None and mask.dim() == 4:
         if not torch.compiler.is_compiling():
             _check_binary(mask)
@@ -88,7 +88,7 @@ def partial_conv2d(
     if mask is None:
         holes = torch.zeros(len(x), 0, 4, dtype=torch.int64, device=x.device)
     else:
-        holes = mask.long() if mask.dim() == 3 else mask.long()[:, None]
+        holes = mask.long() if mask.dim() == 3 else mask.long().unsqueeze(1)
     if route == "reference":
         size, kernel = tuple(x.shape[-2:]), tuple(weight.shape[-2:])
         holes = clip(holes, *size)
@@ -137,26 +137,25 @@ def partial_conv2d_inner(
         int16 [N, 1, H', W'], sum(M); 0 in the holes of y.
     """
     x, weight, bias = _cast(x, weight, bias)
-    route = choose_route(x, weight, holes, stride, padding)
+    route = choose_route(x, holes, padding)
     y, seen, after = OPERATOR(x, weight, bias, residual, holes, stride, padding, relu, True, route)
     return y, after, seen
 
 
-def choose_route(
-    x: Tensor, weight: Tensor, mask: Tensor | None, stride: int, padding: int, backend: str = "auto"
-) -> str:
+def choose_route(x: Tensor, mask: Tensor | None, padding: int, backend: str = "auto") -> str:
     """Who computes a partial convolution of these tensors.
 
     Parameters
     ----------
-    x, weight, mask, stride, padding, backend
+    x, mask, padding, backend
         As for ``partial_conv2d``.
 
     Returns
     -------
-    {"reference", "cpu", "triton", "cudnn"}
-        "triton" is one kernel that does it all, "cudnn" a library convolution and a kernel for the rest;
-        on a CUDA device "auto" takes what ``python -m benchmarks.tune`` found faster there for the shape.
+    {"reference", "cpu", "triton", "auto"}
+        "triton" is one kernel that does it all. "auto" is that, or a library convolution and a kernel for
+        the rest, whichever ``python -m benchmarks.tune`` found faster on the device for the shape, forward
+        and backward each by itself.
 
     Raises
     ------
@@ -176,11 +175,7 @@ def choose_route(
         raise TypeError("x: float64 is not for the Triton kernels; use backend 'reference'")
     if len(x) * (x.shape[-2] + 2 * padding) * (x.shape[-1] + 2 * padding) >= 1 << 31:
         raise ValueError(f"x: {tuple(x.shape)} has 2^31 pixels or more; split the batch")
-    if backend == "triton":
-        return "triton"
-    from glance_fast.kernels.partial_conv import gpu
-
-    return gpu.faster_route(x, weight, stride)
+    return backend
 
 
 def inside_holes(holes: Tensor, height: int, width: int) -> Tensor:

@@ -205,7 +205,8 @@ def forward(
         raise ValueError(FAULTS[fault])
     if not inner:
         x = cleared(x, boxes)
-    y = F.conv2d(x, weight, bias, stride, padding)
+    # It is that already, but where torch reads something into strides that mean nothing.
+    y = F.conv2d(x, weight, bias, stride, padding).contiguous(memory_format=memory_format(x, weight))
     renormalise(rows_of(y), seen, full, wide_array(bias, y.dtype))
     if residual is not None:
         y += residual

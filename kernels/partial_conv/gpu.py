@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from glance_fast.geometry import output_size
-from glance_fast.kernels.dispatch import configuration, memory_format, on_its_device, tf32_allowed, tuned
+from glance_fast.kernels.dispatch import configuration, memory_format, on_its_device, table_of, tf32_allowed
 from glance_fast.kernels.partial_conv.reference import check_holes, clip, inside
 
 # Programs that fill the multiprocessors of a large GPU about twice.
@@ -441,16 +441,19 @@ def holes_after_kernel(
     tl.store(a_ptr + o * 4 + 3, tl.where(some, end_x, 0), mask=m)
 
 
-def faster_route(x: Tensor, weight: Tensor, stride: int) -> str:
-    """ "triton" or "cudnn": what the device's table says of the shape, else a guess.
+def by_library(x: Tensor, weight: Tensor, stride: int, route: str, direction: str) -> bool:
+    """Whether a library convolution is to do the sum, in the direction "fwd" or "bwd".
 
-    The guess: one kernel spares a trip of y through memory, which counts where matrix units make the sum
-    cheap; without them (fp32 with tf32 switched off) the library's sum is the faster one.
+    Where the route is "auto" the device's table says so of the shape, else a guess. Forward, one kernel
+    spares a trip of y through memory, which counts where matrix units make the sum cheap; without them (fp32
+    with tf32 switched off) the library's sum is the faster one. Backward, it is until measured.
     """
-    otherwise = {"triton": int(x.element_size() < 4 or tf32_allowed())}
-    found = tuned(torch.cuda.get_device_name(x.device)) if x.is_cuda else {}
-    shape = shape_of(x, weight, stride)
-    return "triton" if found.get("partial_conv_route", {}).get(shape, otherwise)["triton"] else "cudnn"
+    if route != "auto":
+        return route == "cudnn"
+    entry = table_of(x).get(f"partial_conv_{direction}_route", {}).get(shape_of(x, weight, stride))
+    if entry is not None:
+        return not entry["triton"]
+    return direction == "bwd" or not (x.element_size() < 4 or tf32_allowed())
 
 
 def shape_of(x: Tensor, weight: Tensor, stride: int) -> str:
@@ -560,10 +563,7 @@ def forward(
                 **layer, **flags, INNER=inner, ONE_TAP=c % tile["BLOCK_K"] == 0, PRECISION=precision(),
                 **tile,
             )  # fmt: skip
-    last = torch.channels_last in (memory_format(x), memory_format(weight))
-    y = y.permute(0, 3, 1, 2).contiguous(
-        memory_format=torch.channels_last if last else torch.contiguous_format
-    )
+    y = y.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(x, weight))
     after = holes_after(masks, (h, w), (oh, ow), layer) if boxes else mask.new_empty(0, dtype=torch.int64)
     if boxes and count > 1 and not inner:
         check_holes(clip(mask, h, w), seen, after)

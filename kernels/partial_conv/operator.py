@@ -7,9 +7,9 @@ a small layer; this costs 5 to 10.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from glance_fast.geometry import output_size
 from glance_fast.kernels.dispatch import memory_format
 from glance_fast.kernels.partial_conv import cpu
 
@@ -52,13 +52,14 @@ def forward(
         Int64 holes [N, K, 4], or a binary mask [N, 1, H, W] (not by route "cpu").
     inner : bool
         x is 0 in the holes, and they are disjoint, with space between them.
-    route : {"cpu", "triton", "cudnn"}
-        Who convolves.
+    route : {"cpu", "triton", "cudnn", "auto"}
+        Who convolves. "auto" is "triton" or "cudnn", the faster one on the device for the shape; forward and
+        backward each choose. They do it here, because what is traced must not read files.
 
     Returns
     -------
     y : Tensor
-        [N, O, H', W'], in x's memory format.
+        [N, O, H', W'], channels-last where x or weight is.
     seen : Tensor
         int16 [N, 1, H', W'], sum(M).
     after : Tensor
@@ -69,7 +70,7 @@ def forward(
         return cpu.forward(*arguments)
     from glance_fast.kernels.partial_conv import gpu
 
-    return gpu.forward(*arguments, route == "cudnn")
+    return gpu.forward(*arguments, gpu.by_library(x, weight, stride, route, "fwd"))
 
 
 def backward(
@@ -90,7 +91,7 @@ def backward(
         return cpu.backward(*arguments)
     from glance_fast.kernels.partial_conv import gpu
 
-    return gpu.backward(*arguments, route == "cudnn")
+    return gpu.backward(*arguments, gpu.by_library(x, weight, stride, route, "bwd"))
 
 
 class PartialConv2d(torch.autograd.Function):
@@ -144,9 +145,13 @@ class PartialConv2dBackward(torch.autograd.Function):
 
 
 def _fake_forward(x, weight, bias, residual, mask, stride, padding, relu, inner, route):
-    y = F.conv2d(x, weight, None, stride, padding)
-    seen = torch.empty_like(y[:, :1], dtype=torch.int16, memory_format=torch.contiguous_format)
-    after = torch.empty(mask.shape if mask.dim() == 3 else 0, dtype=torch.int64, device=x.device)
+    out = [output_size(s, k, stride, padding) for s, k in zip(x.shape[2:], weight.shape[2:], strict=True)]
+    # Not len(x), which would fix the number of images.
+    y = x.new_empty(x.shape[0], weight.shape[0], *out)
+    y = torch.empty_like(y, memory_format=memory_format(x, weight))
+    # Made of tensors, not for a device, which need not be there.
+    seen = x.new_empty(x.shape[0], 1, *out, dtype=torch.int16)
+    after = mask.new_empty(mask.shape if mask.dim() == 3 else 0, dtype=torch.int64)
     return y, seen, after
 
 
@@ -154,7 +159,7 @@ def _fake_backward(dy, x, weight, mask, seen, stride, padding, inner, needs, rou
     return (
         torch.empty_like(x, memory_format=memory_format(x)) if needs[0] else dy.new_empty(0),
         torch.empty_like(weight, memory_format=memory_format(weight)) if needs[1] else dy.new_empty(0),
-        dy.new_empty(len(weight)) if needs[2] else dy.new_empty(0),
+        dy.new_empty(weight.shape[0]) if needs[2] else dy.new_empty(0),
     )
 
 

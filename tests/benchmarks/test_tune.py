@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from benchmarks import tune
 from benchmarks.timing import Deadline
@@ -107,13 +109,52 @@ class TestFastest:
         assert winner({16: 1.0, 32: 0.5}, seconds=0) is None
 
 
+@dataclass
+class RoutedCase:
+    """A case of partial convolution; ``times`` are those of its two routes."""
+
+    operator: str
+    times: dict[str, float]
+    ours: tuple[str, ...] = ("ours, one kernel", "ours, library and epilogue")
+
+
+@dataclass
+class RoutedPlace:
+    case: RoutedCase
+    version: str
+
+    def seconds(self):
+        from glance_fast.kernels.partial_conv import gpu
+
+        for kernel in ("partial_conv_fwd_kernel", "partial_conv_bwd_dx_kernel"):
+            gpu.configuration(None, kernel, "a shape", START)
+        return self.case.times[self.version]
+
+
+def test_each_direction_has_a_route_of_its_own(monkeypatch):
+    one, library = RoutedCase("", {}).ours
+    found = [
+        RoutedCase("partial_conv2d", {one: 1.0, library: 2.0}),
+        RoutedCase("partial_conv2d backward", {one: 2.0, library: 1.0}),
+        RoutedCase("window_conv2d", {}),
+    ]
+    monkeypatch.setattr(tune, "tunable", lambda scene: found)
+    monkeypatch.setattr(tune, "place_of", lambda case, version, device: RoutedPlace(case, version))
+    table = {}
+    tune.choose_routes(SimpleNamespace(device=None), table, Deadline(60))
+    assert table == {
+        "partial_conv_fwd_route": {"a shape": {"triton": 1}},
+        "partial_conv_bwd_route": {"a shape": {"triton": 0}},
+    }
+
+
 class TestWrite:
     def test_entries_are_added_to_those_of_before(self, tmp_path):
         path = tmp_path / "tuned" / "A-GPU.json"
         tune.write(path, {"k": {"a": START}})
-        tune.write(path, {"k": {"b": START}, tune.ROUTE: {"a": {"triton": 1}}})
+        tune.write(path, {"k": {"b": START}, "partial_conv_fwd_route": {"a": {"triton": 1}}})
         assert json.loads(path.read_text(encoding="utf-8")) == {
-            "k": {"a": START, "b": START}, tune.ROUTE: {"a": {"triton": 1}}
+            "k": {"a": START, "b": START}, "partial_conv_fwd_route": {"a": {"triton": 1}}
         }  # fmt: skip
         assert [p.name for p in path.parent.iterdir()] == ["A-GPU.json"]
 

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 import glance_fast.kernels.partial_conv as module
 from glance_fast.kernels import partial_conv2d
-from glance_fast.kernels.partial_conv import choose_route, inside_holes, partial_conv2d_inner
+from glance_fast.kernels.partial_conv import choose_route, gpu, inside_holes, partial_conv2d_inner
 from glance_fast.kernels.partial_conv.operator import BACKWARD, OPERATOR
 from glance_fast.kernels.partial_conv.reference import partial_conv2d_reference
 
@@ -299,6 +300,41 @@ def test_opcheck(route):
     )
 
 
+LAYOUTS = {
+    "one-channel": ((2, 1, 9, 8), (4, 1, 3, 3)),
+    "one-output": ((2, 3, 9, 8), (1, 3, 3, 3)),
+    "1x1": ((2, 3, 9, 8), (4, 3, 1, 1)),
+    "one-pixel": ((2, 3, 1, 1), (4, 3, 3, 3)),
+    "one-row-left": ((2, 3, 3, 8), (4, 3, 3, 3)),
+    "no-images": ((0, 3, 9, 8), (4, 3, 3, 3)),
+    "plain": ((2, 3, 9, 8), (4, 3, 3, 3)),
+}
+FORMATS = {
+    "contiguous": lambda t: t.contiguous(),
+    # Also in strides that mean nothing.
+    "last": lambda t: torch.empty(t.shape, dtype=t.dtype, memory_format=torch.channels_last).copy_(t),
+    "part-of-last": lambda t: F.pad(t, (0, 2)).to(memory_format=torch.channels_last)[..., :-2],
+}
+
+
+@pytest.mark.parametrize(
+    "formats", [("contiguous", "contiguous"), ("last", "last"), ("part-of-last", "contiguous")], ids=" ".join
+)
+@pytest.mark.parametrize("shapes", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("route", ["cpu", "triton", "cudnn"])
+def test_strides_are_those_that_tracing_expects(route, shapes, formats):
+    x, weight = (FORMATS[f](torch.randn(s)) for f, s in zip(formats, shapes, strict=True))
+    padding = 1 if min(x.shape[2:]) < 3 else 0
+    x, weight, holes = (
+        t.to("cpu" if route == "cpu" else DEVICE) for t in (x, weight, torch.zeros(len(x), 1, 4).long())
+    )
+    forward = (x, weight, None, None, holes, 1, padding, False, True, route)
+    torch.library.opcheck(OPERATOR, forward, test_utils="test_faketensor")
+    y, seen, _ = OPERATOR(*forward)
+    backward = (torch.ones_like(y), x, weight, holes, seen, 1, padding, True, [True] * 3, route)
+    torch.library.opcheck(BACKWARD, backward, test_utils="test_faketensor")
+
+
 @pytest.mark.parametrize("form", ["box", "none", "mask"])
 def test_compile_and_export_pass_through(form):
     x, weight, bias = tensors(2, 5, 6, (13, 11), (3, 3))
@@ -329,11 +365,66 @@ def test_a_second_derivative_is_refused():
 
 
 def test_the_route_can_be_asked_for():
-    x, weight, _ = tensors(1, 2, 3, (8, 8), (3, 3))
-    mask = torch.ones(1, 1, 8, 8)
-    assert choose_route(x, weight, None, 1, 1) == "cpu"
-    assert choose_route(x, weight, mask, 1, 1) == "reference"
-    assert choose_route(x.to("meta"), weight.to("meta"), None, 1, 1) == "reference"
+    x, mask = torch.ones(1, 2, 8, 8), torch.ones(1, 1, 8, 8)
+    assert choose_route(x, None, 1) == "cpu"
+    assert choose_route(x, mask, 1) == "reference"
+    assert choose_route(x.to("meta"), None, 1) == "reference"
+    with FakeTensorMode():
+        assert choose_route(torch.ones(1, 2, 8, 8, device="cuda"), None, 1) == "auto"
+        assert choose_route(torch.ones(1, 2, 8, 8, device="cuda"), None, 1, "triton") == "triton"
+
+
+@pytest.mark.parametrize("form", ["holes", "mask", "none"])
+def test_tracing_for_a_gpu_reads_no_files_and_no_settings(form):
+    """Of a GPU that need not be there: all that is traced are shapes."""
+
+    def layer(x, weight, mask):
+        return partial_conv2d(x, weight, None, mask, 2, 1)[0].relu()
+
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return graph
+
+    with FakeTensorMode():
+        x, weight = torch.empty(2, 5, 13, 11, device="cuda"), torch.empty(6, 5, 3, 3, device="cuda")
+        holes, mask = (
+            torch.empty(2, 4, dtype=torch.int64, device="cuda"),
+            torch.empty(2, 1, 13, 11, device="cuda"),
+        )
+        mask = {"holes": holes, "mask": mask, "none": None}[form]
+        y = torch.compile(layer, backend=keep, fullgraph=True)(x, weight, mask)
+    assert y.shape == (2, 6, 7, 6) and y.device.type == "cuda"
+    assert len(graphs) == 1 and "glance_fast.partial_conv2d.default" in graphs[0]
+
+
+@pytest.mark.parametrize(
+    ("table", "taken"),
+    [
+        ({}, ["triton", "library"]),
+        ({"partial_conv_fwd_route": 0, "partial_conv_bwd_route": 1}, ["library", "triton"]),
+        ({"partial_conv_bwd_route": 0}, ["triton", "library"]),
+    ],
+    ids=["no-table", "table", "half-a-table"],
+)
+def test_forward_and_backward_choose_each_by_itself(monkeypatch, table, taken):
+    arguments = operator_arguments("auto")
+    shape = gpu.shape_of(*arguments[:2], arguments[5])
+    table = {name: {shape: {"triton": value}} for name, value in table.items()}
+    monkeypatch.setattr(gpu, "table_of", lambda _: table)
+    monkeypatch.setattr(gpu, "tf32_allowed", lambda: True)
+    found = []
+    for direction in ("forward", "backward"):
+        run = getattr(gpu, direction)
+
+        def note(*inputs, run=run):
+            found.append("library" if inputs[-1] else "triton")
+            return run(*inputs)
+
+        monkeypatch.setattr(gpu, direction, note)
+    OPERATOR(*arguments)[0].sum().backward()
+    assert found == taken
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="takes 5 GB there; here the memory is never touched")

@@ -333,6 +333,33 @@ def test_only_the_gradients_that_are_asked_for(route, wanted):
         assert torch.equal(gradient, every[i])
 
 
+@pytest.mark.parametrize("last", [True, False], ids=["last", "contiguous"])
+@pytest.mark.parametrize(
+    ("channels", "outputs", "size", "images"),
+    [
+        (1, 4, (7, 6), 2),
+        (3, 1, (7, 6), 2),
+        (1, 1, (7, 6), 2),
+        (3, 4, (3, 3), 2),
+        (3, 4, (7, 3), 1),
+        (3, 4, (7, 6), 0),
+    ],
+    ids=["one-channel", "one-output", "one-of-both", "one-pixel-left", "one-column-left", "no-images"],
+)
+@pytest.mark.parametrize("route", ["cpu", "triton"])
+def test_strides_are_those_that_tracing_expects(route, channels, outputs, size, images, last):
+    inputs, geometry = tensors(images, channels, outputs, size, (3, 3), (1, 1), 1, (0, 0), (2,))
+    x, *weights = (t.to(DEVICE if route == "triton" else "cpu") for t in inputs)
+    if last:
+        # Also in strides that mean nothing.
+        x = torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
+    arguments = (x, *weights, *geometry, False, route)
+    torch.library.opcheck(OPERATOR, arguments, test_utils="test_faketensor")
+    dy = torch.ones_like(OPERATOR(*arguments))
+    backward = (dy, x, weights[0], weights[2], *geometry, [True] * 4, route)
+    torch.library.opcheck(BACKWARD, backward, test_utils="test_faketensor")
+
+
 @pytest.mark.parametrize("route", ["cpu", "triton"])
 def test_opcheck(route):
     arguments = arguments_of(route)
