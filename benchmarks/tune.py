@@ -150,6 +150,14 @@ class Verdict:
     why: str
 
 
+def target_of(capability: tuple[int, int]) -> str:
+    """What to compile for on a device of that compute capability: itself, or the nearest below."""
+    name = "sm_{}{}".format(*capability)
+    if name in ahead_of_time.THREADS:
+        return name
+    return "sm_90" if capability >= (9, 0) else "sm_80"
+
+
 def compile_scene() -> Scene:
     """The default net on a CPU, whose launches are compiled and not run; types alone count."""
     return replace(on_gpu(), device=torch.device("cpu"), maps=8, compiled=False)
@@ -207,14 +215,14 @@ def asked_by(case: Case, version: str, device: torch.device) -> dict[tuple[str, 
     return {asked: otherwise for asked, otherwise in chooser.asked.items() if asked[0] not in UNTUNED}
 
 
-def questions(key_part: str) -> dict[Question, Configuration]:
+def questions(key_part: str, target: str) -> dict[Question, Configuration]:
     """What is asked for in the compile scene, and what it would be by itself."""
     found: dict[Question, Configuration] = {}
     seen: set[tuple[str, str]] = set()
     for case in tunable(compile_scene()):
         if key_part in key_of(case):
             for version in case.ours:
-                with ahead_of_time.compiling("sm_90"):
+                with ahead_of_time.compiling(target):
                     asked = asked_by(case, version, torch.device("cpu"))
                 # Layers that share a name of a shape share an entry.
                 found |= {(key_of(case), version, k): o for (k, s), o in asked.items() if (k, s) not in seen}
@@ -227,7 +235,7 @@ def judge_all(key_part: str, target: str, limit: int, workers: int) -> dict[Ques
     # Short pieces, so that no process is left with a long one at the end.
     pieces = [
         (question, tried[i : i + PIECE])
-        for question, otherwise in questions(key_part).items()
+        for question, otherwise in questions(key_part, target).items()
         for tried in [candidates(otherwise)[:limit]]
         for i in range(0, len(tried), PIECE)
     ]
@@ -379,10 +387,12 @@ def choose_routes(scene: Scene, table: dict, deadline: Deadline) -> None:
 
 
 def write(path: Path, table: dict) -> None:
-    """Put entries into the device's file, over those of before."""
+    """Put entries into the device's file, over those that were made for the same kernels and Triton."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if before.get("made_for") != dispatch.made_for():
+        before = {"made_for": dispatch.made_for(), "configurations": {}}
     for kernel, entries in table.items():
-        before.setdefault(kernel, {}).update(entries)
+        before["configurations"].setdefault(kernel, {}).update(entries)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(before, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -399,7 +409,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, default=72, help="most candidates of a kernel and a shape")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds")
     parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 16), help="compilers")
-    parser.add_argument("--target", choices=("sm_80", "sm_90"), help="with --dry; default sm_90")
+    parser.add_argument("--target", choices=tuple(ahead_of_time.THREADS), help="with --dry; default sm_90")
     parser.add_argument("--out", type=Path, help="default: kernels/tuned/<Device-Name>.json")
     options = parser.parse_args(arguments)
     # The interpreter compiles nothing. Read when a kernel is defined: no launcher is imported yet.
@@ -409,7 +419,7 @@ def main(arguments: list[str] | None = None) -> None:
     deadline, started = Deadline(options.budget), time.monotonic()
     target = options.target or "sm_90"
     if not options.dry:
-        target = "sm_90" if torch.cuda.get_device_capability() >= (9, 0) else "sm_80"
+        target = target_of(torch.cuda.get_device_capability())
     verdicts = judge_all(options.case, target, options.limit, options.workers)
     if options.dry:
         list_verdicts(verdicts)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import sys
 from collections.abc import Callable
 from functools import cache, wraps
@@ -16,6 +18,7 @@ from torch import Tensor
 BACKENDS = ("auto", "reference", "cpu", "triton")
 # One file a device, written by ``python -m benchmarks.tune`` on it.
 TUNED = Path(__file__).parent / "tuned"
+LOGGER = logging.getLogger("glance_fast")
 
 
 def interpreting() -> bool:
@@ -144,9 +147,36 @@ def table_of(tensor: Tensor) -> dict[str, dict[str, dict[str, int]]]:
 
 @cache
 def tuned(device: str) -> dict[str, dict[str, dict[str, int]]]:
-    """The table of a device by its name: kernel, then shape, then configuration; empty if there is none."""
+    """The table of a device by its name: kernel, then shape, then configuration; empty if there is none.
+
+    Neither is there one for kernels that have changed since, or another Triton: their fastest blocks are
+    others, and what fitted may not. A warning says so.
+    """
     path = TUNED / f"{device.replace(' ', '-')}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    table, here = json.loads(path.read_text(encoding="utf-8")), made_for()
+    there = table.get("made_for", {})
+    if there != here:
+        differs = ", ".join(
+            f"{name} {there.get(name)}, here {here[name]}" for name in here if there.get(name) != here[name]
+        )
+        LOGGER.warning("%s is ignored: made for %s; python -m benchmarks.tune makes it anew", path, differs)
+        return {}
+    return table["configurations"]
+
+
+@cache
+def made_for() -> dict[str, str]:
+    """What a table of tuned configurations is good for: Triton's version, and the kernels' source."""
+    import triton
+
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted([*folder.glob("*/gpu*.py"), *folder.glob("tf32.py")]):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(path.read_text(encoding="utf-8").encode())
+    return {"triton": triton.__version__, "kernels": digest.hexdigest()[:16]}
 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:

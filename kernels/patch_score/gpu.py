@@ -255,6 +255,13 @@ def _padded(size: int) -> int:
     return max(LEAST, triton.next_power_of_2(size))
 
 
+def _form(whitening: Tensor | None) -> str:
+    """Of the whitening, in the name of a shape: its numbers are what fills the shared memory."""
+    if whitening is None:
+        return "no matrix"
+    return f"{str(whitening.dtype).removeprefix('torch.')} {'one' if whitening.dim() == 2 else 'by patch'}"
+
+
 @on_its_device
 def score_patches_gpu(
     local: Tensor,
@@ -280,7 +287,7 @@ def score_patches_gpu(
     blocks = configuration(
         local,
         "patch_score_fwd_kernel",
-        f"{images}x{patches}x{features}x{units}",
+        f"{images}x{patches}x{features}x{units} {_form(whitening)}",
         _blocks(images, patches, features, units, 2 if whitening is None else whitening.element_size()),
     )
     tiles = triton.cdiv(patches, blocks["BLOCK_P"]) * triton.cdiv(images, blocks["BLOCK_B"])

@@ -213,6 +213,14 @@ def heuristic(
     return {"BLOCK_M": 128, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4, "num_stages": 3}
 
 
+def shape_of(weight: Tensor, stride: int, size: tuple[int, int], packed: bool, windows: bool) -> str:
+    """The name of a shape in the table of tuned configurations."""
+    outputs, channels, *kernel = weight.shape
+    layer = f"{channels}>{outputs} {kernel[0]}x{kernel[1]}/{stride} to {size[0]}x{size[1]}"
+    dtype = str(weight.dtype).removeprefix("torch.")
+    return f"{dtype} {layer}{' packed' if packed else ''}{' of windows' if windows else ''}"
+
+
 @on_its_device
 def window_conv2d_triton(
     source: WindowedMap,
@@ -244,7 +252,7 @@ def window_conv2d_triton(
     chosen = configuration(
         base,
         "window_conv_fwd_kernel",
-        f"{channels}>{outputs} {kernel[0]}x{kernel[1]}/{stride} {str(base.dtype).removeprefix('torch.')}",
+        shape_of(weight, stride, size, packed, window is not None),
         heuristic(channels, outputs, base.itemsize, packed, window is not None, matrix),
     )
     grid = (triton.cdiv(rows, chosen["BLOCK_M"]), triton.cdiv(outputs, chosen["BLOCK_N"]))

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+import torch
+
 from benchmarks import tune
 from benchmarks.timing import Deadline
 
@@ -21,6 +24,15 @@ def compile_only(*arguments: str) -> subprocess.CompletedProcess:
     env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
+
+
+def read(path: Path) -> dict:
+    """The configurations of a table that was made here."""
+    from glance_fast.kernels import dispatch
+
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found.keys() == {"made_for", "configurations"} and found["made_for"] == dispatch.made_for()
+    return found["configurations"]
 
 
 class TestCandidates:
@@ -43,8 +55,6 @@ class TestCandidates:
 
 class TestChooser:
     def test_answers_stand_in_and_leave_again(self):
-        import torch
-
         from glance_fast.kernels import dispatch
         from glance_fast.kernels.partial_conv import gpu
 
@@ -153,9 +163,7 @@ class TestWrite:
         path = tmp_path / "tuned" / "A-GPU.json"
         tune.write(path, {"k": {"a": START}})
         tune.write(path, {"k": {"b": START}, "partial_conv_fwd_route": {"a": {"triton": 1}}})
-        assert json.loads(path.read_text(encoding="utf-8")) == {
-            "k": {"a": START, "b": START}, "partial_conv_fwd_route": {"a": {"triton": 1}}
-        }  # fmt: skip
+        assert read(path) == {"k": {"a": START, "b": START}, "partial_conv_fwd_route": {"a": {"triton": 1}}}
         assert [p.name for p in path.parent.iterdir()] == ["A-GPU.json"]
 
     def test_dispatch_reads_what_is_written(self, tmp_path, monkeypatch):
@@ -163,9 +171,70 @@ class TestWrite:
 
         monkeypatch.setattr(dispatch, "TUNED", tmp_path)
         tune.write(tmp_path / "A-GPU.json", {"k": {"a": START}})
-        dispatch.tuned.cache_clear()
-        assert dispatch.tuned("A GPU") == {"k": {"a": START}}
-        dispatch.tuned.cache_clear()
+        # Not from the cache, which would remember it.
+        assert dispatch.tuned.__wrapped__("A GPU") == {"k": {"a": START}}
+        assert dispatch.tuned.__wrapped__("B GPU") == {}
+
+    @pytest.mark.parametrize("changed", ["triton", "kernels", "all"])
+    def test_a_table_of_other_kernels_is_ignored_with_a_warning(self, tmp_path, monkeypatch, caplog, changed):
+        from glance_fast.kernels import dispatch
+
+        monkeypatch.setattr(dispatch, "TUNED", tmp_path)
+        path, here = tmp_path / "A-GPU.json", dispatch.made_for()
+        tune.write(path, {"k": {"a": START}})
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found["made_for"] = {} if changed == "all" else {**here, changed: "another"}
+        path.write_text(json.dumps(found), encoding="utf-8")
+        assert dispatch.tuned.__wrapped__("A GPU") == {}
+        (record,) = caplog.records
+        there = None if changed == "all" else "another"
+        assert record.name == "glance_fast" and record.levelname == "WARNING"
+        assert "A-GPU.json is ignored: made for" in record.message and "benchmarks.tune" in record.message
+        for name in here:
+            said = f"{name} {there}, here {here[name]}" in record.message
+            assert said == (changed in (name, "all"))
+        # And nothing of it is kept.
+        tune.write(path, {"k": {"b": START}})
+        assert read(path) == {"k": {"b": START}}
+
+    def test_another_source_has_another_name(self, tmp_path, monkeypatch):
+        from glance_fast.kernels import dispatch
+
+        folder = Path(dispatch.__file__).parent
+        names = ["tf32.py", *(p.relative_to(folder) for p in folder.glob("*/gpu.py"))]
+        monkeypatch.setattr(dispatch, "__file__", str(tmp_path / "dispatch.py"))
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text((folder / name).read_text())
+        found = [dispatch.made_for.__wrapped__()]
+        for name in names:
+            (tmp_path / name).write_text((folder / name).read_text() + "X = 1\n")
+            found.append(dispatch.made_for.__wrapped__())
+        assert found[0] == dispatch.made_for() and len({f["kernels"] for f in found}) == len(found)
+
+
+def test_what_is_tuned_has_a_name_of_its_own():
+    from glance_fast.kernels.patch_score import gpu as patch_score
+    from glance_fast.kernels.window_conv import gpu as window_conv
+
+    weight, matrix = torch.zeros(64, 32, 3, 3), torch.zeros(4, 8, 8)
+    windows = [
+        (weight, 1, (6, 6), False, False),
+        (weight, 2, (6, 6), False, False),
+        (weight, 1, (6, 8), False, False),
+        (weight, 1, (6, 6), True, False),
+        (weight, 1, (6, 6), False, True),
+        (weight.half(), 1, (6, 6), False, False),
+    ]
+    assert len({window_conv.shape_of(*w) for w in windows}) == len(windows)
+    forms = [None, matrix, matrix[0], matrix.half()]
+    assert len({patch_score._form(f) for f in forms}) == len(forms)
+
+
+def test_candidates_are_compiled_for_the_card():
+    pairs = {(8, 0): "sm_80", (8, 6): "sm_86", (8, 7): "sm_80", (8, 9): "sm_89", (9, 0): "sm_90"}
+    pairs |= {(10, 0): "sm_90", (12, 0): "sm_120"}
+    assert {capability: tune.target_of(capability) for capability in pairs} == pairs
 
 
 class TestCompiler:
