@@ -41,7 +41,8 @@ def test_our_own_work_is_part_of_all():
     before = machine.processor_time()
     sum(i * i for i in range(3_000_000))
     elapsed, busy, ours = (b - a for a, b in zip(before, machine.processor_time(), strict=True))
-    assert ours > 0 and elapsed >= 0 and busy >= 0
+    # The processors' clock ticks a hundred times a second.
+    assert 0 < ours <= busy + 0.05 and busy <= elapsed + 0.05
 
 
 def test_everything_is_measured_and_written(monkeypatch, tmp_path, capsys):
