@@ -8,8 +8,19 @@ import torch
 from glance_fast.errors import UserError
 
 
-def pick_device(name: str) -> torch.device:
-    """``"auto"`` to a CUDA device where there is one; any other name as it is.
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """The one rule for devices: whatever trains or scores takes what this gives.
+
+    Parameters
+    ----------
+    name : str or torch.device
+        "auto" is a CUDA device where there is one, and the CPU where there is none; "cpu", "cuda" and such as
+        "cuda:1" are what they are.
+
+    Returns
+    -------
+    torch.device
+        One with a number becomes the current device, on which Triton's kernels run.
 
     Raises
     ------
@@ -26,6 +37,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device {name}: not supported; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name}: this PyTorch ({torch.__version__}) finds no CUDA device")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 
@@ -59,8 +72,7 @@ def device_of_process(name: str, local_rank: int, processes: int) -> str:
                 f"device {name}: {processes} processes, but this machine's CUDA devices number {devices}; "
                 f"give torchrun --nproc-per-node {devices}, or the CPU"
             )
-        device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
+        device = pick_device(f"cuda:{local_rank}")
     return str(device)
 
 

@@ -34,7 +34,10 @@ def weights(model: Glance) -> dict[str, Tensor]:
 
 
 def load(
-    run: str | Path, device: str = "auto", precision: str = "auto", memory_mib: int | None = None
+    run: str | Path,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    memory_mib: int | None = None,
 ) -> Glance:
     """Read a trained model.
 
@@ -42,7 +45,7 @@ def load(
     ----------
     run : path
         A folder that ``glance-fast train`` wrote.
-    device : str
+    device : str or torch.device
         "auto" (CUDA where there is one), "cpu" or "cuda".
     precision : {"auto", "fp32", "bf16"}
         In which it scores unless told otherwise; "auto" is fp32.
@@ -101,6 +104,4 @@ def load(
     model.calibration = calibration
     model.load_state_dict(tensors | {CALIBRATION_STATE: model.get_extra_state()})
     model.precision, model.memory_mib = precision, memory_mib
-    if chosen.index is not None:
-        torch.cuda.set_device(chosen)
     return model.to(chosen).eval()

@@ -77,5 +77,5 @@ def masked_run(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _trained(settings: dict, parts: Path, run: Path) -> Path:
-    fit(normal_images(parts), run, Config(**settings), reporter=Reporter(Console(quiet=True)))
+    fit(normal_images(parts), run, Config(**settings), device="cpu", reporter=Reporter(Console(quiet=True)))
     return run

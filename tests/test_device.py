@@ -1,5 +1,6 @@
 """Which device a process takes, and how many threads."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -7,8 +8,14 @@ import sys
 import pytest
 import torch
 
+import glance_fast
 from glance_fast import UserError
-from glance_fast.device import device_of_process
+from glance_fast.device import device_of_process, pick_device
+from glance_fast.jobs.demo import run_demo
+from glance_fast.jobs.folder import score_folder
+from glance_fast.jobs.recalibrate import calibrate_run
+from glance_fast.training.distill import distill_global_start, distill_local
+from glance_fast.training.fit import fit
 
 
 @pytest.fixture
@@ -19,6 +26,43 @@ def two_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
     return current
+
+
+ENTRIES = (
+    glance_fast.load,
+    glance_fast.fit,
+    fit,
+    distill_local,
+    distill_global_start,
+    run_demo,
+    calibrate_run,
+    score_folder,
+)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.__module__}.{entry.__name__}")
+def test_one_rule_for_devices(entry):
+    assert inspect.signature(entry).parameters["device"].default == "auto"
+
+
+def test_auto_takes_cuda_where_there_is_one(two_devices, monkeypatch):
+    assert pick_device() == pick_device("cuda") == torch.device("cuda") and not two_devices
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device() == pick_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:1", torch.device("cuda", 1)])
+def test_a_device_with_a_number_becomes_the_current_one(two_devices, name):
+    assert pick_device(name) == torch.device("cuda:1") and two_devices == ["cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("tpu9", "no such device; use auto, cpu or cuda"), ("meta", "not supported; use auto, cpu or cuda")],
+)
+def test_devices_that_there_are_not(name, words):
+    with pytest.raises(UserError, match=f"^device {name}: {words}"):
+        pick_device(name)
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from glance_fast.cli.console import console, tell
-from glance_fast.cli.options import Overwrite, Quiet, Resume
+from glance_fast.cli.options import Device, Overwrite, Quiet, Resume
 from glance_fast.errors import UserError
 from glance_fast.jobs.output import one_of
 
@@ -44,6 +44,7 @@ def distill(
     ] = StudentKind.local32,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of everything random.")] = 0,
+    device: Device = "auto",
     resume: Resume = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -57,6 +58,7 @@ def distill(
     [dim]glance-fast distill photos --out local-32.safetensors[/dim]
     """
     from glance_fast.data.folders import list_images
+    from glance_fast.device import pick_device
     from glance_fast.nets.builtin import builtin_teacher
     from glance_fast.nets.teacher import load_teacher
     from glance_fast.progress import Reporter
@@ -80,10 +82,11 @@ def distill(
     if student is not StudentKind.global_:
         teacher = load_teacher(teacher_weights) if teacher_weights else builtin_teacher()
     paths = list_images(images)
+    chosen = pick_device(device)
     if overwrite and work.exists():
         shutil.rmtree(work)
     with Reporter(console) as reporter:
-        how = {"steps": steps, "seed": seed, "reporter": reporter}
+        how = {"steps": steps, "seed": seed, "reporter": reporter, "device": chosen}
         if teacher is None:
             figures = distill_global_start(paths, out, work, **how)
         else:

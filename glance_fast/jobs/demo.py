@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from glance_fast.config import Config
 from glance_fast.data.demo import TEXTURES, build_demo
@@ -25,7 +26,14 @@ CONFIG = Config(
 METRICS = ("pro", "pixel_auroc", "image_auroc")
 
 
-def run_demo(out: Path, reporter: Reporter, config: Config = CONFIG, **counts: int) -> dict[str, dict]:
+def run_demo(
+    out: Path,
+    reporter: Reporter,
+    config: Config = CONFIG,
+    *,
+    device: str | torch.device = "auto",
+    **counts: int,
+) -> dict[str, dict]:
     """Build the data, and train, score and evaluate a model for every texture.
 
     Writes ``out/data/<texture>``, ``out/runs/<texture>``, ``out/results/<texture>``, ``out/report.html`` and
@@ -39,6 +47,8 @@ def run_demo(out: Path, reporter: Reporter, config: Config = CONFIG, **counts: i
         Shows progress.
     config : Config
         Settings of the trainings.
+    device : str or torch.device
+        "auto" (CUDA where there is one), "cpu" or "cuda".
     **counts : int
         Passed on to ``build_demo``: train, good, per_defect.
 
@@ -53,7 +63,7 @@ def run_demo(out: Path, reporter: Reporter, config: Config = CONFIG, **counts: i
     for texture in TEXTURES:
         reporter.say(f"- {texture} -")
         data = out / "data" / texture
-        model = fit(normal_images(data), out / "runs" / texture, config, reporter=reporter)
+        model = fit(normal_images(data), out / "runs" / texture, config, reporter=reporter, device=device)
         with reporter.task("evaluating", None) as advance:
             results[texture] = evaluate(model, data, out / "results" / texture, progress=advance)
     results["overall"] = {name: float(np.mean([results[t][name] for t in TEXTURES])) for name in METRICS}

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from glance_fast.calibration import Calibration, with_thresholds
@@ -28,7 +29,7 @@ def calibrate_run(
     good: str | Path | None = None,
     false_alarms: float | None = None,
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     memory_mib: int | None = None,
     reporter: Reporter | None = None,
 ) -> Calibration:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from rich.console import Console
 
 from glance_fast.config import Config
@@ -75,7 +76,7 @@ def fit(
     config: Config | None = None,
     out: str | Path | None = None,
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     memory_mib: int | None = None,
     callback: Callable[[Event], None] | None = None,
 ) -> Glance:
@@ -90,7 +91,7 @@ def fit(
         Settings; the defaults if not given.
     out : path, optional
         Run folder to write. A training in it that was broken off goes on. Nothing is kept if not given.
-    device : str
+    device : str or torch.device
         "auto" (CUDA where there is one), "cpu" or "cuda".
     memory_mib : int, optional
         That calibration may take beside the model, as for ``load``.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
-from glance_fast.device import has_bf16
+from glance_fast.device import has_bf16, pick_device
 from glance_fast.errors import UserError
 from glance_fast.nets.global_start import GlobalStart
 from glance_fast.nets.preprocess import to_input
@@ -113,6 +113,7 @@ def distill_local(
     steps: int,
     seed: int,
     reporter: Reporter,
+    device: str | torch.device = "auto",
 ) -> str:
     """Make a Local-Net from photographs: ``glance-fast distill --student local-32``.
 
@@ -132,6 +133,8 @@ def distill_local(
         Of the training.
     reporter : Reporter
         Shows progress.
+    device : str or torch.device
+        "auto" (CUDA where there is one), "cpu" or "cuda".
 
     Returns
     -------
@@ -141,14 +144,16 @@ def distill_local(
     Raises
     ------
     UserError
-        Fewer than 16 photographs can be read, or something cannot be written.
+        Fewer than 16 photographs can be read, the device is not to be had, or something cannot be written.
     """
+    device = pick_device(device)
     with _open(paths, seed, reporter) as photographs:
         student = Student(patch)
         student.local.start_from(teacher)
+        student, teacher = student.to(device), teacher.to(device)
         sample = torch.from_numpy(photographs.cache.batch(photographs.train[:SAMPLE]))
         student.measure_teacher(teacher, sample)
-        how = {"steps": steps, "seed": seed, "bf16": has_bf16(torch.device("cpu"))}
+        how = {"steps": steps, "seed": seed, "bf16": has_bf16(device)}
         loss = _train(local_stage(f"local-{patch}", student, teacher, photographs, **how), work, reporter)
         student.whiten(sample)
         notes = {"teacher": "ResNet-18, ImageNet", "photographs": len(photographs.cache)}
@@ -158,16 +163,24 @@ def distill_local(
 
 
 def distill_global_start(
-    paths: Sequence[Path], out: Path, work: Path, *, steps: int, seed: int, reporter: Reporter
+    paths: Sequence[Path],
+    out: Path,
+    work: Path,
+    *,
+    steps: int,
+    seed: int,
+    reporter: Reporter,
+    device: str | torch.device = "auto",
 ) -> str:
     """Make the masked Global-Net's start from photographs: ``glance-fast distill --student global``.
 
     It learns from the built-in Local-Nets. Parameters, what is returned and errors are as for
     `distill_local`.
     """
+    device = pick_device(device)
     with _open(paths, seed, reporter) as photographs:
-        start = GlobalStart(Config(net="pyramid").patches)
-        how = {"steps": steps, "seed": seed, "bf16": has_bf16(torch.device("cpu"))}
+        start = GlobalStart(Config(net="pyramid").patches).to(device)
+        how = {"steps": steps, "seed": seed, "bf16": has_bf16(device)}
         loss = _train(global_start_stage(start, *photographs, symmetry=MIRRORS, **how), work, reporter)
         notes = {"teacher": "the built-in Local-Nets", "photographs": len(photographs.cache)}
         start.save(out, notes | {"steps": steps, "seed": seed, "held_out_loss": loss})

@@ -16,7 +16,7 @@ from glance_fast.calibration import promise
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.files import write_text
-from glance_fast.device import has_bf16
+from glance_fast.device import has_bf16, pick_device
 from glance_fast.errors import UserError
 from glance_fast.model import Glance
 from glance_fast.nets.builtin import builtin_local_net, builtin_teacher, start_global_net
@@ -44,7 +44,7 @@ def fit(
     config: Config,
     *,
     reporter: Reporter,
-    device: torch.device | None = None,
+    device: str | torch.device = "auto",
     local_nets: Sequence[Path] = (),
     teacher: Teacher | None = None,
     memory_mib: int | None = None,
@@ -64,8 +64,8 @@ def fit(
         Settings.
     reporter : Reporter
         Shows progress.
-    device : torch.device, optional
-        The CPU if not given.
+    device : str or torch.device
+        "auto" (CUDA where there is one), "cpu" or "cuda".
     local_nets : sequence of Path
         Local-Nets from ``glance-fast distill`` in place of the built-in ones.
     teacher : Teacher, optional
@@ -82,9 +82,9 @@ def fit(
     ------
     UserError
         Too few images can be read, images of this size take more than ``memory_mib``, a checkpoint does not
-        fit, or the disk is full.
+        fit, the device is not to be had, or the disk is full.
     """
-    device = device or torch.device("cpu")
+    device = pick_device(device)
     bf16 = has_bf16(device)
     model = Glance(config, config.seed).to(device)
     model.memory_mib = memory_mib

@@ -34,18 +34,20 @@ def global_start_stage(
 ) -> Stage:
     """The stage that trains ``start`` to give what the built-in Local-Nets give (Eq. 7), sizes in turn."""
     config = Config(net="pyramid")
-    locals_ = {patch: builtin_local_net(patch).local.eval() for patch in config.patches}
+    device = next(start.parameters()).device
+    locals_ = {patch: builtin_local_net(patch).local.eval().to(device) for patch in config.patches}
 
     def pair(images: Tensor, scale: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """z_l and z_g of random patches of one size in images [B, H, W, 3]."""
         patch, count = config.patches[scale], config.holes_of(scale)
         holes = draw_holes(len(images), count, patch, tuple(images.shape[1:3]), generator)
         x = to_input(images)
-        patches = crop(x.permute(0, 2, 3, 1), holes).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        patches = crop(x.permute(0, 2, 3, 1), holes).to(device)
+        patches = patches.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             with torch.no_grad():
                 local = locals_[patch](patches)[:, :, 0, 0].float()
-            return local.unflatten(0, (-1, count)), start(x, holes, patch)
+            return local.unflatten(0, (-1, count)), start(x.to(device), holes.to(device), patch)
 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(seed, "global", number)

@@ -27,6 +27,7 @@ def test_help_teaches_with_an_example(cli, command):
     # Neither a paragraph that a narrow terminal breaks anew, nor markup that shows.
     assert "[dim]" not in out and not re.search(r"^ \S+(?: \S+)? *$", out.split("╭")[0], re.MULTILINE)
     assert "--quiet" in out and ("--json" in out) == (command not in ("train", "distill"))
+    assert ("--device" in out) == (command != "settings")
     if command in WRITING:
         assert all(option in out for option in ("--out", "--overwrite"))
 

@@ -2,9 +2,11 @@
 
 import re
 
+import pytest
 import torch
 from commands import never, one_line, tree
 
+from glance_fast import UserError
 from glance_fast.nets.builtin import builtin_teacher
 from glance_fast.nets.teacher import Teacher, save_teacher
 
@@ -95,3 +97,32 @@ def test_demo_keeps_what_is_there(cli, photos, monkeypatch):
     assert "is not empty" in one_line(cli("demo", "--out", photos))
     assert "holds '0.png'" in one_line(cli("demo", "--out", photos, "--overwrite"))
     assert tree(photos) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "entry"),
+    [
+        (["distill", "{photos}", "--out", "{out}.safetensors"], "glance_fast.training.distill.distill_local"),
+        (["demo", "--out", "{out}"], "glance_fast.jobs.demo.run_demo"),
+        (["train", "{parts}", "--out", "{out}"], "glance_fast.training.fit.fit"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--device", "cuda"]])
+def test_what_trains_trains_on_the_device_that_is_picked(
+    cli, photos, parts, tmp_path, monkeypatch, command, entry, more
+):
+    asked, reached = [], []
+
+    def picked(name):
+        asked.append(name)
+        return torch.device("cuda")
+
+    def stop(*arguments, device, **how):
+        reached.append(device)
+        raise UserError("stopped")
+
+    monkeypatch.setattr("glance_fast.device.pick_device", picked)
+    monkeypatch.setattr(entry, stop)
+    places = {"photos": photos, "parts": parts, "out": tmp_path / "out"}
+    assert one_line(cli(*(argument.format(**places) for argument in command), *more)) == "stopped"
+    assert asked == [more[-1] if more else "auto"] and reached == [torch.device("cuda")]

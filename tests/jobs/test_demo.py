@@ -10,7 +10,7 @@ def test_demo_trains_scores_evaluates_and_reports(tmp_path, reporter):
     config = dataclasses.replace(
         CONFIG, image_size=96, patch=32, stride=16, width=8, steps=3, finetune_steps=1, batch=4, variants=8
     )
-    results = run_demo(tmp_path, reporter, config, train=8, good=2, per_defect=1)
+    results = run_demo(tmp_path, reporter, config, device="cpu", train=8, good=2, per_defect=1)
     assert set(results) == {"grass", "gravel", "brick", "overall"}
     mean = sum(results[t]["pro"] for t in ("grass", "gravel", "brick")) / 3
     assert abs(results["overall"]["pro"] - mean) < 1e-9

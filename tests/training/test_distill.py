@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,11 @@ from glance_fast.nets.global_start import load_global_start
 from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.student import Student, compactness
 from glance_fast.nets.teacher import Teacher, load_teacher
-from glance_fast.training.distill import Photographs, distill_global_start, distill_local, local_stage
+from glance_fast.training import distill as distillation
+from glance_fast.training.distill import Photographs, local_stage
+
+distill_local = partial(distillation.distill_local, device="cpu")
+distill_global_start = partial(distillation.distill_global_start, device="cpu")
 
 
 @pytest.fixture(scope="module")

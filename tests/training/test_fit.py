@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,10 +26,13 @@ from glance_fast.nets.builtin import builtin_local_net, builtin_teacher, start_g
 from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.teacher import Teacher
 from glance_fast.progress import Reporter
+from glance_fast.training import fit as training
 from glance_fast.training import variants as variants_module
-from glance_fast.training.fit import fit, split
+from glance_fast.training.fit import split
 from glance_fast.training.masked import global_stage
 from glance_fast.training.symmetry import Symmetry
+
+fit = partial(training.fit, device="cpu")
 
 COMMAND = [sys.executable, "-c", "from glance_fast.cli import main; main()"]
 
