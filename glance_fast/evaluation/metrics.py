@@ -162,6 +162,14 @@ def pro_auc(maps: ArrayOrList, masks: ArrayOrList, max_fpr: float = 0.3) -> floa
     References
     ----------
     Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.2.
+
+    Examples
+    --------
+    >>> maps, masks = np.zeros((1, 8, 8)), np.zeros((1, 8, 8), bool)
+    >>> masks[0, 2:4, 2:4] = True
+    >>> maps[0, 2:4, 2:4] = 1.0
+    >>> pro_auc(maps, masks)
+    1.0
     """
     _check_max_fpr(max_fpr)
     ranked, weights = _rank_regions(*_checked(maps, masks))
@@ -277,6 +285,11 @@ def image_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
         Values that are not real numbers.
     ValueError
         NaN or infinity, shapes that differ, labels that are not binary or of only one kind.
+
+    Examples
+    --------
+    >>> image_auroc(np.array([0.1, 0.4, 0.3, 0.9]), np.array([0, 0, 1, 1]))
+    0.75
     """
     return ranking.area(_rank_images(scores, labels), _ONE_CLASS)
 

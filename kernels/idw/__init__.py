@@ -121,6 +121,12 @@ def idw_map(
 
     On a CUDA device nothing waits for the device, but for the first map of a geometry, and where centres
     are given as tensors of the device.
+
+    Examples
+    --------
+    >>> scores = np.array([[[0.0, 1.0]]], np.float32)  # two patches side by side
+    >>> idw_map(scores, [0.0], [0.0, 4.0], height=1, width=5).round(2)
+    array([[[0. , 0.1, 0.5, 0.9, 1. ]]], dtype=float32)
     """
     is_tensor = isinstance(scores, torch.Tensor)
     if not is_tensor and not isinstance(scores, np.ndarray):

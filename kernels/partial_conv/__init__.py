@@ -73,6 +73,16 @@ def partial_conv2d(
         an output sees, so that the new mask is no set of boxes. What depends on the values of a mask or of
         holes is not waited for on a CUDA device: it fails there, as an assertion of the device, at a later
         call.
+
+    Examples
+    --------
+    >>> x, weight = torch.ones(1, 1, 5, 5), torch.ones(1, 1, 3, 3)
+    >>> hole = torch.tensor([[1, 1, 3, 3]])  # top, left, bottom, right
+    >>> y, hole = partial_conv2d(x, weight, mask=hole, padding=1)
+    >>> y[0, 0, 4, 4].item(), y[0, 0, 1, 1].item()  # nine places count, whatever the mask leaves of them
+    (9.0, 9.0)
+    >>> hole.tolist()  # every output sees something: no place is a hole any more
+    [[0, 0, 0, 0]]
     """
     _check(x, weight, bias, mask, stride, padding)
     x, weight, bias = _cast(x, weight, bias)

@@ -69,6 +69,15 @@ def score_patches(
     TypeError
         A tensor is none, or not floating point; features are not float32 or float64, or of two dtypes;
         the perceptron's dtype is another; "triton" is asked for float64.
+
+    Examples
+    --------
+    >>> from glance_fast.nets.heads import DistortionHead
+    >>> head = DistortionHead(features=8).eval()
+    >>> local, global_ = torch.ones(1, 4, 8), torch.zeros(1, 4, 8)  # four patches of an image
+    >>> with torch.no_grad():
+    ...     score_patches(local, global_, head.folded()).inconsistency.round(decimals=3)
+    tensor([[1., 1., 1., 1.]])
     """
     _check_tensors(local, global_, distortion, mean, whitening)
     for name, (middle, width) in (

@@ -82,6 +82,16 @@ def surround_conv2d(
         An argument is no tensor or no integer, or has a dtype that does not fit.
     ValueError
         A shape, a device, the geometry or ``backend`` does not fit.
+
+    Examples
+    --------
+    >>> values = torch.ones(1, 1, 9, 9)  # of a grid of patches
+    >>> ring = torch.ones(1, 1, 5 * 5 - 3 * 3)
+    >>> y = surround_conv2d(values, ring, kernel=5, hole=3, padding=2)
+    >>> values[0, 0, 4, 4] = 100.0  # seen by the patches around it, and not by itself
+    >>> changed = surround_conv2d(values, ring, kernel=5, hole=3, padding=2) != y
+    >>> changed[0, 0, 4, 2].item(), changed[0, 0, 4, 4].item()
+    (True, False)
     """
     geometry = _geometry(kernel, hole, stride, padding, dilations)
     _check(x, weight, bias, far_weight, *geometry)
