@@ -173,7 +173,7 @@ def made_for() -> dict[str, str]:
 
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for path in sorted([*folder.glob("*/gpu*.py"), *folder.glob("tf32.py")]):
+    for path in sorted([*folder.glob("*/gpu*.py"), folder / "conv_common.py", folder / "tf32.py"]):
         digest.update(path.relative_to(folder).as_posix().encode())
         digest.update(path.read_text(encoding="utf-8").encode())
     return {"triton": triton.__version__, "kernels": digest.hexdigest()[:16]}

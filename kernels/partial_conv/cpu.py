@@ -156,7 +156,7 @@ def clear_boxes(x, holes):
                     x[n, i, j] = 0
 
 
-def rows_of(x: Tensor) -> np.ndarray:
+def pixels_of(x: Tensor) -> np.ndarray:
     """[N, H, W, C] of a tensor [N, C, H, W], as a NumPy view."""
     return as_array(x).transpose(0, 2, 3, 1)
 
@@ -169,10 +169,10 @@ def wide_array(bias: Tensor | None, dtype: torch.dtype) -> np.ndarray:
 
 def cleared(x: Tensor, holes: np.ndarray) -> Tensor:
     """x with 0 in the holes: itself if it is 0 there already, else a copy."""
-    if not any_in_boxes(rows_of(x), holes):
+    if not any_in_boxes(pixels_of(x), holes):
         return x
     x = x.clone()
-    clear_boxes(rows_of(x), holes)
+    clear_boxes(pixels_of(x), holes)
     return x
 
 
@@ -207,7 +207,7 @@ def forward(
         x = cleared(x, boxes)
     # It is that already, but where torch reads something into strides that mean nothing.
     y = F.conv2d(x, weight, bias, stride, padding).contiguous(memory_format=memory_format(x, weight))
-    renormalise(rows_of(y), seen, full, wide_array(bias, y.dtype))
+    renormalise(pixels_of(y), seen, full, wide_array(bias, y.dtype))
     if residual is not None:
         y += residual
     return y.relu_() if relu else y, torch.from_numpy(seen)[:, None], torch.from_numpy(after)
@@ -233,14 +233,14 @@ def backward(
         x = cleared(x, boxes)
     seen = seen[:, 0].numpy()
     dy = dy.clone()
-    clear_unseen(rows_of(dy), seen)
+    clear_unseen(pixels_of(dy), seen)
     db = dy.sum((0, 2, 3)) if needs[2] else None
-    renormalise(rows_of(dy), seen, weight[0, 0].numel(), wide_array(None, dy.dtype))
+    renormalise(pixels_of(dy), seen, weight[0, 0].numel(), wide_array(None, dy.dtype))
     dx, dw, _ = torch.ops.aten.convolution_backward(
         dy, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*needs[:2], False]
     )
     if needs[0]:
-        clear_boxes(rows_of(dx), boxes)
+        clear_boxes(pixels_of(dx), boxes)
         dx = dx.contiguous(memory_format=memory_format(x))
     if needs[1]:
         dw = dw.contiguous(memory_format=memory_format(weight))

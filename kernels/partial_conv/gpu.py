@@ -17,428 +17,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from glance_fast.geometry import output_size
+from glance_fast.kernels.conv_common import PROGRAMS, dense_pixels, split
 from glance_fast.kernels.dispatch import configuration, memory_format, on_its_device, table_of, tf32_allowed
+from glance_fast.kernels.partial_conv.gpu_backward import (
+    partial_conv_bwd_dw_kernel,
+    partial_conv_bwd_dx_kernel,
+)
+from glance_fast.kernels.partial_conv.gpu_forward import (
+    holes_after_kernel,
+    partial_conv_fwd_kernel,
+    renormalise_fwd_kernel,
+)
 from glance_fast.kernels.partial_conv.reference import check_holes, clip, inside
-
-# Programs that fill the multiprocessors of a large GPU about twice.
-PROGRAMS = 264
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@triton.jit
-def overlap(start, stop, first, LENGTH: tl.constexpr):
-    """Length that [start, stop) and [first, first + LENGTH) share."""
-    return tl.maximum(tl.minimum(stop, first + LENGTH) - tl.maximum(start, first), 0)
-
-
-@triton.jit
-def in_boxes(
-    m_ptr,  # [N, K, 4]
-    i_n,  # [M, 1] image of each row
-    o_h,  # [M, 1]
-    o_w,  # [M, 1] or [M, R]
-    K,
-):
-    """Whether places lie in a hole of their image, as the shape of ``o_w``."""
-    b_in = o_w != o_w
-    for i_k in range(K):
-        p_box = m_ptr + (i_n * K + i_k) * 4
-        b_top, b_bottom = tl.load(p_box), tl.load(p_box + 2)
-        b_left, b_right = tl.load(p_box + 1), tl.load(p_box + 3)
-        b_in |= (o_h >= b_top) & (o_h < b_bottom) & (o_w >= b_left) & (o_w < b_right)
-    return b_in
-
-
-@triton.jit
-def count_seen(
-    m_ptr,  # holes [N, K, 4], or mask [N, H, W]
-    i_n,  # [M] image of each row
-    o_h,  # [M] first row of its window
-    o_w,  # [M] first column
-    H,
-    W,
-    K,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    BOXES: tl.constexpr,
-):
-    """sum(M) of each row's window: int32 [M]."""
-    if BOXES:
-        b_seen = overlap(0, H, o_h, KH) * overlap(0, W, o_w, KW)
-        for i_k in range(K):
-            p_box = m_ptr + (i_n * K + i_k) * 4
-            # Clipped as they come, in 64 bits; within the image 32 are enough.
-            b_top = tl.maximum(tl.load(p_box), 0).to(tl.int32)
-            b_left = tl.maximum(tl.load(p_box + 1), 0).to(tl.int32)
-            b_bottom = tl.minimum(tl.load(p_box + 2), H).to(tl.int32)
-            b_right = tl.minimum(tl.load(p_box + 3), W).to(tl.int32)
-            b_seen -= overlap(b_top, b_bottom, o_h, KH) * overlap(b_left, b_right, o_w, KW)
-    else:
-        b_seen = tl.zeros_like(o_h)
-        for i_tap in range(KH * KW):
-            h, w = o_h + i_tap // KW, o_w + i_tap % KW
-            m_in = (h >= 0) & (h < H) & (w >= 0) & (w < W)
-            b_seen += tl.load(m_ptr + (i_n * H + h) * W + w, mask=m_in, other=0).to(tl.int32)
-    return b_seen
-
-
-@triton.jit
-def load_runs(
-    x_ptr,  # [N, H, W, C]
-    m_ptr,  # holes [N, K, 4], or mask [N, H, W]
-    i_n,  # [M] image of each row
-    o_h,  # [M] the row of the image
-    o_w,  # [M] first column of its window
-    o_r,  # [R] place in the run of KW * C numbers
-    H,
-    W,
-    C,
-    K,
-    KW: tl.constexpr,
-    BOXES: tl.constexpr,
-    INNER: tl.constexpr,
-    ONE_TAP: tl.constexpr,
-):
-    """X ⊙ M along a row of each window: [M, R]."""
-    i_n, o_h = i_n[:, None], o_h[:, None]
-    # Where a block never crosses from one pixel to the next, its places are as many as its rows.
-    if ONE_TAP:
-        w = o_w[:, None] + tl.min(o_r, 0) // C
-    else:
-        w = o_w[:, None] + (o_r // C)[None, :]
-    m_x = (o_h >= 0) & (o_h < H) & (w >= 0) & (w < W)
-    if BOXES:
-        if not INNER:
-            m_x &= ~in_boxes(m_ptr, i_n, o_h, w, K)
-    else:
-        m_x &= tl.load(m_ptr + (i_n * H + o_h) * W + w, mask=m_x, other=0) != 0
-    p_x = x_ptr + ((i_n * H + o_h) * W + o_w[:, None]).to(tl.int64) * C + o_r[None, :]
-    # Through the first cache, which a tile's other taps and neighbours then find their pixels in.
-    return tl.load(p_x, mask=m_x & (o_r < KW * C)[None, :], other=0.0, cache_modifier=".ca")
-
-
-@triton.jit
-def pixel_of(o_m, ROWS, COLS):
-    """Image, row and column of each index into [N, ROWS, COLS]."""
-    return o_m // (ROWS * COLS), o_m // COLS % ROWS, o_m % COLS
-
-
-@triton.jit
-def finish(
-    b_y,  # [M, O] fp32 W · (X ⊙ M)
-    b_seen,  # [M]
-    o_m,  # [M] clamped row
-    o_o,  # [O]
-    b_ptr,  # [O]
-    r_ptr,  # [N * OH * OW, O]
-    O,
-    FULL: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr,
-):
-    """Ratio, bias, validity, residual and ReLU: fp32 [M, O]."""
-    b_y *= (FULL / tl.maximum(b_seen, 1).to(tl.float32))[:, None]
-    if BIAS:
-        b_y += tl.load(b_ptr + o_o, mask=o_o < O, other=0.0).to(tl.float32)[None, :]
-    b_y = tl.where((b_seen > 0)[:, None], b_y, 0.0)
-    if RESIDUAL:
-        p_r = r_ptr + o_m.to(tl.int64)[:, None] * O + o_o[None, :]
-        b_y += tl.load(p_r, mask=(o_o < O)[None, :], other=0.0).to(tl.float32)
-    if RELU:
-        # A comparison keeps NaN, the maximum would not.
-        b_y = tl.where(b_y < 0, 0.0, b_y)
-    return b_y
-
-
-@triton.jit
-def partial_conv_fwd_kernel(
-    x_ptr,  # [N, H, W, C]
-    w_ptr,  # [O, KH, KW, C]
-    b_ptr,  # [O]
-    r_ptr,  # [N, OH, OW, O] residual
-    m_ptr,  # int64 holes [N, K, 4], or uint8 mask [N, H, W]
-    y_ptr,  # [N, OH, OW, O]
-    s_ptr,  # int16 [N, OH, OW] sum(M)
-    M,  # N * OH * OW
-    H,
-    W,
-    C,
-    OH,
-    OW,
-    O,
-    K,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    BOXES: tl.constexpr,
-    INNER: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr,
-    ONE_TAP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    i_m, i_o = tl.program_id(0), tl.program_id(1)
-    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)  # [M]
-    m_m = o_m < M
-    # Rows beyond the last repeat it, so that nothing is read outside.
-    o_m = tl.minimum(o_m, M - 1)
-    o_o = i_o * BLOCK_N + tl.arange(0, BLOCK_N)  # [O]
-    i_n, o_h, o_w = pixel_of(o_m, OH, OW)
-    o_h, o_w = o_h * STRIDE - PADDING, o_w * STRIDE - PADDING
-
-    b_seen = count_seen(m_ptr, i_n, o_h, o_w, H, W, K, KH, KW, BOXES)
-    if i_o == 0:
-        tl.store(s_ptr + o_m, b_seen.to(tl.int16), mask=m_m)
-
-    b_acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    i_blocks = tl.cdiv(KW * C, BLOCK_K)
-    # A tile that lies wholly in a hole has nothing to sum.
-    for i in range(0, tl.where(tl.max(b_seen, 0) > 0, KH * i_blocks, 0)):
-        i_kh = i // i_blocks
-        o_r = i % i_blocks * BLOCK_K + tl.arange(0, BLOCK_K)  # [K]
-        b_x = load_runs(
-            x_ptr, m_ptr, i_n, o_h + i_kh, o_w, o_r, H, W, C, K, KW, BOXES, INNER, ONE_TAP
-        )  # [M, K]
-        p_w = w_ptr + (o_o.to(tl.int64)[None, :] * KH + i_kh) * (KW * C) + o_r[:, None]
-        b_w = tl.load(p_w, mask=(o_o < O)[None, :] & (o_r < KW * C)[:, None], other=0.0)  # [K, O]
-        b_acc = tl.dot(b_x, b_w, b_acc, input_precision=PRECISION)
-
-    b_y = finish(b_acc, b_seen, o_m, o_o, b_ptr, r_ptr, O, KH * KW, BIAS, RESIDUAL, RELU)
-    p_y = y_ptr + o_m.to(tl.int64)[:, None] * O + o_o[None, :]
-    tl.store(p_y, b_y.to(y_ptr.dtype.element_ty), mask=m_m[:, None] & (o_o < O)[None, :])
-
-
-@triton.jit
-def renormalise_fwd_kernel(
-    y_ptr,  # [N, OH, OW, O] W · (X ⊙ M), and the result
-    b_ptr,  # [O]
-    r_ptr,  # [N, OH, OW, O]
-    m_ptr,  # int64 holes [N, K, 4], or uint8 mask [N, H, W]
-    s_ptr,  # int16 [N, OH, OW]
-    M,
-    H,
-    W,
-    OH,
-    OW,
-    O,
-    K,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    BOXES: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """What a library convolution leaves to be done, in place."""
-    i_m, i_o = tl.program_id(0), tl.program_id(1)
-    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    m_m = o_m < M
-    o_m = tl.minimum(o_m, M - 1)
-    o_o = i_o * BLOCK_N + tl.arange(0, BLOCK_N)
-    i_n, o_h, o_w = pixel_of(o_m, OH, OW)
-    b_seen = count_seen(m_ptr, i_n, o_h * STRIDE - PADDING, o_w * STRIDE - PADDING, H, W, K, KH, KW, BOXES)
-    if i_o == 0:
-        tl.store(s_ptr + o_m, b_seen.to(tl.int16), mask=m_m)
-    p_y = y_ptr + o_m.to(tl.int64)[:, None] * O + o_o[None, :]
-    m_y = m_m[:, None] & (o_o < O)[None, :]
-    b_y = tl.load(p_y, mask=m_y, other=0.0).to(tl.float32)
-    b_y = finish(b_y, b_seen, o_m, o_o, b_ptr, r_ptr, O, KH * KW, BIAS, RESIDUAL, RELU)
-    tl.store(p_y, b_y.to(y_ptr.dtype.element_ty), mask=m_y)
-
-
-@triton.jit
-def scaled_gradient(
-    p_dy,  # pointers [M, O]
-    m_dy,  # [M, O]
-    p_s,  # pointers [M] to sum(M)
-    m_s,  # [M]
-    FULL: tl.constexpr,
-):
-    """g and dy, both fp32 [M, O], 0 where nothing is seen or a mask is off."""
-    b_seen = tl.load(p_s, mask=m_s, other=0)
-    b_dy = tl.load(p_dy, mask=m_dy, other=0.0, cache_modifier=".ca").to(tl.float32)
-    b_dy = tl.where((b_seen > 0)[:, None], b_dy, 0.0)
-    return b_dy * (FULL / tl.maximum(b_seen, 1).to(tl.float32))[:, None], b_dy
-
-
-@triton.jit
-def partial_conv_bwd_dx_kernel(
-    dy_ptr,  # [N, OH, OW, O]
-    w_ptr,  # [O, KH, KW, C]
-    m_ptr,  # int64 holes [N, K, 4], or uint8 mask [N, H, W]
-    s_ptr,  # int16 [N, OH, OW]
-    dx_ptr,  # [N, H, W, C]
-    M,  # N * ceil(H / STRIDE) * ceil(W / STRIDE)
-    H,
-    W,
-    C,
-    OH,
-    OW,
-    O,
-    K,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    BOXES: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """A program takes pixels of one remainder modulo the stride: they meet the same taps."""
-    i_m, i_c = tl.program_id(0), tl.program_id(1)
-    i_h, i_w = tl.program_id(2) // STRIDE, tl.program_id(2) % STRIDE
-    o_m = tl.minimum(i_m * BLOCK_M + tl.arange(0, BLOCK_M), M - 1)
-    m_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M) < M
-    o_c = i_c * BLOCK_N + tl.arange(0, BLOCK_N)
-    i_n, o_h, o_w = pixel_of(o_m, tl.cdiv(H, STRIDE), tl.cdiv(W, STRIDE))
-    o_h, o_w = o_h * STRIDE + i_h, o_w * STRIDE + i_w
-    i_kh, i_kw = (i_h + PADDING) % STRIDE, (i_w + PADDING) % STRIDE  # the first tap that meets them
-
-    b_acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    i_blocks = tl.cdiv(O, BLOCK_K)
-    i_cols = tl.cdiv(KW - i_kw, STRIDE)
-    for i in range(0, tl.cdiv(KH - i_kh, STRIDE) * i_cols * i_blocks):
-        kh, kw = i_kh + i // (i_cols * i_blocks) * STRIDE, i_kw + i // i_blocks % i_cols * STRIDE
-        o_o = i % i_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
-        # The division is exact, by the choice of taps; below 0 it is not taken.
-        oh, ow = (o_h + PADDING - kh) // STRIDE, (o_w + PADDING - kw) // STRIDE
-        m_y = m_m & (o_h + PADDING >= kh) & (oh < OH) & (o_w + PADDING >= kw) & (ow < OW)
-        row = (i_n * OH + oh) * OW + ow
-        b_g, _ = scaled_gradient(
-            dy_ptr + row.to(tl.int64)[:, None] * O + o_o[None, :],
-            m_y[:, None] & (o_o < O)[None, :],
-            s_ptr + row,
-            m_y,
-            KH * KW,
-        )  # [M, K]
-        p_w = w_ptr + ((o_o.to(tl.int64)[:, None] * KH + kh) * KW + kw) * C + o_c[None, :]
-        b_w = tl.load(p_w, mask=(o_o < O)[:, None] & (o_c < C)[None, :], other=0.0)  # [K, C]
-        b_acc = tl.dot(b_g.to(b_w.dtype), b_w, b_acc, input_precision=PRECISION)
-
-    m_m &= (o_h < H) & (o_w < W)
-    if BOXES:
-        b_hidden = in_boxes(m_ptr, i_n[:, None], o_h[:, None], o_w[:, None], K)
-    else:
-        b_hidden = tl.load(m_ptr + (i_n * H + o_h) * W + o_w, mask=m_m, other=0)[:, None] == 0
-    p_dx = dx_ptr + ((i_n * H + o_h) * W + o_w).to(tl.int64)[:, None] * C + o_c[None, :]
-    b_dx = tl.where(b_hidden, 0.0, b_acc).to(dx_ptr.dtype.element_ty)
-    tl.store(p_dx, b_dx, mask=m_m[:, None] & (o_c < C)[None, :])
-
-
-@triton.jit
-def partial_conv_bwd_dw_kernel(
-    dy_ptr,  # [N, OH, OW, O]
-    x_ptr,  # [N, H, W, C]
-    m_ptr,  # int64 holes [N, K, 4], or uint8 mask [N, H, W]
-    s_ptr,  # int16 [N, OH, OW]
-    dw_ptr,  # fp32 [SPLITS, O, KH, KW * C]
-    db_ptr,  # fp32 [SPLITS, O]
-    M,  # N * OH * OW
-    H,
-    W,
-    C,
-    OH,
-    OW,
-    O,
-    K,
-    ROWS,  # of M that a split sums
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    BOXES: tl.constexpr,
-    INNER: tl.constexpr,
-    ONE_TAP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """A program sums a share of the pixels for BLOCK_M outputs and BLOCK_N numbers of a kernel's row."""
-    i_o, i_r, i_s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    i_blocks = tl.cdiv(KW * C, BLOCK_N)
-    i_kh = i_r // i_blocks
-    o_o = i_o * BLOCK_M + tl.arange(0, BLOCK_M)  # [O]
-    o_r = i_r % i_blocks * BLOCK_N + tl.arange(0, BLOCK_N)  # [R]
-    last = tl.minimum((i_s + 1) * ROWS, M)
-
-    b_dw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    b_db = tl.zeros((BLOCK_M,), tl.float32)
-    for start in range(i_s * ROWS, last, BLOCK_K):
-        o_m = start + tl.arange(0, BLOCK_K)
-        m_m = o_m < last
-        o_m = tl.minimum(o_m, M - 1)
-        i_n, o_h, o_w = pixel_of(o_m, OH, OW)
-        b_g, b_dy = scaled_gradient(
-            dy_ptr + o_m.to(tl.int64)[:, None] * O + o_o[None, :],
-            m_m[:, None] & (o_o < O)[None, :],
-            s_ptr + o_m,
-            m_m,
-            KH * KW,
-        )  # [K, O]
-        b_x = load_runs(
-            x_ptr, m_ptr, i_n, o_h * STRIDE - PADDING + i_kh, o_w * STRIDE - PADDING, o_r,
-            H, W, C, K, KW, BOXES, INNER, ONE_TAP,
-        )  # [K, R]  # fmt: skip
-        b_dw = tl.dot(tl.trans(b_g.to(b_x.dtype)), b_x, b_dw, input_precision=PRECISION)
-        if i_r == 0:
-            b_db += tl.sum(b_dy, 0)
-
-    p_dw = dw_ptr + ((i_s.to(tl.int64) * O + o_o[:, None]) * KH + i_kh) * (KW * C) + o_r[None, :]
-    tl.store(p_dw, b_dw, mask=(o_o < O)[:, None] & (o_r < KW * C)[None, :])
-    if i_r == 0:
-        tl.store(db_ptr + i_s * O + o_o, b_db, mask=o_o < O)
-
-
-@triton.jit
-def holes_after_kernel(
-    m_ptr,  # int64 [N, K, 4]
-    a_ptr,  # int64 [N, K, 4]
-    BOXES,  # N * K
-    H,
-    W,
-    OH,
-    OW,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Holes of the output: ``geometry.shrink`` on both axes, cut off at the border, the empty ones 0."""
-    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    m = o < BOXES
-    top = tl.maximum(tl.load(m_ptr + o * 4, mask=m, other=0), 0)
-    left = tl.maximum(tl.load(m_ptr + o * 4 + 1, mask=m, other=0), 0)
-    bottom = tl.minimum(tl.load(m_ptr + o * 4 + 2, mask=m, other=0), H)
-    right = tl.minimum(tl.load(m_ptr + o * 4 + 3, mask=m, other=0), W)
-    some = (bottom > top) & (right > left)
-    # Numerators are positive where their quotient is taken, for integer division rounds towards 0.
-    end_y = tl.where(bottom >= H, OH, tl.maximum(bottom + PADDING - KH + STRIDE, 0) // STRIDE)
-    end_x = tl.where(right >= W, OW, tl.maximum(right + PADDING - KW + STRIDE, 0) // STRIDE)
-    top = tl.where(top > 0, tl.cdiv(top + PADDING, STRIDE), 0)
-    left = tl.where(left > 0, tl.cdiv(left + PADDING, STRIDE), 0)
-    some &= (end_y > top) & (end_x > left)
-    tl.store(a_ptr + o * 4, tl.where(some, top, 0), mask=m)
-    tl.store(a_ptr + o * 4 + 1, tl.where(some, left, 0), mask=m)
-    tl.store(a_ptr + o * 4 + 2, tl.where(some, end_y, 0), mask=m)
-    tl.store(a_ptr + o * 4 + 3, tl.where(some, end_x, 0), mask=m)
 
 
 def by_library(x: Tensor, weight: Tensor, stride: int, route: str, direction: str) -> bool:
@@ -487,11 +80,6 @@ def precision() -> str:
     return "tf32" if tf32_allowed() else "ieee"
 
 
-def rows_of(x: Tensor) -> Tensor:
-    """[N, H, W, C] of a tensor [N, C, H, W], dense; a copy unless x is channels-last."""
-    return x.permute(0, 2, 3, 1).contiguous()
-
-
 def mask_of(mask: Tensor) -> Tensor:
     """Holes as they are; a mask as dense uint8."""
     return mask.contiguous() if mask.dim() == 3 else (mask != 0).to(torch.uint8).contiguous()
@@ -531,13 +119,13 @@ def forward(
         "RELU": relu,
     }
     layer = {"KH": kh, "KW": kw, "STRIDE": stride, "PADDING": padding}
-    residual = None if residual is None else rows_of(residual)
+    residual = None if residual is None else dense_pixels(residual)
     rows = n * oh * ow
     if library:
         if not inner:
             hidden = inside(mask, h, w) if boxes else mask == 0
             x = x.masked_fill(hidden, 0)
-        y = rows_of(F.conv2d(x, weight, None, stride, padding))
+        y = dense_pixels(F.conv2d(x, weight, None, stride, padding))
         block_n = min(triton.next_power_of_2(o), 64)
         tile = configuration(
             x,
@@ -559,9 +147,9 @@ def forward(
         )
         if rows:
             partial_conv_fwd_kernel[triton.cdiv(rows, tile["BLOCK_M"]), triton.cdiv(o, tile["BLOCK_N"])](
-                rows_of(x), rows_of(weight), bias, residual, masks, y, seen, rows, h, w, c, oh, ow, o, count,
-                **layer, **flags, INNER=inner, ONE_TAP=c % tile["BLOCK_K"] == 0, PRECISION=precision(),
-                **tile,
+                dense_pixels(x), dense_pixels(weight), bias, residual, masks, y, seen,
+                rows, h, w, c, oh, ow, o, count, **layer, **flags, INNER=inner,
+                ONE_TAP=c % tile["BLOCK_K"] == 0, PRECISION=precision(), **tile,
             )  # fmt: skip
     y = y.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(x, weight))
     after = holes_after(masks, (h, w), (oh, ow), layer) if boxes else mask.new_empty(0, dtype=torch.int64)
@@ -601,10 +189,10 @@ def backward(
     dx = dw = db = dy.new_empty(0)
     rows = seen.numel()
     if needs[0]:
-        dx = input_gradient(rows_of(dy), x, weight, mask, seen, stride, padding)
+        dx = input_gradient(dense_pixels(dy), x, weight, mask, seen, stride, padding)
     if needs[1] or needs[2]:
         if rows:
-            dw, db = weight_gradients(rows_of(dy), x, weight, mask, seen, stride, padding, inner)
+            dw, db = weight_gradients(dense_pixels(dy), x, weight, mask, seen, stride, padding, inner)
         else:
             dw, db = torch.zeros_like(weight), weight.new_zeros(len(weight))
     return dx, dw if needs[1] else dy.new_empty(0), db if needs[2] else dy.new_empty(0)
@@ -625,7 +213,7 @@ def input_gradient(
     if rows:
         grid = triton.cdiv(rows, tile["BLOCK_M"]), triton.cdiv(c, tile["BLOCK_N"]), stride * stride
         partial_conv_bwd_dx_kernel[grid](
-            dy, rows_of(weight), mask_of(mask), seen, dx, rows, h, w, c, oh, ow, o,
+            dy, dense_pixels(weight), mask_of(mask), seen, dx, rows, h, w, c, oh, ow, o,
             mask.shape[1] if boxes else 0, KH=kh, KW=kw, STRIDE=stride, PADDING=padding, BOXES=boxes,
             PRECISION=precision(), **tile,
         )  # fmt: skip
@@ -655,15 +243,13 @@ def weight_gradients(
         },
     )
     tiles = triton.cdiv(o, tile["BLOCK_M"]), kh * triton.cdiv(kw * c, tile["BLOCK_N"])
-    # Few tiles and a long sum: shares of it, each of whole blocks, summed up afterwards in order.
-    steps = triton.cdiv(rows, tile["BLOCK_K"])
-    share = triton.cdiv(steps, max(1, min(steps, PROGRAMS // (tiles[0] * tiles[1]))))
-    splits = triton.cdiv(steps, share)
+    # Few tiles and a long sum: shares of it, summed up afterwards in order.
+    splits, share = split(tiles[0] * tiles[1], rows, tile["BLOCK_K"])
     dw = torch.empty(splits, o, kh, kw, c, dtype=torch.float32, device=x.device)
     db = torch.empty(splits, o, dtype=torch.float32, device=x.device)
     partial_conv_bwd_dw_kernel[(*tiles, splits)](
-        dy, rows_of(x), mask_of(mask), seen, dw, db, rows, h, w, c, oh, ow, o,
-        mask.shape[1] if boxes else 0, share * tile["BLOCK_K"], KH=kh, KW=kw, STRIDE=stride,
+        dy, dense_pixels(x), mask_of(mask), seen, dw, db, rows, h, w, c, oh, ow, o,
+        mask.shape[1] if boxes else 0, share, KH=kh, KW=kw, STRIDE=stride,
         PADDING=padding, BOXES=boxes, INNER=inner, ONE_TAP=c % tile["BLOCK_N"] == 0, PRECISION=precision(),
         **tile,
     )  # fmt: skip

@@ -21,11 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from glance_fast.kernels import tf32
+from glance_fast.kernels.conv_common import PROGRAMS, dense_pixels, pixel_of, split
 from glance_fast.kernels.dispatch import configuration, on_its_device, tf32_allowed
 from glance_fast.kernels.surround_conv.reference import count_seen, output_sizes, places
-
-# Programs that fill the multiprocessors of a large GPU about twice.
-PROGRAMS = 264
 
 
 @triton.jit
@@ -62,12 +60,6 @@ def place_of(
         row = tl.where(far >= 0, KH // 2 + (q // 3 - 1) * d, row)
         col = tl.where(far >= 0, KW // 2 + (q % 3 - 1) * d, col)
     return row, col
-
-
-@triton.jit
-def pixel_of(o_m, ROWS, COLS):
-    """Image, row and column of each index into [N, ROWS, COLS]."""
-    return o_m // (ROWS * COLS), o_m // COLS % ROWS, o_m % COLS
 
 
 @triton.jit
@@ -359,18 +351,6 @@ def blocks(rows: int, outputs: int, depth: int, size: int, exact: bool) -> dict[
     }
 
 
-def split(tiles: int, rows: int, block: int) -> tuple[int, int]:
-    """How many shares of whole blocks a sum over ``rows`` is cut into, and the rows of each."""
-    steps = triton.cdiv(rows, block)
-    share = triton.cdiv(steps, max(1, min(steps, PROGRAMS // tiles)))
-    return triton.cdiv(steps, share), share * block
-
-
-def rows_of(x: Tensor) -> Tensor:
-    """[N, H, W, C] of a tensor [N, C, H, W], dense; a copy unless x is channels-last."""
-    return x.permute(0, 2, 3, 1).contiguous()
-
-
 def weight_rows(weight: Tensor, far_weight: Tensor | None) -> Tensor:
     """[O, T, C] of both weights; a copy unless one alone lies like that."""
     if far_weight is None:
@@ -433,7 +413,7 @@ def forward(
     )
     if rows:
         surround_conv_fwd_kernel[triton.cdiv(rows, tile["BLOCK_M"]), triton.cdiv(o, tile["BLOCK_N"])](
-            rows_of(x), weight_rows(weight, far_weight), None if bias is None else bias.contiguous(),
+            dense_pixels(x), weight_rows(weight, far_weight), None if bias is None else bias.contiguous(),
             seen, y, rows, h, w, c, *out, o, **layer, BIAS=bias is not None, RELU=relu,
             TF32=tf32_allowed(), **tile,
         )  # fmt: skip
@@ -540,6 +520,6 @@ def weight_gradients(g: Tensor, x: Tensor, kernel, hole, stride, padding, dilati
     splits, share = split(tiles[0] * tiles[1], rows, tile["BLOCK_K"])
     dw = torch.empty(splits, o, count, c, dtype=torch.float32, device=x.device)
     surround_conv_bwd_dw_kernel[(*tiles, splits)](
-        g, rows_of(x), dw, rows, h, w, c, oh, ow, o, share, **layer, TF32=tf32_allowed(), **tile
+        g, dense_pixels(x), dw, rows, h, w, c, oh, ow, o, share, **layer, TF32=tf32_allowed(), **tile
     )
     return dw.sum(0)

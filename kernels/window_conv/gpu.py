@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from glance_fast.kernels.conv_common import overlap
 from glance_fast.kernels.dispatch import configuration, on_its_device, tf32_allowed
 from glance_fast.kernels.window_conv.reference import WindowedMap
 
@@ -22,12 +23,6 @@ from glance_fast.kernels.window_conv.reference import WindowedMap
 # themselves would leave the matrix units mostly idle.
 ALIGNMENT = tl.constexpr(16)
 CHANNELS = 16
-
-
-@triton.jit
-def overlap(start, stop, first, last):
-    """Length that [start, stop) and [first, last) share."""
-    return tl.maximum(tl.minimum(stop, last) - tl.maximum(start, first), 0)
 
 
 @triton.jit

@@ -201,7 +201,7 @@ class TestWrite:
         from glance_fast.kernels import dispatch
 
         folder = Path(dispatch.__file__).parent
-        names = ["tf32.py", *(p.relative_to(folder) for p in folder.glob("*/gpu.py"))]
+        names = ["conv_common.py", "tf32.py", *(p.relative_to(folder) for p in folder.glob("*/gpu*.py"))]
         monkeypatch.setattr(dispatch, "__file__", str(tmp_path / "dispatch.py"))
         for name in names:
             (tmp_path / name).parent.mkdir(exist_ok=True)
