@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import around
+from benchmarks.gpu.cases import around
 from glance_fast.kernels import partial_conv2d, surround_conv2d
 from glance_fast.kernels.surround_conv.reference import count_seen, surround_conv2d_reference
 

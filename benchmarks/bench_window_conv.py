@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import counts
+from benchmarks.costs import counts
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
 from glance_fast.kernels.window_conv.reference import window_conv2d_reference

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.machine import describe
+from benchmarks.costs.machine import describe
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
-# One file a device, written by ``python -m benchmarks.tune`` on it.
+# One file a device, written by ``python -m benchmarks.gpu.tune`` on it.
 TUNED = Path(__file__).parent / "tuned"
 LOGGER = logging.getLogger("glance_fast")
 
@@ -161,7 +161,9 @@ def tuned(device: str) -> dict[str, dict[str, dict[str, int]]]:
         differs = ", ".join(
             f"{name} {there.get(name)}, here {here[name]}" for name in here if there.get(name) != here[name]
         )
-        LOGGER.warning("%s is ignored: made for %s; python -m benchmarks.tune makes it anew", path, differs)
+        LOGGER.warning(
+            "%s is ignored: made for %s; python -m benchmarks.gpu.tune makes it anew", path, differs
+        )
         return {}
     return table["configurations"]
 

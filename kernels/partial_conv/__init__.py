@@ -164,8 +164,8 @@ def choose_route(x: Tensor, mask: Tensor | None, padding: int, backend: str = "a
     -------
     {"reference", "cpu", "triton", "auto"}
         "triton" is one kernel that does it all. "auto" is that, or a library convolution and a kernel for
-        the rest, whichever ``python -m benchmarks.tune`` found faster on the device for the shape, forward
-        and backward each by itself.
+        the rest, whichever ``python -m benchmarks.gpu.tune`` found faster on the device for the shape,
+        forward and backward each by itself.
 
     Raises
     ------

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import analysis, counts, predict
-from benchmarks.counts import Conv, Work
-from benchmarks.predict import H100, H200
+from benchmarks.costs import analysis, counts, predict
+from benchmarks.costs.counts import Conv, Work
+from benchmarks.costs.predict import H100, H200
 
 TEXT = Path(analysis.__file__).with_name("ANALYSIS.md").read_text(encoding="utf-8")
 MACHINE = {
@@ -89,7 +89,7 @@ class TestTables:
         for name in ("totals", "layers", "routes", "images"):
             mark = f"<!-- {name} -->"
             assert TEXT.split(mark)[1].split("<!--")[0] == filled.split(mark)[1].split("<!--")[0], (
-                "run python -m benchmarks.analysis"
+                "run python -m benchmarks.costs.analysis"
             )
 
     def test_measured_times_stand_against_this_cpus_floor(self):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import cost
-from benchmarks.cost import Row
+from benchmarks.costs import patches as cost
+from benchmarks.costs.patches import Row
 from glance_fast.data.images import write_png
 
 MACHINE = {"device": "cpu", "processor": "Model 1", "threads": 2, "python": "3.11", "torch": "2.13.0"}

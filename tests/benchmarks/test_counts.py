@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import counts
-from benchmarks.counts import Conv, Work
+from benchmarks.costs import counts
+from benchmarks.costs.counts import Conv, Work
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.patch_score import score_patches
 from glance_fast.nets.heads import DistortionHead

@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import cases, gpu, scene
-from benchmarks.counts import Work
-from benchmarks.scene import PLAIN, SEQUENCE
-from benchmarks.timing import Deadline, OutOfTimeError, error, measure, poisoned, sets_for
+from benchmarks.costs.counts import Work
+from benchmarks.gpu import cases, scene
+from benchmarks.gpu import suite as gpu
+from benchmarks.gpu.scene import PLAIN, SEQUENCE
+from benchmarks.gpu.timing import Deadline, OutOfTimeError, error, measure, poisoned, sets_for
 from glance_fast.nets.masked import MaskedNet
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from benchmarks import machine
+from benchmarks.costs import machine
 
 
 def test_a_machine_is_described():

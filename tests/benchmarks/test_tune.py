@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import tune
-from benchmarks.timing import Deadline
+from benchmarks.gpu import tune
+from benchmarks.gpu.timing import Deadline
 
 ROOT = Path(__file__).parents[2]
 START = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
@@ -189,7 +189,7 @@ class TestWrite:
         (record,) = caplog.records
         there = None if changed == "all" else "another"
         assert record.name == "glance_fast" and record.levelname == "WARNING"
-        assert "A-GPU.json is ignored: made for" in record.message and "benchmarks.tune" in record.message
+        assert "A-GPU.json is ignored: made for" in record.message and "benchmarks.gpu.tune" in record.message
         for name in here:
             said = f"{name} {there}, here {here[name]}" in record.message
             assert said == (changed in (name, "all"))
@@ -239,12 +239,12 @@ def test_candidates_are_compiled_for_the_card():
 
 class TestCompiler:
     def test_without_a_gpu_it_stops(self):
-        done = compile_only("-m", "benchmarks.tune")
+        done = compile_only("-m", "benchmarks.gpu.tune")
         assert done.returncode == 1 and "no CUDA device" in done.stderr
 
     def test_dry_lists_what_would_be_timed(self):
         done = compile_only(
-            "-m", "benchmarks.tune", "--dry", "--case", LAYER, "--limit", "2", "--workers", "1"
+            "-m", "benchmarks.gpu.tune", "--dry", "--case", LAYER, "--limit", "2", "--workers", "1"
         )
         lines = done.stdout.splitlines()
         assert done.returncode == 0 and len(lines) == 6, done.stderr[-2000:]
@@ -260,7 +260,7 @@ class TestCompiler:
             {**START, "BLOCK_M": 256, "BLOCK_N": 256},
         ]
         code = (
-            "import json\nfrom benchmarks.tune import judge\n"
+            "import json\nfrom benchmarks.gpu.tune import judge\n"
             f"v = judge({LAYER!r}, 'ours, one kernel', 'partial_conv_fwd_kernel', {tried!r}, 'sm_90')\n"
             "print(json.dumps([(x.fits, x.why) for x in v]))"
         )

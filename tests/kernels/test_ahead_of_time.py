@@ -14,7 +14,7 @@ import pytest
 import torch
 from triton.runtime import driver
 
-from benchmarks import ahead_of_time
+from benchmarks.gpu import ahead_of_time
 
 ROOT = Path(__file__).parents[2]
 # Of a block, bytes; as in the vendors' tables.
@@ -30,7 +30,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     # A process a target, because the compilers take a core each.
     running = {}
     for target in SHARED:
-        command = [sys.executable, "-m", "benchmarks.ahead_of_time", "--target", target]
+        command = [sys.executable, "-m", "benchmarks.gpu.ahead_of_time", "--target", target]
         command += ["--json", str(folder / f"{target}.json")]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         running[target] = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)

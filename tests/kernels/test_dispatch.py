@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from benchmarks import launches
+from benchmarks.gpu import launches
 from glance_fast.kernels import WindowedMap, dispatch, partial_conv2d, window_conv2d
 from glance_fast.kernels.dispatch import tf32_allowed
 from glance_fast.kernels.partial_conv import operator

@@ -1,7 +1,7 @@
 """What an image costs by its number of patches, and one photograph with its map: a picture for the README.
 
-    python -m benchmarks.cost --run RUN --photograph FILE
-    python -m benchmarks.cost --plot
+    python -m benchmarks.costs.patches --run RUN --photograph FILE
+    python -m benchmarks.costs.patches --plot
 
 Times ``Glance.score`` on one image, by each engine, with patches of 32 pixels: at 256 pixels with more and
 more patches of it, and at the closest stride in larger images. Beside them the paper's procedure, Global-Net
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.machine import describe
+from benchmarks.costs.machine import describe
 from benchmarks.report import machine_name, seconds
 from benchmarks.tables import ROOT
 from glance_fast.config import Config

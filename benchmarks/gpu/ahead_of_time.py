@@ -1,6 +1,6 @@
 """What the compiler makes of every Triton kernel, on a machine with no GPU.
 
-python -m benchmarks.ahead_of_time [--json FILE]
+python -m benchmarks.gpu.ahead_of_time [--json FILE]
 
 The launchers run as they would on a device, on the shapes of the default net, but each launch compiles
 and launches nothing: block sizes, types and alignment are those of the real launch. Read from the

@@ -1,9 +1,9 @@
-"""Write the tables of ``benchmarks/ANALYSIS.md``: operations, bytes, floors, predictions, measurements.
+"""Write the tables of ``benchmarks/costs/ANALYSIS.md``: operations, bytes, floors, predictions, measurements.
 
-    python -m benchmarks.machine     # on the CPU in question
-    python -m benchmarks.analysis
+    python -m benchmarks.costs.machine     # on the CPU in question
+    python -m benchmarks.costs.analysis
 
-Everything is computed from the geometry of the nets (``benchmarks.counts``), the cards' rates below and
+Everything is computed from the geometry of the nets (``benchmarks.costs.counts``), the cards' rates below and
 ``benchmarks/results``. What a GPU was measured to take stands beside its prediction once
 ``python -m benchmarks.gpu`` has left a ``gpu.csv`` there.
 """
@@ -17,12 +17,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import counts
-from benchmarks.cases import all_cases
-from benchmarks.convolutions import conv_name
-from benchmarks.convolutions import layers as conv_layers
-from benchmarks.counts import Work, total
-from benchmarks.predict import (
+from benchmarks.costs import counts
+from benchmarks.costs.counts import Work, total
+from benchmarks.costs.predict import (
     BATCH,
     FLOAT,
     H100,
@@ -41,7 +38,10 @@ from benchmarks.predict import (
     predict_window,
     score_seconds,
 )
-from benchmarks.scene import Case, Scene, on_gpu
+from benchmarks.gpu.cases import all_cases
+from benchmarks.gpu.convolutions import conv_name
+from benchmarks.gpu.convolutions import layers as conv_layers
+from benchmarks.gpu.scene import Case, Scene, on_gpu
 from benchmarks.tables import ROOT
 from benchmarks.tables import replace as replace_marked
 from glance_fast.geometry import PatchGrid
@@ -146,7 +146,7 @@ def prediction_of(case: Case, scene: Scene, card: Card) -> float:
 
 
 def kernels() -> str:
-    """Table ``kernels``: what ``benchmarks.gpu`` times, with its prediction."""
+    """Table ``kernels``: what ``benchmarks.gpu.suite`` times, with its prediction."""
     scene = replace(on_gpu(), device=torch.device("cpu"), compiled=False)
     rows, seen = [], measured()
     for case in all_cases(scene):
@@ -290,7 +290,7 @@ def fill(text: str, machine: dict) -> str:
 
 def main() -> None:
     """Rewrite the tables."""
-    path = ROOT / "benchmarks/ANALYSIS.md"
+    path = ROOT / "benchmarks/costs/ANALYSIS.md"
     machine = json.loads((RESULTS / "machine.json").read_text(encoding="utf-8"))
     path.write_text(fill(path.read_text(encoding="utf-8"), machine), encoding="utf-8")
 

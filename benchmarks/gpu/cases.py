@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import counts
-from benchmarks.convolutions import backward_case, conv_case, layers, window_cases
-from benchmarks.scene import (
+from benchmarks.costs import counts
+from benchmarks.gpu.convolutions import backward_case, conv_case, layers, window_cases
+from benchmarks.gpu.scene import (
     COMPILED,
     PLAIN,
     SEQUENCE,

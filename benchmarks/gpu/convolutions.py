@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import counts
-from benchmarks.counts import Conv, Windows
-from benchmarks.scene import (
+from benchmarks.costs import counts
+from benchmarks.costs.counts import Conv, Windows
+from benchmarks.gpu.scene import (
     COMPILED,
     PLAIN,
     SEQUENCE,

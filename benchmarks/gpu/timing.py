@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.counts import Work
+from benchmarks.costs.counts import Work
 
 # Of ||out - exact|| / ||exact||. float32 leaves room for the matrix units' tf32.
 TOLERANCE = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.counts import Work
+from benchmarks.costs.counts import Work
 from glance_fast.geometry import PatchGrid
 
 Inputs = dict[str, Any]

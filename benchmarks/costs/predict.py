@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil
 
-from benchmarks import counts
-from benchmarks.counts import Conv, Windows, Work, total
+from benchmarks.costs import counts
+from benchmarks.costs.counts import Conv, Windows, Work, total
 from glance_fast.geometry import PatchGrid
 from glance_fast.nets.heads import DistortionHead
 from glance_fast.nets.local_net import LocalNet

@@ -1,13 +1,13 @@
 """Find the fastest configuration of every Triton kernel on the GPU at hand, and which route ``auto`` takes.
 
-    python -m benchmarks.tune            # writes kernels/tuned/<Device-Name>.json
-    python -m benchmarks.tune --dry      # without a GPU: what would be timed
+    python -m benchmarks.gpu.tune            # writes kernels/tuned/<Device-Name>.json
+    python -m benchmarks.gpu.tune --dry      # without a GPU: what would be timed
 
-The operators run at the default net's shapes (``benchmarks.cases``). Each kernel asks for its configuration:
-what it asks for names the entry, and what it would take by itself is where the search starts. Candidates are
-compiled ahead of time, side by side; those that spill, or need more shared memory than a block may have, are
-not timed. The others are, nearest first, as many as the budget allows. The best one is checked against
-float64, and kept if it is faster by more than noise.
+The operators run at the default net's shapes (``benchmarks.gpu.cases``). Each kernel asks for its
+configuration: what it asks for names the entry, and what it would take by itself is where the search
+starts. Candidates are compiled ahead of time, side by side; those that spill, or need more shared memory
+than a block may have, are not timed. The others are, nearest first, as many as the budget allows. The best
+one is checked against float64, and kept if it is faster by more than noise.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from typing import Any
 import torch
 from triton.errors import TritonError
 
-from benchmarks import ahead_of_time
-from benchmarks.cases import all_cases
-from benchmarks.scene import OURS, Case, Scene, on_gpu
-from benchmarks.timing import TOLERANCE, Deadline, error, measure, sets_for
+from benchmarks.gpu import ahead_of_time
+from benchmarks.gpu.cases import all_cases
+from benchmarks.gpu.scene import OURS, Case, Scene, on_gpu
+from benchmarks.gpu.timing import TOLERANCE, Deadline, error, measure, sets_for
 from glance_fast.kernels import dispatch
 
 BUDGET = 480.0  # seconds

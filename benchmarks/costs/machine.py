@@ -1,6 +1,6 @@
 """What this machine is, the rates that its floors are computed from, and what each kernel takes on it.
 
-    python -m benchmarks.machine
+    python -m benchmarks.costs.machine
 
 Measures on a CPU the rate of large convolutions (oneDNN, channels-last) in float32 and bfloat16, of a copy
 that no cache holds, and every operator at the default net's shapes. All are the best of several runs, because
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.counts import Conv, Work, forward, global_layers, local_layers, total
+from benchmarks.costs.counts import Conv, Work, forward, global_layers, local_layers, total
 
 RESULTS = Path(__file__).parent / "results" / "machine.json"
 PACKAGES = ("torch", "triton", "numba", "numpy", "scipy")
@@ -94,9 +94,9 @@ def copy_bandwidth(numbers: int = COPY) -> float:
 @torch.inference_mode()
 def operator_times() -> Iterator[dict]:
     """Our version of every operator: what it is, operations and bytes, and seconds."""
-    from benchmarks.cases import all_cases
-    from benchmarks.convolutions import window_cases
-    from benchmarks.scene import on_cpu
+    from benchmarks.gpu.cases import all_cases
+    from benchmarks.gpu.convolutions import window_cases
+    from benchmarks.gpu.scene import on_cpu
 
     generator = torch.Generator().manual_seed(0)
     for case in chain(all_cases(on_cpu()), window_cases(on_cpu(), torch.bfloat16)):

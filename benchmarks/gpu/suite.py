@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -33,11 +32,11 @@ if not torch.cuda.is_available():
 from triton.errors import TritonError
 
 from benchmarks import report
-from benchmarks.cases import all_cases
-from benchmarks.counts import Work
-from benchmarks.machine import describe
-from benchmarks.scene import COMPILED, PLAIN, SEQUENCE, WHOLE, Case, Scene, on_gpu, tiny
-from benchmarks.timing import TOLERANCE, Deadline, OutOfTimeError, error, measure, poisoned, sets_for
+from benchmarks.costs.counts import Work
+from benchmarks.costs.machine import describe
+from benchmarks.gpu.cases import all_cases
+from benchmarks.gpu.scene import COMPILED, PLAIN, SEQUENCE, WHOLE, Case, Scene, on_gpu, tiny
+from benchmarks.gpu.timing import TOLERANCE, Deadline, OutOfTimeError, error, measure, poisoned, sets_for
 from glance_fast.config import Config
 from glance_fast.model import ENGINES, Glance
 
@@ -415,7 +414,3 @@ def main(arguments: list[str] | None = None) -> int:
     if device.type != "cuda":
         print("No GPU: tiny sizes, Triton in its interpreter; nothing here is a claim of speed.")
     return verdict(table.rows)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
