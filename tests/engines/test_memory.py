@@ -108,7 +108,7 @@ def test_what_the_readout_takes_is_counted(dtype):
     x = dense.as_computed(torch.zeros(1, 3, grid.height, grid.width, dtype=dtype))
     with torch.no_grad():
         weights = dense.folded(net, dtype)
-        base, _ = dense.outputs(net, x, torch.zeros(1, 0, 4, dtype=torch.int64), weights)
+        base, _ = dense.layer_outputs(net, x, torch.zeros(1, 0, 4, dtype=torch.int64), weights)
         chunk = dense.plan(dense.geometry_of(net), grid, x.device, 8, 1)[0]
         count = len(chunk.patches)
         _, read = dense.masked(net, base, weights, chunk, torch.zeros(count, dtype=torch.int64))

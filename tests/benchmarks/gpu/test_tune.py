@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu import tune
 from benchmarks.gpu.timing import Deadline
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 START = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
 LAYER = "partial_conv2d 64>64 3x3/1 16x16  bfloat16"
 

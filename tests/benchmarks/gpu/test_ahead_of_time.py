@@ -16,7 +16,7 @@ from triton.runtime import driver
 
 from benchmarks.gpu import ahead_of_time
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # Of a block, bytes; as in the vendors' tables.
 SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_120": 99, "gfx942": 64}
 SHARED = {target: kibibytes * 1024 for target, kibibytes in SHARED.items()}

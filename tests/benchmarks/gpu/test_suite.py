@@ -20,7 +20,7 @@ from benchmarks.gpu.scene import PLAIN, SEQUENCE
 from benchmarks.gpu.timing import Deadline, OutOfTimeError, error, measure, poisoned, sets_for
 from glance_fast.nets.masked import MaskedNet
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HOST = torch.device("cpu")
 TOP = gpu.Ceilings(1e12, 1e12, 1e9, 1e9)
 
