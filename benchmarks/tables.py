@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.accuracy.results import METRICS, ablation, read, select, table
+from benchmarks.accuracy.results import METRICS, ablation, alarms, read, select, table
 
 ROOT = Path(__file__).parent.parent
 
 
 def accuracy(rows: list[dict]) -> str:
-    """A table of the test beds, ours beside the baselines; then, where there is ours, what is in it."""
+    """Tables of the test beds: ours beside the baselines; where there is ours, what its threshold does and
+    what is in it."""
     parts = [table(rows)]
     if select(rows, settings="default"):
-        parts.append(ablation(rows))
+        parts += [alarms(rows), ablation(rows)]
     return "\n\n".join(parts)
 
 

@@ -106,6 +106,17 @@ def ablation(rows: list[dict], settings: str = "default") -> str:
     return _table(own, {score: (settings, score) for score in dict.fromkeys(row["score"] for row in own)})
 
 
+def alarms(rows: list[dict], settings: str = "default") -> str:
+    """A Markdown table of what the model's own threshold finds: defective images, and good ones called so."""
+    own = [row for row in select(rows, settings=settings, score=BLEND) if SHARES[0] in row]
+    lines = [["bed", "defective images found", "good images called anomalous"], ["---"] * 3]
+    for name in BEDS:
+        here = select(own, data=name)
+        if here:
+            lines.append([name, *(f"{mean(row[share] for row in here):.1%}" for share in SHARES)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def _table(rows: list[dict], columns: dict[str, tuple[str, str]], costs: bool = False) -> str:
     found = {
         title: select(rows, settings=settings, score=score) for title, (settings, score) in columns.items()

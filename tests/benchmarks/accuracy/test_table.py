@@ -302,11 +302,21 @@ class TestResults:
         found = cells(results.ablation(rows))
         assert found["bed"] == ["blend", "IAD alone"] and list(found)[2:] == ["cookie"]
 
-    def test_the_readme_has_both_tables(self):
+    def test_what_the_threshold_does_is_the_mean_over_seeds(self):
+        shares = [{"found": 0.75, "false_alarms": 0.0}, {"found": 0.5, "false_alarms": 0.125}]
+        rows = [
+            a_row(),
+            *(a_row(settings="default", score="blend", seed=i) | shares[i] for i in range(2)),
+            a_row("brick", settings="default", score="IAD alone"),
+        ]
+        found = cells(results.alarms(rows))
+        assert found["cookie"] == ["62.5%", "6.2%"] and "brick" not in found
+
+    def test_the_readme_has_all_tables(self):
         rows = [a_row(), a_row(settings="default")]
         assert tables.accuracy(rows[:1]) == results.table(rows[:1])
-        first, second = tables.accuracy(rows).split("\n\n")
-        assert (first, second) == (results.table(rows), results.ablation(rows))
+        found = tuple(tables.accuracy(rows).split("\n\n"))
+        assert found == (results.table(rows), results.alarms(rows), results.ablation(rows))
 
     def test_the_kept_file_is_of_these_beds(self):
         rows = results.read()
