@@ -7,12 +7,11 @@ import functools
 import textwrap
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, get_args
 
 import tomli_w
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic.dataclasses import dataclass
-from pydantic.json_schema import model_json_schema
 
 from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid, fitting_size
@@ -60,6 +59,32 @@ FINETUNE_STEPS = {32: 250, 64: 500}
 
 
 Kind = TypeVar("Kind")
+Given = TypeVar("Given")
+Kept = TypeVar("Kept")
+
+
+class Settled(Generic[Given, Kept]):
+    """A setting that is given as one type and kept as a narrower one, which `Config` puts in its place.
+
+    Type checkers tell the two apart by a descriptor; pydantic checks what is given.
+    """
+
+    if TYPE_CHECKING:
+
+        def __get__(self, config: object, owner: type) -> Kept: ...
+        def __set__(self, config: object, value: Given) -> None: ...
+
+    else:
+
+        def __class_getitem__(cls, types):
+            return types[0]
+
+
+def given(value: Any) -> Any:
+    """The default of a `Settled` setting: of the type that is given, not of the one that is kept."""
+    return value
+
+
 # TOML has lists where Python has tuples.
 Listed = Annotated[Kind, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 OneEach = Annotated[tuple[Kind, ...], Field(min_length=1, description="a list with one for each patch size")]
@@ -89,7 +114,7 @@ def allowed(schema: dict[str, Any]) -> str:
     return f"{kind} of at least {low}" if high is None else f"{kind} from {low} to {high}"
 
 
-def _in_one_line(cls: type) -> type:
+def _in_one_line(cls: Any) -> Any:
     """Have ``cls`` say what is wrong with a setting in one line."""
     validated = cls.__init__
 
@@ -103,7 +128,7 @@ def _in_one_line(cls: type) -> type:
             if not first["loc"]:
                 # Of `__post_init__`, which looks at several settings together.
                 raise first["ctx"]["error"] from None
-            name = first["loc"][0]
+            name = str(first["loc"][0])
             what = allowed(json_schema()["properties"][name])
             raise UserError(f"{name}: expected {what}, got {settings[name]!r}") from None
 
@@ -116,140 +141,155 @@ def _in_one_line(cls: type) -> type:
 class Config:
     """Settings of a model and of its training."""
 
-    image_size: Listed[Pixels | Sides] = Field(
-        256,
+    image_size: Settled[Listed[Pixels | Sides], tuple[int, int]] = Field(
+        default=given(256),
         description="Side, or (height, width), to which every image is resized. Rounded to the nearest that "
         "patch and stride cover without a strip left over.",
     )
     patch: OneOrEach[Patch] = Field(
-        (32, 64), description="Side of a patch, pixels. Several are as many scales of one model."
+        default=(32, 64), description="Side of a patch, pixels. Several are as many scales of one model."
     )
     stride: OneOrEach[Annotated[int, Field(ge=1)]] = Field(
-        (8, 16), description="Step between patches, pixels."
+        default=(8, 16), description="Step between patches, pixels."
     )
     net: Net = Field(
-        "surround",
+        default="surround",
         description='Which Global-Net. "surround": over Local-Net\'s features, every patch in one pass. The '
         'other two run over the image with one patch masked: "pyramid" has constant width and reads its last '
         'maps at the hole, "paper" has widths that double and global average pooling.',
     )
-    frame: OneOrEach[Frame] | None = Field(
-        None,
+    frame: Settled[OneOrEach[Frame] | None, int | tuple[int, ...]] = Field(
+        default=given(None),
         description="Pixels by which an image is mirrored beyond its border, so that patches cover the "
         'border too. If not given, a quarter of the patch for "surround" and 0 for the masked nets, which '
         "would find the mirror image of their hole.",
     )
-    width: int = Field(64, ge=4, le=4096, description='Channels of Global-Net, at stride 16 for "paper".')
+    width: int = Field(
+        default=64, ge=4, le=4096, description='Channels of Global-Net, at stride 16 for "paper".'
+    )
     blocks: Listed[Blocks] | None = Field(
-        None,
+        default=None,
         description="Residual blocks of a masked net at strides 8, 16, 32. The net's own if not given.",
     )
     readout: Literal["hole", "pool"] | None = Field(
-        None, description="What reaches a masked net's head. The net's own if not given."
+        default=None, description="What reaches a masked net's head. The net's own if not given."
     )
     blend: Literal["calibrated", "paper"] = Field(
-        "calibrated",
+        default="calibrated",
         description='How the two scores become one. "calibrated": residuals whitened by a covariance per '
         'grid position, scores standardised on normal images. "paper": Eq. 13 as it stands.',
     )
     lambda_s: float = Field(
-        0.8, ge=0, le=1, description="Share of the inconsistency score in the blend (Eq. 13)."
+        default=0.8, ge=0, le=1, description="Share of the inconsistency score in the blend (Eq. 13)."
     )
     lambda_t: float = Field(
-        0.1, ge=0, le=1e3, description="Weight of the distortion loss in training (Eq. 10)."
+        default=0.1, ge=0, le=1e3, description="Weight of the distortion loss in training (Eq. 10)."
     )
     shrinkage: float = Field(
-        0.5, ge=0.01, le=1, description="Share of the global covariance in that of each grid position."
+        default=0.5,
+        ge=0.01,
+        le=1,
+        description="Share of the global covariance in that of each grid position.",
     )
     idw_power: float = Field(
-        2.0, ge=0, le=32, description="Power of the distance in inverse-distance weighting."
+        default=2.0, ge=0, le=32, description="Power of the distance in inverse-distance weighting."
     )
     idw_neighbours: int = Field(
-        16, ge=0, le=1 << 20, description="Patch centres that a pixel's value comes from; 0 for all of them."
+        default=16,
+        ge=0,
+        le=1 << 20,
+        description="Patch centres that a pixel's value comes from; 0 for all of them.",
     )
     smoothing: float = Field(
-        4.0, ge=0, le=1e3, description="Standard deviation of a Gaussian on the map, pixels; 0 for none."
+        default=4.0,
+        ge=0,
+        le=1e3,
+        description="Standard deviation of a Gaussian on the map, pixels; 0 for none.",
     )
     group_spacing: float = Field(
-        2.0,
+        default=2.0,
         ge=1,
         le=1e3,
         description="Distance between the patches that the grouped engine masks in one pass, in patches. "
         "Less is sooner done, and further from the definition's scores; ``glance-fast bench`` says how far.",
     )
     false_alarms: float = Field(
-        0.01,
+        default=0.01,
         ge=1e-5,
         le=0.5,
         description="Share of normal images that the threshold behind ``anomalous`` may call anomalous.",
     )
-    finetune_steps: OneOrEach[Annotated[int, Field(ge=0, le=1 << 24)]] | None = Field(
-        None,
+    finetune_steps: Settled[
+        OneOrEach[Annotated[int, Field(ge=0, le=1 << 24)]] | None, int | tuple[int, ...]
+    ] = Field(
+        default=given(None),
         description="Steps of Local-Net's fine-tuning on the category; 0 switches it off. If not given, 250 "
         "for patch 32 and 500 for patch 64.",
     )
-    steps: int | None = Field(
-        None,
+    steps: Settled[int | None, int] = Field(
+        default=given(None),
         ge=1,
         le=1 << 24,
         description='Steps of Global-Net\'s training, for each scale. If not given, 300 for "surround" and '
         "1600 for the masked nets.",
     )
-    batch: int | None = Field(
-        None,
+    batch: Settled[int | None, int] = Field(
+        default=given(None),
         ge=2,
         le=4096,
         description='Images a step of Global-Net. If not given, 16 for "surround" and 12 for masked nets.',
     )
     variants: int = Field(
-        240,
+        default=240,
         ge=8,
         le=1 << 20,
         description="Augmented copies of training images, and as many stained ones, that are trained on. "
         "Their features are computed once; every image has one at least, up to twice this number.",
     )
     pretrained: bool = Field(
-        True,
+        default=True,
         description="Start a masked net from the built-in weights, where it is of their shape, and not from "
         "random ones. They were learned with the built-in Local-Nets; with another one the head has more to "
         "unlearn.",
     )
     holes: OneOrEach[Annotated[int, Field(ge=1)]] | None = Field(
-        None,
+        default=None,
         description="Patches of one image masked at once in a masked net's training. Capped by what fits, "
         "and if not given nearly that.",
     )
-    learning_rate: float | None = Field(
-        None,
+    learning_rate: Settled[float | None, float] = Field(
+        default=given(None),
         ge=1e-7,
         le=1,
         description='Peak of the one-cycle schedule of Global-Net. If not given, 0.005 for "surround" and '
         "0.01 for the masked nets.",
     )
     symmetry: Literal["auto", "none", "turns", "mirrors", "all"] = Field(
-        "auto",
+        default="auto",
         description='Quarter turns and mirroring in training. "auto" measures on normal images what the '
         "category allows.",
     )
-    shift: int = Field(6, ge=0, le=256, description="Largest random translation in training, pixels.")
+    shift: int = Field(default=6, ge=0, le=256, description="Largest random translation in training, pixels.")
     brightness: float = Field(
-        0.07, ge=0, le=1, description="Largest random change of brightness in training, as a share."
+        default=0.07, ge=0, le=1, description="Largest random change of brightness in training, as a share."
     )
     validation: float = Field(
-        0.1,
+        default=0.1,
         ge=0.01,
         le=0.5,
         description="Share of the images held out of training, for calibration and the figures in the log.",
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of everything random.")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of everything random.")
     cache_mib: int = Field(
-        2048,
+        default=2048,
         ge=1,
         le=1 << 24,
         description="Memory for decoded images, and as much for augmented copies, MiB. Images that do not "
         "fit are decoded anew by threads; of copies, fewer are made.",
     )
-    checkpoint_minutes: float = Field(2.0, ge=0, le=1e6, description="Time between checkpoints, minutes.")
+    checkpoint_minutes: float = Field(
+        default=2.0, ge=0, le=1e6, description="Time between checkpoints, minutes."
+    )
 
     def __post_init__(self) -> None:
         _set = object.__setattr__
@@ -355,10 +395,9 @@ class Config:
                 f"image_size: {self.image_size} is smaller than a patch of {max(self.patches)} pixels"
             )
         try:
-            fitted = tuple(fitting_size(size, scales) for size in sizes)
+            fitted = fitting_size(sizes[0], scales), fitting_size(sizes[-1], scales)
         except ValueError as error:
             raise UserError(f"image_size: {error}") from error
-        fitted = fitted * 2 if len(fitted) == 1 else fitted
         if not self.masked:
             self._check_surrounding(fitted, scales)
         return fitted
@@ -438,7 +477,7 @@ class Config:
 @functools.cache
 def json_schema() -> dict[str, Any]:
     """The JSON schema of the settings: kinds, limits, defaults, meanings."""
-    return model_json_schema(Config)
+    return TypeAdapter(Config).json_schema()
 
 
 def _parameters() -> str:

@@ -91,7 +91,7 @@ def use_threads(count: int | None) -> int:
     """
     count = count or torch.get_num_threads()
     # Numba takes no more than it found processors when it was imported.
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # there at run time
     # Last: Numba starts its pool here, and with it sets PyTorch's threads to as many as there are processors.
     torch.set_num_threads(count)
     return count

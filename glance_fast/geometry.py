@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,9 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> in
     return (size + 2 * padding - kernel) // stride + 1
 
 
-def shrink(start, stop, size: int, kernel: int, stride: int = 1, padding: int = 0):
+def shrink(
+    start: Any, stop: Any, size: int, kernel: int, stride: int = 1, padding: int = 0
+) -> tuple[Any, Any]:
     """Interval of outputs that see nothing of the valid input, along one axis.
 
     Parameters
@@ -48,7 +50,9 @@ def shrink(start, stop, size: int, kernel: int, stride: int = 1, padding: int = 
     return first, last * ~reaches_end + output_size(size, kernel, stride, padding) * reaches_end
 
 
-def reach(start, stop, size: int, kernel: int, stride: int = 1, padding: int = 0):
+def reach(
+    start: np.ndarray, stop: np.ndarray, size: int, kernel: int, stride: int = 1, padding: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Interval of outputs that see something of ``[start, stop)``, along one axis.
 
     Parameters

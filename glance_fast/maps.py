@@ -112,5 +112,6 @@ def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> t
             heads[1].append(s.distortion_peak.standardise(m.distortion.amax((1, 2))))
     # A defect has one size, and either head alone may be the one that sees it: heads count evenly.
     peaks = [torch.stack(head) for head in heads if head]
-    image = sum(p.amax(0) if calibration.largest_peaks else p.sum(0) for p in peaks)
+    first, *others = (p.amax(0) if calibration.largest_peaks else p.sum(0) for p in peaks)
+    image = sum(others, start=first)
     return torch.stack(weighted).amax(0), calibration.image.standardise(image)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ from glance_fast.kernels.patch_score import PatchScores, score_patches
 from glance_fast.maps import HeadMaps, combine, distances, interpolate
 from glance_fast.nets.heads import DistortionHead
 from glance_fast.nets.local_net import LocalNet
-from glance_fast.nets.masked import MaskedNet
+from glance_fast.nets.masked import MaskedNet, masked_net
+from glance_fast.nets.modules import channels_last, module_list
 from glance_fast.nets.preprocess import mirrored, to_input
 from glance_fast.nets.surround import SurroundNet
 
@@ -56,6 +57,15 @@ class ScoreResult:
     patch_scores: np.ndarray | tuple[np.ndarray, ...]
 
 
+class HeadScores(Protocol):
+    """The two scores of patches, each [B, P]; `PatchScores`, for one."""
+
+    @property
+    def inconsistency(self) -> Tensor: ...
+    @property
+    def distortion(self) -> Tensor: ...
+
+
 class Scale(nn.Module):
     """All that belongs to one patch size.
 
@@ -66,17 +76,18 @@ class Scale(nn.Module):
         [P, D, D]. None for the paper's blend.
     """
 
+    residual_mean: Tensor | None
+    whitening: Tensor | None
+
     def __init__(self, config: Config, index: int) -> None:
         super().__init__()
         self.grid = config.grids[index]
         self.spacing = round(config.group_spacing * self.grid.patch)
         self.local = LocalNet(config.patches[index])
         features = self.local.features
-        self.masked = config.masked
-        if self.masked:
-            self.global_net = MaskedNet(
-                config.patches[index], config.widths, config.blocks, config.readout, features
-            )
+        self.global_net: MaskedNet | SurroundNet
+        if config.masked:
+            self.global_net = masked_net(config, config.patches[index], features)
         else:
             self.global_net = SurroundNet(self.grid, features, config.width)
         self.distortion = DistortionHead(features)
@@ -96,10 +107,11 @@ class Scale(nn.Module):
         """z_l and z_g of all patches of images as for `local_features`, each float32 [B, P, D]."""
         local = self.local_features(images)
         flat = local.float().flatten(1, 2)
-        if not self.masked:
+        net = self.global_net
+        if isinstance(net, SurroundNet):
             with stage("Global-Net"):
-                return flat, self.global_net(local).float().flatten(1, 2)
-        scene = self.global_net, to_input(images), self.grid, limit
+                return flat, net(local).float().flatten(1, 2)
+        scene = net, to_input(images), self.grid, limit
         if engine == "grouped":
             return flat, grouped.global_features(*scene, self.spacing)
         return flat, (patchwise if engine == "patchwise" else dense).global_features(*scene)
@@ -142,15 +154,16 @@ class Glance(nn.Module):
         self.config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.scales = nn.ModuleList(Scale(config, i) for i in range(len(config.patches)))
+            self.scales = module_list(Scale(config, i) for i in range(len(config.patches)))
         self.calibration = Calibration(
             tuple(ScaleStatistics(lambda_s=config.lambda_s) for _ in self.scales),
             false_alarms=config.false_alarms,
             distances=config.blend == "calibrated",
             largest_peaks=config.blend == "calibrated",
         )
-        self.precision, self.memory_mib = "auto", None
-        self.to(memory_format=torch.channels_last)
+        self.precision = "auto"
+        self.memory_mib: int | None = None
+        channels_last(self)
         self.eval()
 
     def get_extra_state(self) -> Tensor:
@@ -320,10 +333,11 @@ class Glance(nn.Module):
                 [scale.features(part, engine, share.windows) for scale in self.scales]
                 for part in images.split(share.images)
             ]
-        return [
-            tuple(torch.cat(f) if len(f) > 1 else f[0] for f in zip(*scale, strict=True))
-            for scale in zip(*parts, strict=True)
-        ]
+        found = []
+        for scale in zip(*parts, strict=True):
+            local, global_ = (torch.cat(f) if len(f) > 1 else f[0] for f in zip(*scale, strict=True))
+            found.append((local, global_))
+        return found
 
     def check(self, engine: str, precision: str) -> None:
         """Refuse an engine or a precision that there is not, and a model in no state to score.
@@ -392,7 +406,7 @@ class Glance(nn.Module):
         ]
 
     @stage("maps")
-    def head_maps(self, patch_scores: list[PatchScores]) -> list[HeadMaps]:
+    def head_maps(self, patch_scores: Sequence[HeadScores]) -> list[HeadMaps]:
         """Maps of the two scores, or of `distances`, one pair a scale."""
         maps = []
         for found, scale in zip(patch_scores, self.scales, strict=True):

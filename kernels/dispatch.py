@@ -116,7 +116,7 @@ def tf32_allowed() -> bool:
 
     Not ``torch.backends.cudnn.allow_tf32``: reading that raises where the setting that replaces it was used.
     """
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # there at run time
 
 
 def configuration(tensor: Tensor, kernel: str, shape: str, otherwise: dict[str, int]) -> dict[str, Any]:

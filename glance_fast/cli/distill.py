@@ -86,10 +86,13 @@ def distill(
     if overwrite and work.exists():
         shutil.rmtree(work)
     with Reporter(console) as reporter:
-        how = {"steps": steps, "seed": seed, "reporter": reporter, "device": chosen}
         if teacher is None:
-            figures = distill_global_start(paths, out, work, **how)
+            figures = distill_global_start(
+                paths, out, work, steps=steps, seed=seed, reporter=reporter, device=chosen
+            )
         else:
             patch = int(student.value.removeprefix("local-"))
-            figures = distill_local(paths, out, work, patch, teacher, **how)
+            figures = distill_local(
+                paths, out, work, patch, teacher, steps=steps, seed=seed, reporter=reporter, device=chosen
+            )
     tell(f"{out}: {figures}")

@@ -36,7 +36,7 @@ _TINT = {"grass": (0.92, 1.08, 0.82), "gravel": (1.04, 1.0, 0.95), "brick": (1.1
 _SMALLEST_BY_KIND = {"cut": 12, "smear": 16, "swap": 20}
 _VISIBLE = 13.0  # grey levels by which a defect differs on average from what it covers, at the least
 
-Image = NDArray[np.float32]  # [size, size, 3], 0 to 255
+Image = NDArray[np.floating]  # [size, size, 3], 0 to 255
 Mask = NDArray[np.bool_]  # [size, size]
 
 

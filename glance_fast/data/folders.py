@@ -44,7 +44,7 @@ def list_images(folder: str | Path) -> list[Path]:
     _check_folder(folder)
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
-    folders, links = [folder], []
+    folders, links = [folder], list[Path]()
     while folders or links:
         # Links last: a folder that is reached in both ways is listed under its own name.
         current = folders.pop() if folders else links.pop(0)

@@ -92,7 +92,7 @@ def stain_image(
         if not inside.any():
             continue
         softness = rng.uniform(0.3, 1.5)
-        rows, cols = (_span(inside.any(axis), math.ceil(4 * softness)) for axis in (1, 0))
+        rows, cols = (_span(inside, axis, math.ceil(4 * softness)) for axis in (0, 1))
         place, inside = out[rows, cols], inside[rows, cols]
         content, opacity = _content(rng, place, inside, others, rows, cols)
         cover = opacity * ndimage.gaussian_filter(inside.astype(np.float32), softness)[..., None]
@@ -102,10 +102,10 @@ def stain_image(
     return np.rint(out.clip(0, 255)).astype(np.uint8), mask
 
 
-def _span(used: NDArray[np.bool_], margin: int) -> slice:
+def _span(inside: NDArray[np.bool_], axis: int, margin: int) -> slice:
     """The slice of an axis that is used, and a margin."""
-    where = np.flatnonzero(used)
-    return slice(max(int(where[0]) - margin, 0), min(int(where[-1]) + 1 + margin, len(used)))
+    where = np.flatnonzero(inside.any(1 - axis))
+    return slice(max(int(where[0]) - margin, 0), min(int(where[-1]) + 1 + margin, inside.shape[axis]))
 
 
 def _turned(rng: np.random.Generator, height: int, width: int) -> tuple[NDArray, NDArray]:
@@ -141,7 +141,7 @@ def _content(
     others: NDArray[np.uint8],
     rows: slice,
     cols: slice,
-) -> tuple[NDArray[np.float32], float]:
+) -> tuple[NDArray[np.floating], float]:
     """What a stain consists of, [h, w, 3], and its opacity."""
     level, opacity = place[inside].mean(0), rng.uniform(0.4, 1)
     kind = rng.integers(0, 5)

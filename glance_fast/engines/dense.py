@@ -75,7 +75,7 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
             with stage("readout and head"):
                 pooled = windowed_sum(sums, last, images) / chunk.seen.repeat(len(x))[:, None].clamp_min(1)
                 places = chunk.places.repeat(len(x), 1)[:, None]
-                waiting.append((chunk, net.read(read, pooled[:, None], places, x.shape[-2:])))
+                waiting.append((chunk, net.read(read, pooled[:, None], places, (x.shape[-2], x.shape[-1]))))
                 if chunk is chunks[-1] or sum(len(r) for _, r in waiting) >= HEAD_ROWS:
                     found = net.predict(torch.cat([r for _, r in waiting])).flatten(1)
                     parts = found.split([len(r) for _, r in waiting])
@@ -129,6 +129,7 @@ def integral_image(maps: Tensor) -> Tensor:
 
 def windowed_sum(sums: Tensor, source: WindowedMap, images: Tensor) -> Tensor:
     """Sum over the maps of windows over a base: float32 [N, C]."""
+    assert source.window is not None and source.origins is not None
     own = source.window.float().sum((2, 3))
     height, width = source.window.shape[2:]
     if source.window.shape[2:] == source.base.shape[2:]:

@@ -63,7 +63,7 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
             with stage("readout and head"):
                 read = [Reading(m) for m, layer in zip(maps[1:], net.layers(), strict=True) if layer.read]
                 pooled = mean_seen(maps[-1], last)[:, None]
-                found = net.predict(net.read(read, pooled, holes[g], x.shape[-2:]))
+                found = net.predict(net.read(read, pooled, holes[g], (grid.height, grid.width)))
                 out[i[:, None], index[g]] = found
     return out[:, :-1]
 

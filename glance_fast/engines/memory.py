@@ -60,7 +60,7 @@ def window_bytes(net: MaskedNet, grid: PatchGrid, itemsize: int) -> int:
 def readout_bytes(net: MaskedNet) -> int:
     """Bytes of the most that reading what the head is given takes for one patch of one image, float32."""
     *rings, _ = [len(layer.module.weight) for layer in net.layers() if layer.read]
-    inputs = net.head[0].num_features
+    inputs = net.inputs
     if net.readout == "pool":
         return inputs * 4
     # Of four corners of each place: those of the windows, those of the base, and one of both; where they lie,
@@ -73,7 +73,7 @@ def waiting_bytes(net: MaskedNet, rows: int) -> int:
     """Bytes of what waits for the head, and of what that makes of so many rows."""
     widest = max(m.out_features for m in net.head if isinstance(m, nn.Linear))
     # In pieces and together, and a layer's input and output.
-    return rows * (2 * net.head[0].num_features + 2 * widest) * 4
+    return rows * (2 * net.inputs + 2 * widest) * 4
 
 
 def surround_bytes(net: SurroundNet, itemsize: int) -> int:
@@ -127,16 +127,14 @@ def split(
     # Of Local-Net, the first layer's output, which is its largest, and what comes of it.
     frame = 2 * max(grid.frame for grid in grids)
     local = 3 * ((height + frame) // 2) * ((width + frame) // 2) * 64 * itemsize
-    if config.masked:
-        passes = max(pass_bytes(*pair, itemsize) for pair in zip(nets, grids, strict=True))
-        patch = max(
-            window_bytes(net, grid, itemsize) + readout_bytes(net)
-            for net, grid in zip(nets, grids, strict=True)
-        )
-        waiting = max(waiting_bytes(net, HEAD_ROWS) for net in nets)
-    else:
-        passes = max(surround_bytes(net, itemsize) for net in nets)
-        patch = waiting = 0
+    passes = patch = waiting = 0
+    for net, grid in zip(nets, grids, strict=True):
+        if isinstance(net, SurroundNet):
+            passes = max(passes, surround_bytes(net, itemsize))
+            continue
+        passes = max(passes, pass_bytes(net, grid, itemsize))
+        patch = max(patch, window_bytes(net, grid, itemsize) + readout_bytes(net))
+        waiting = max(waiting, waiting_bytes(net, HEAD_ROWS))
     image = both + max(local, passes)
     fixed = tables + waiting
     least = fixed + maps + image + patch

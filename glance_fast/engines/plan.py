@@ -100,7 +100,7 @@ def changes(layers: Geometry, grid: PatchGrid) -> tuple[Change, ...]:
     for kernel, stride, padding, _ in layers:
         axes = [reach(start[:, i], stop[:, i], size[i], kernel, stride, padding) for i in (0, 1)]
         start, stop = (np.stack(ends, axis=1) for ends in zip(*axes, strict=True))
-        out = tuple(output_size(s, kernel, stride, padding) for s in size)
+        out = output_size(size[0], kernel, stride, padding), output_size(size[1], kernel, stride, padding)
         found.append(Change(holes, start, stop, out))
         holes, size = holes_after_layer(holes, size, kernel, stride, padding), out
     return (*found, Change(holes, start, stop, size))
@@ -147,10 +147,10 @@ def plan(
             start, stop = change.start[patches], change.stop[patches]
             size = (stop - start).max(0)
             origins = np.minimum(start, np.array(change.out) - size)
-            tensors = (torch.from_numpy(t).to(device) for t in (change.holes[patches], origins))
-            planned.append(LayerPlan(*tensors, tuple(size.tolist())))
-        holes = last.holes[patches]
-        hidden = (holes[:, 2] - holes[:, 0]) * (holes[:, 3] - holes[:, 1])
+            holes, first = (torch.from_numpy(t).to(device) for t in (change.holes[patches], origins))
+            planned.append(LayerPlan(holes, first, (int(size[0]), int(size[1]))))
+        top, left, bottom, right = last.holes[patches].T
+        hidden = (bottom - top) * (right - left)
         arrays = patches, grid.holes[patches], last.out[0] * last.out[1] - hidden
         index, places, seen = (torch.from_numpy(a).to(device) for a in arrays)
         chunks.append(Chunk(index, places, tuple(planned), seen))

@@ -88,22 +88,36 @@ def plot_scores(
     for which, label, colour, hatch in kinds:
         if which.any():
             shown = f"{label} ({int(which.sum())})"
-            style = {"color": colour, "ec": colour, "hatch": hatch, "alpha": 0.55, "lw": 0.6}
-            axes.hist(values[which], edges, label=shown, **style)
+            axes.hist(
+                values[which],
+                edges.tolist(),
+                label=shown,
+                color=colour,
+                ec=colour,
+                hatch=hatch,
+                alpha=0.55,
+                lw=0.6,
+            )
     if threshold is not None:
         axes.axvline(threshold, color=_INK[dark], lw=1.4, ls=":", label=f"threshold {short(threshold)}")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params("y", integer=True)
     # Above the bars, and close together: long numbers must fit beside each other.
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 1.14), "ncols": 3}
-    space = {"columnspacing": 1.2, "handlelength": 1.4}
-    axes.legend(frameon=False, labelcolor=_INK[dark], **place, **space)
+    axes.legend(
+        frameon=False,
+        labelcolor=_INK[dark],
+        loc="upper center",
+        bbox_to_anchor=(0.5, 1.14),
+        ncols=3,
+        columnspacing=1.2,
+        handlelength=1.4,
+    )
     return _png(figure)
 
 
 def _compressed(low: float, high: float, middle: float, width: float, count: int) -> NDArray[np.float64]:
     """Places that are evenly spread on an axis that is linear about `middle` and logarithmic far off."""
-    ends = np.arcsinh((np.array([low, high]) - middle) / width)
-    return np.sinh(np.linspace(*ends, count)) * width + middle
+    start, end = np.arcsinh((np.array([low, high]) - middle) / width)
+    return np.sinh(np.linspace(start, end, count)) * width + middle
 
 
 def _ticks(middle: float, width: float, low: float, high: float) -> list[float]:

@@ -305,7 +305,8 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     # A mean over some of the categories would pass for one over all of them.
-    return None if None in values else float(np.mean(values))
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def _numbers(metrics: dict[str, Any]) -> list[str]:

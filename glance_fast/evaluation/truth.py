@@ -44,6 +44,6 @@ def resize_truth(mask: NDArray[np.bool_], size: tuple[int, int]) -> tuple[NDArra
         if not resized[y, x].any():
             place = np.bincount(y * width + x).argmax()
             put_back.append((place // width, place % width))
-    for place in put_back:
-        resized[place] = True
+    for row_column in put_back:
+        resized[row_column] = True
     return resized, len(put_back)

@@ -203,12 +203,14 @@ def photographs(paths: Sequence[Path], most: int) -> list[np.ndarray]:
 
 def noise(model: Glance) -> list[np.ndarray]:
     """An image of the model's size that is nothing."""
-    return [np.random.default_rng(0).integers(0, 256, (*model.config.image_size, 3), np.uint8)]
+    return [np.random.default_rng(0).integers(0, 256, (*model.config.image_size, 3), dtype=np.uint8)]
 
 
 def _measured(case: _Case, exact: _Case, patches: int) -> Measured:
     """The row of a case beside what it is compared with."""
     each = median(case.seconds)
+    # All images were scored before anything was timed.
+    assert case.way.result is not None and exact.way.result is not None
     apart = [_compare(*pair) for pair in _pairs(case.way.result, exact.way.result)]
     return Measured(
         engine=case.way.engine,

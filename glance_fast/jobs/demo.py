@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -26,13 +27,21 @@ CONFIG = Config(
 METRICS = ("pro", "pixel_auroc", "image_auroc")
 
 
+class Counts(TypedDict, total=False):
+    """Images of each texture, as ``build_demo`` takes them."""
+
+    train: int
+    good: int
+    per_defect: int
+
+
 def run_demo(
     out: Path,
     reporter: Reporter,
     config: Config = CONFIG,
     *,
     device: str | torch.device = "auto",
-    **counts: int,
+    **counts: Unpack[Counts],
 ) -> dict[str, dict]:
     """Build the data, and train, score and evaluate a model for every texture.
 

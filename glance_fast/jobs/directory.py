@@ -226,20 +226,19 @@ def _score_chunk(
     pool: ThreadPoolExecutor,
 ) -> list[Row]:
     """Score images that could be read, write their maps; a row for every one, in order."""
-    good = [i for i, photo in enumerate(read) if isinstance(photo, _Photo)]
+    good = {i: photo for i, photo in enumerate(read) if isinstance(photo, _Photo)}
     errors = {i: photo.reason for i, photo in enumerate(read) if isinstance(photo, ImageError)}
     scores: dict[int, float] = {}
     if good:
-        result = model.score([read[i].resized for i in good], engine, precision)
+        result = model.score([photo.resized for photo in good.values()], engine, precision)
         display = display_range(model.calibration)
         writes = {}
-        for i, score_map, score in zip(good, result.maps, result.scores, strict=True):
+        for (i, photo), score_map, score in zip(good.items(), result.maps, result.scores, strict=True):
             if not (math.isfinite(score) and np.isfinite(score_map).all()):
                 errors[i] = "its scores are not finite; try --precision fp32, or train the model again"
                 continue
             scores[i] = float(score)
-            name = paths[i].relative_to(images)
-            writes[i] = pool.submit(_write, out, name, read[i], score_map, display)
+            writes[i] = pool.submit(_write, out, paths[i].relative_to(images), photo, score_map, display)
         for i, write in writes.items():
             reason = write.result()
             if reason:

@@ -125,7 +125,9 @@ def score_folder(
             find_images(images, out)
             parts = [path.name for path in files_of(out, parts_in(out))]
             if shared and check_folder(out, part, resume):
-                return Scored(WHOLE.table(out), part, True, True, joined(out, part))
+                done = joined(out, part)
+                assert done is not None  # or the folder would have been refused
+                return Scored(WHOLE.table(out), part, True, True, done)
             ours = ("scores.csv", "run.json", "maps", "overlays", *parts)
             if resume and not any((out / name).is_file() for name in ("scores.csv", "run.json", *parts)):
                 raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")

@@ -66,7 +66,8 @@ def this_process() -> Ranks:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Ranks()
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    return Ranks(*(int(os.environ[name]) for name in names), launched=True)
+    rank, count, local_rank, local_count = (int(os.environ[name]) for name in names)
+    return Ranks(rank, count, local_rank, local_count, launched=True)
 
 
 @contextlib.contextmanager

@@ -196,19 +196,21 @@ def _join(out: Path, shard: Shard) -> Summary | None:
             "--resume without --shard joins them and scores what is missing"
         )
     photographs = first["photographs"]
-    ordered: list[Row | None] = [None] * photographs
+    ordered: dict[int, Row] = {}
     rest: dict[str, Row] = {}
     for part in parts:
         rows = list(read_rows(part.table(out)).values())
-        share = len(part.of(range(photographs)))
+        places = part.of(range(photographs))
+        share = len(places)
         # Looked for last: it was there when it was read.
         if len(rows) < share or not part.table(out).is_file():
             raise UserError(f"{part.table(out)}: lacks rows; --shard {part} --resume makes them")
-        ordered[part.index - 1 :: part.count] = rows[:share]
+        ordered |= zip(places, rows[:share], strict=True)
         # Of images that are gone, or another shard's since the listing has changed.
         rest |= {row.path: row for row in rows[share:]}
-    names = {row.path for row in ordered}
-    rows = [*ordered, *(row for row in rest.values() if row.path not in names)]
+    whole = [ordered[place] for place in range(photographs)]
+    names = {row.path for row in whole}
+    rows = [*whole, *(row for row in rest.values() if row.path not in names)]
     summary = Summary(
         scored=sum(not row.error for row in rows),
         anomalous=sum(row.anomalous == "1" for row in rows),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from glance_fast.config import Config
 from glance_fast.data.files import read_tensors, write_tensors
-from glance_fast.nets.masked import MaskedNet
+from glance_fast.nets.masked import masked_net
+from glance_fast.nets.modules import channels_last
 
 BODY = ("stem", "stages")
 
@@ -33,15 +33,15 @@ class GlobalStart(nn.Module):
 
     def __init__(self, patches: tuple[int, ...]) -> None:
         super().__init__()
-        c = Config(net="pyramid")
-        nets = {patch: MaskedNet(patch, c.widths, c.blocks, c.readout) for patch in patches}
+        config = Config(net="pyramid")
+        nets = {patch: masked_net(config, patch) for patch in patches}
         first = nets[patches[0]]
         for net in nets.values():
             net.stem, net.stages = first.stem, first.stages
         self.body = nn.ModuleDict({name: getattr(first, name) for name in BODY})
         self.heads = nn.ModuleDict({str(patch): net.head for patch, net in nets.items()})
         self._nets = nets
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def forward(self, x: Tensor, holes: Tensor, patch: int) -> Tensor:
         """z_g for holes of one patch size, as ``MaskedNet`` gives it."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glance_fast.kernels.patch_score import DistortionWeights
-from glance_fast.nets.batch_norm import as_affine
+from glance_fast.nets.batch_norm import affine_of
 
 
 def inconsistency_loss(local: Tensor, global_: Tensor) -> Tensor:
@@ -37,10 +37,12 @@ class DistortionHead(nn.Module):
 
     def folded(self) -> DistortionWeights:
         """The weights that scoring uses, BatchNorm folded into the first layer."""
-        norm = self.norm
-        gain, shift = as_affine(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+        gain, shift = affine_of(self.norm)
+        local, global_, square = (w.contiguous() for w in (self.first.weight * gain).chunk(3, dim=1))
         return DistortionWeights(
-            *(w.contiguous() for w in (self.first.weight * gain).chunk(3, dim=1)),
+            local,
+            global_,
+            square,
             self.first.bias + self.first.weight @ shift,
             self.second.weight,
             self.second.bias,

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glance_fast.config import LOCAL_LAYOUTS, local_step
+from glance_fast.nets.modules import module_list
+from glance_fast.nets.teacher import Teacher
 
 
 class ValidBlock(nn.Module):
@@ -52,10 +54,11 @@ class LocalNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 64, 7, 2)
         self.layer1 = nn.Sequential(*(ValidBlock(64) for _ in range(blocks)))
         channels, self.step = 64, local_step(patch)
-        self.reduce = nn.ModuleList()
+        reduce = []
         for kernel, stride, outputs in reductions:
-            self.reduce.append(nn.Conv2d(channels, outputs, kernel, stride))
+            reduce.append(nn.Conv2d(channels, outputs, kernel, stride))
             channels = outputs
+        self.reduce = module_list(reduce)
         self.hidden = nn.Conv2d(channels, channels, 1)
         self.project = nn.Conv2d(channels, features, 1)
 
@@ -87,12 +90,12 @@ class LocalNet(nn.Module):
         return self.project(F.relu(self.hidden(x)))
 
     @torch.no_grad()
-    def start_from(self, teacher: nn.Module) -> None:
+    def start_from(self, teacher: Teacher) -> None:
         """Take conv1 and layer1 of a ResNet whose BatchNorm is folded: converges far sooner."""
         self.conv1.load_state_dict(teacher.conv1.state_dict())
         for mine, theirs in zip(self.layer1, teacher.layer1, strict=False):
-            mine.conv1.load_state_dict(theirs.conv1.state_dict())
-            mine.conv2.load_state_dict(theirs.conv2.state_dict())
+            for conv in ("conv1", "conv2"):
+                mine.get_submodule(conv).load_state_dict(theirs.get_submodule(conv).state_dict())
 
     @torch.no_grad()
     def whiten(self, mean: Tensor, covariance: Tensor, eps: float = 0.1) -> Tensor:
@@ -113,6 +116,7 @@ class LocalNet(nn.Module):
         values, vectors = torch.linalg.eigh(covariance.double())
         scale = (values.clamp_min(0) + eps * values.mean()).rsqrt()
         zca = (vectors * scale) @ vectors.T
+        assert self.project.bias is not None
         weight = zca @ self.project.weight[:, :, 0, 0].double()
         self.project.weight.copy_(weight[:, :, None, None])
         self.project.bias.copy_(zca @ (self.project.bias.double() - mean.double()))

@@ -6,15 +6,18 @@ Every convolution is a partial one under the patch's hole, so the net never sees
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glance_fast.config import Config
 from glance_fast.kernels.partial_conv import inside_holes, partial_conv2d_inner
 from glance_fast.kernels.window_conv import WindowedMap
-from glance_fast.nets.batch_norm import as_affine
+from glance_fast.nets.batch_norm import affine_of
+from glance_fast.nets.modules import module_list
 
 STEM_KERNEL, STEM_STRIDE, STEM_PADDING = 8, 4, 2
 # Cell i of the map at stride s has its centre at pixel s * i + ORIGIN.
@@ -51,8 +54,7 @@ class PartialConvNorm(nn.Module):
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias with BatchNorm's running statistics folded in."""
-        norm = self.norm
-        gain, shift = as_affine(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+        gain, shift = affine_of(self.norm)
         return self.weight * gain[:, None, None, None], shift
 
 
@@ -85,7 +87,7 @@ class Level(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
         super().__init__()
         self.down = PartialConvNorm(inputs, outputs, 3, 2, 1)
-        self.blocks = nn.ModuleList(PartialBlock(outputs) for _ in range(blocks))
+        self.blocks = module_list(PartialBlock(outputs) for _ in range(blocks))
 
     def forward(self, x: Tensor, holes: Tensor) -> tuple[Tensor, Tensor]:
         x, holes = self.down(x, holes)
@@ -116,7 +118,7 @@ class MaskedNet(nn.Module):
     def __init__(
         self,
         patch: int,
-        widths: tuple[int, int, int, int] = (64, 64, 64, 64),
+        widths: Sequence[int] = (64, 64, 64, 64),
         blocks: tuple[int, int, int] = (1, 1, 1),
         readout: str = "hole",
         features: int = 128,
@@ -124,10 +126,11 @@ class MaskedNet(nn.Module):
         super().__init__()
         self.patch, self.readout, self.features = patch, readout, features
         self.stem = PartialConvNorm(3, widths[0], STEM_KERNEL, STEM_STRIDE, STEM_PADDING)
-        self.stages = nn.ModuleList(Level(widths[i], widths[i + 1], blocks[i]) for i in range(3))
+        self.stages = module_list(Level(widths[i], widths[i + 1], blocks[i]) for i in range(3))
         inputs = widths[3]
         if readout == "hole":
             inputs += widths[3] + RING * RING * (widths[1] + widths[2]) + 4 * FREQUENCIES
+        self.inputs = inputs
         self.head = nn.Sequential(
             nn.BatchNorm1d(inputs),
             nn.Linear(inputs, 256),
@@ -165,7 +168,7 @@ class MaskedNet(nn.Module):
         Tensor
             Float32 [N, K, D].
         """
-        size, places = x.shape[-2:], holes
+        size, places = (x.shape[-2], x.shape[-1]), holes
         y, holes = self.stem(x.masked_fill(inside_holes(holes, *size), 0), holes)
         maps = []
         for stage in self.stages:
@@ -174,12 +177,12 @@ class MaskedNet(nn.Module):
         pooled = mean_seen(y, holes)[:, None]
         return self.predict(self.read([Reading(m) for m in maps], pooled, places, size))
 
-    def read(self, maps: list[Reading], pooled: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
+    def read(self, maps: Sequence[Reading], pooled: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
         """What the head is given.
 
         Parameters
         ----------
-        maps : list of Reading
+        maps : sequence of Reading
             At strides 8, 16, 32, of N images each.
         pooled : Tensor
             Float32 [N, 1, C], the last map's mean over what is seen.
@@ -203,7 +206,7 @@ class MaskedNet(nn.Module):
         with torch.autocast(read.device.type, enabled=False):
             return self.head(read.flatten(0, 1)).unflatten(0, read.shape[:2])
 
-    def around(self, maps: list[Reading], places: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    def around(self, maps: Sequence[Reading], places: Tensor, size: tuple[int, int]) -> list[Tensor]:
         """The maps at each patch and around it, and its position: float32 [N, K, ...] each."""
         center = torch.stack([places[..., 1] + places[..., 3], places[..., 0] + places[..., 2]], -1) / 2 - 0.5
         offsets = torch.arange(RING, device=center.device) - (RING - 1) / 2
@@ -216,6 +219,12 @@ class MaskedNet(nn.Module):
             sample(maps[1], at + ring * max(16.0, self.patch / 2), 16),
             fourier(torch.stack([center[..., 0] / size[1], center[..., 1] / size[0]], -1)),
         ]
+
+
+def masked_net(config: Config, patch: int, features: int = 128) -> MaskedNet:
+    """The net that the settings of a masked model describe, for one patch size."""
+    assert config.blocks is not None and config.readout is not None
+    return MaskedNet(patch, config.widths, config.blocks, config.readout, features)
 
 
 def mean_seen(maps: Tensor, holes: Tensor) -> Tensor:
@@ -236,7 +245,7 @@ class Reading:
 
     def __init__(self, maps: Tensor) -> None:
         self.rows = maps.permute(0, 2, 3, 1)
-        self.size = tuple(maps.shape[-2:])
+        self.size = maps.shape[-2], maps.shape[-1]
 
     def at(self, y: Tensor, x: Tensor) -> Tensor:
         """Pixels at y and x, int64 [N, K, R]: float32 [N, K, R, C]."""
@@ -256,10 +265,11 @@ class WindowedReading(Reading):
     """
 
     def __init__(self, source: WindowedMap, images: Tensor) -> None:
+        assert source.window is not None and source.origins is not None
         super().__init__(source.window)
         self.base, self.images = source.base.permute(0, 2, 3, 1), images[:, None, None]
-        self.top, self.left = source.origins.long()[:, :, None, None].unbind(1)
-        self.window, self.size = self.size, tuple(source.base.shape[-2:])
+        self.top, self.left = (side[:, None, None] for side in source.origins.long().unbind(1))
+        self.window, self.size = self.size, (source.base.shape[-2], source.base.shape[-1])
 
     def at(self, y: Tensor, x: Tensor) -> Tensor:
         """Pixels at y and x, int64 [N, K, R]: float32 [N, K, R, C]."""
@@ -282,7 +292,7 @@ def sample(maps: Reading, points: Tensor, stride: int) -> Tensor:
     )
     # All four corners at once: one by one, their places take longer than their numbers.
     corners = maps.at(torch.cat([y0, y0, y1, y1], -1), torch.cat([x0, x1, x0, x1], -1)).chunk(4, dim=2)
-    top, bottom = torch.lerp(*corners[:2], right), torch.lerp(*corners[2:], right)
+    top, bottom = torch.lerp(corners[0], corners[1], right), torch.lerp(corners[2], corners[3], right)
     return torch.lerp(top, bottom, down).flatten(2)
 
 

@@ -25,7 +25,7 @@ def _moments(device: torch.device) -> tuple[Tensor, Tensor]:
     Kept, because a copy to a GPU waits for all that was asked of it before.
     """
     mean, std = (torch.tensor(m, dtype=torch.float64) for m in (IMAGENET_MEAN, IMAGENET_STD))
-    return tuple(t.to(device, torch.float32) for t in (255 * mean, 1 / (255 * std)))
+    return (255 * mean).to(device, torch.float32), (1 / (255 * std)).to(device, torch.float32)
 
 
 def mirrored(images: Tensor, frame: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from glance_fast.config import LOCAL_LAYOUTS
 from glance_fast.data.files import read_tensors, write_tensors
 from glance_fast.errors import UserError
 from glance_fast.nets.local_net import LocalNet
+from glance_fast.nets.modules import channels_last
 from glance_fast.nets.preprocess import to_input
-from glance_fast.nets.teacher import TEACHER_FEATURES
+from glance_fast.nets.teacher import TEACHER_FEATURES, Teacher
 
 # Images at a time.
 BATCH = 4
@@ -39,13 +41,16 @@ class Student(nn.Module):
         [384], of the teacher's features.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, patch: int) -> None:
         super().__init__()
         self.local = LocalNet(patch)
         self.decoder = nn.Conv2d(self.local.features, TEACHER_FEATURES, 1)
         self.register_buffer("mean", torch.zeros(TEACHER_FEATURES))
         self.register_buffer("std", torch.ones(TEACHER_FEATURES))
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def save(self, path: Path, notes: dict[str, Any]) -> None:
         """Write the student; ``notes`` are kept as the file's metadata."""
@@ -70,7 +75,7 @@ class Student(nn.Module):
         return student
 
     @torch.no_grad()
-    def measure_teacher(self, teacher: nn.Module, images: Tensor) -> None:
+    def measure_teacher(self, teacher: Teacher, images: Tensor) -> None:
         """Set ``mean`` and ``std`` from images [B, H, W, 3] of 0 to 255."""
         count, total, squares = 0, torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         for part in images.split(BATCH):
@@ -86,12 +91,12 @@ class Student(nn.Module):
         self.std.copy_((squares / count - self.mean.square()).clamp_min(1e-8).sqrt())
 
     @torch.no_grad()
-    def target(self, teacher: nn.Module, x: Tensor) -> Tensor:
+    def target(self, teacher: Teacher, x: Tensor) -> Tensor:
         """What D(z_l) is to give on normalised images [B, 3, H, W]: the standardised teacher."""
         features = teacher.at(x, *self._centers(x.shape[2:]))
         return (features - self.mean[:, None, None]) / self.std[:, None, None]
 
-    def losses(self, teacher: nn.Module, images: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
+    def losses(self, teacher: Teacher, images: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
         """l_k (Eq. 1) and l_c (Eq. 2) on images [B, H, W, 3] of 0 to 255.
 
         l_k is the mean, not the sum, of the squared differences from the standardised teacher.
@@ -103,7 +108,7 @@ class Student(nn.Module):
             decoded = self.decoder(features)
         return F.mse_loss(decoded.float(), target), compactness(features.float())
 
-    def _centers(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _centers(self, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         patch = self.local.patch
         y, x = (torch.arange((s - patch) // STRIDE + 1) * STRIDE + (patch - 1) / 2 for s in size)
         return y, x
@@ -116,6 +121,7 @@ class Student(nn.Module):
         mean = features.mean(1)
         zca = self.local.whiten(mean, torch.cov(features))
         weight = self.decoder.weight[:, :, 0, 0]
+        assert self.decoder.bias is not None
         self.decoder.bias += weight @ mean
         self.decoder.weight.copy_(torch.linalg.solve(zca, weight, left=False)[:, :, None, None])
 

@@ -40,6 +40,10 @@ class SurroundNet(nn.Module):
         Channels of v; h has twice as many.
     """
 
+    position: Tensor
+    rows_seen: Tensor
+    cols_seen: Tensor
+
     def __init__(self, grid: PatchGrid, features: int, width: int = 64) -> None:
         super().__init__()
         self.grid, self.features = grid, features

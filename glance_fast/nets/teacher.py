@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from glance_fast.data.files import check_finite, read_tensors, write_tensors
 from glance_fast.errors import UserError
 from glance_fast.nets.batch_norm import as_affine
+from glance_fast.nets.modules import channels_last
 
 HINT = (
     "needed is a ResNet-18 as .safetensors; a state dictionary saved by PyTorch is converted once with "
@@ -141,7 +142,7 @@ def _filled(teacher: Teacher, state: dict[str, Tensor], path: Path) -> Teacher:
     # Folding may have divided by nothing.
     check_finite(path, {name: state[name] for name in wanted}, HINT)
     teacher.load_state_dict({name: state[name].float() for name in wanted})
-    return teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return channels_last(teacher.eval().requires_grad_(False))
 
 
 def fold_batch_norm(state: dict[str, Tensor], eps: float = 1e-5) -> dict[str, Tensor]:
@@ -153,8 +154,9 @@ def fold_batch_norm(state: dict[str, Tensor], eps: float = 1e-5) -> dict[str, Te
         conv = name.removesuffix(".weight")
         norm = conv.replace("downsample.0", "downsample.1").replace("conv", "bn")
         try:
-            parts = [state[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")]
-            gain, folded[f"{conv}.bias"] = as_affine(*parts, eps)
+            scale, bias = state[f"{norm}.weight"], state[f"{norm}.bias"]
+            mean, variance = state[f"{norm}.running_mean"], state[f"{norm}.running_var"]
+            gain, folded[f"{conv}.bias"] = as_affine(scale, bias, mean, variance, eps)
             folded[name] = weight * gain[:, None, None, None]
         except KeyError as error:
             raise UserError(f"not a torchvision ResNet-18: {error.args[0]} is missing") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +17,10 @@ from glance_fast.data.folders import normal_images
 from glance_fast.device import pick_device
 from glance_fast.errors import UserError
 from glance_fast.model import Glance
-from glance_fast.progress import Reporter
+from glance_fast.progress import Reporter, Steps
 from glance_fast.run import MODEL
 from glance_fast.training.fit import LEAST_IMAGES
 from glance_fast.training.fit import fit as train
-from glance_fast.training.loop import Stage
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CallbackReporter(Reporter):
         """Hand on how far a task is."""
         yield lambda done, of=total: self._callback(Event("task", name, done, of))
 
-    def step(self, stage: Stage, done: int) -> None:
+    def step(self, stage: Steps, done: int) -> None:
         """Hand on the figures of a step."""
         figures = {key: value for key, value in stage.row.items() if isinstance(value, (int, float))}
         self._callback(Event("step", stage.name, done, stage.steps, figures))
@@ -120,10 +120,10 @@ def fit(
         raise UserError(f"{len(paths)} images; at least {LEAST_IMAGES} are needed to train")
     config = config or Config()
     with CallbackReporter(callback or (lambda event: None)) as reporter:
-        how = {"reporter": reporter, "device": chosen, "memory_mib": memory_mib}
+        learn = functools.partial(train, reporter=reporter, device=chosen, memory_mib=memory_mib)
         if out is not None:
             if (Path(out) / MODEL).exists():
                 raise UserError(f"{out}: holds a finished model; load it, or give another folder")
-            return train(paths, Path(out), config, **how)
+            return learn(paths, Path(out), config)
         with TemporaryDirectory() as folder:
-            return train(paths, Path(folder), config, **how)
+            return learn(paths, Path(folder), config)

@@ -243,7 +243,7 @@ def digests(cache: ImageCache, indices: Sequence[int] | np.ndarray) -> tuple[str
 
 def digest(image: np.ndarray) -> str:
     """A short name of a prepared image's pixels."""
-    return hashlib.sha256(np.ascontiguousarray(image)).hexdigest()[:16]
+    return hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()[:16]
 
 
 @torch.inference_mode()
@@ -263,7 +263,7 @@ def fit(model: Glance, features: Iterable[Features]) -> list[NormalScores]:
     for scale, parts, distortion in zip(model.scales, residuals, distortions, strict=True):
         residual = torch.cat(parts)
         parts.clear()
-        if scale.whitening is None:
+        if scale.whitening is None or scale.residual_mean is None:
             inconsistency = residual.float().square().mean(2)
         else:
             shrinkage = model.config.shrinkage
@@ -421,12 +421,12 @@ def calibration_of(
         distances=model.calibration.distances,
         largest_peaks=model.calibration.largest_peaks,
     )
-    image, pixel = [], []
+    scored, highest = [], []
     for maps in _maps(model, scores):
         blended, score = combine(maps, config, calibration)
-        image.append(score)
-        pixel.append(blended.amax((1, 2)))
-    image, pixel = torch.cat(image).numpy(), torch.cat(pixel).numpy()
+        scored.append(score)
+        highest.append(blended.amax((1, 2)))
+    image, pixel = torch.cat(scored).numpy(), torch.cat(highest).numpy()
     if config.blend == "calibrated":
         of_images = Moments.of(image)
         calibration = dataclasses.replace(calibration, image=of_images)
@@ -439,8 +439,9 @@ def calibration_of(
 
 def _statistics(model: Glance, scores: list[NormalScores], shares: Sequence[float]) -> list[ScaleStatistics]:
     """Moments of every scale's patch scores, maps, peaks and blends."""
-    of_maps = [HeadMaps(RunningMoments(), RunningMoments()) for _ in scores]
-    peaks: list[HeadMaps] = [HeadMaps([], []) for _ in scores]
+    # Of each scale a pair: inconsistency, distortion.
+    of_maps = [(RunningMoments(), RunningMoments()) for _ in scores]
+    peaks: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in scores]
     for maps in _maps(model, scores):
         for head_maps, running, highest in zip(maps, of_maps, peaks, strict=True):
             for values, moments, found in zip(head_maps, running, highest, strict=True):
@@ -452,10 +453,10 @@ def _statistics(model: Glance, scores: list[NormalScores], shares: Sequence[floa
             ScaleStatistics(
                 inconsistency=Moments.of(scale.inconsistency),
                 distortion=Moments.of(scale.distortion),
-                inconsistency_map=running.inconsistency.moments(),
-                distortion_map=running.distortion.moments(),
-                inconsistency_peak=Moments.of(torch.cat(highest.inconsistency)),
-                distortion_peak=Moments.of(torch.cat(highest.distortion)),
+                inconsistency_map=running[0].moments(),
+                distortion_map=running[1].moments(),
+                inconsistency_peak=Moments.of(torch.cat(highest[0])),
+                distortion_peak=Moments.of(torch.cat(highest[1])),
                 lambda_s=share,
             )
         )

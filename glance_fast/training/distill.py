@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
@@ -55,7 +55,7 @@ class Photographs(NamedTuple):
 def local_stage(
     name: str,
     student: Student,
-    teacher: nn.Module,
+    teacher: Teacher,
     photographs: Photographs,
     *,
     steps: int,
@@ -153,8 +153,10 @@ def distill_local(
         student, teacher = student.to(device), teacher.to(device)
         sample = torch.from_numpy(photographs.cache.batch(photographs.train[:SAMPLE]))
         student.measure_teacher(teacher, sample)
-        how = {"steps": steps, "seed": seed, "bf16": has_bf16(device)}
-        loss = _train(local_stage(f"local-{patch}", student, teacher, photographs, **how), work, reporter)
+        bf16 = has_bf16(device)
+        name = f"local-{patch}"
+        stage = local_stage(name, student, teacher, photographs, steps=steps, seed=seed, bf16=bf16)
+        loss = _train(stage, work, reporter)
         student.whiten(sample)
         notes = {"teacher": "ResNet-18, ImageNet", "photographs": len(photographs.cache)}
         student.save(out, notes | {"steps": steps, "seed": seed, "held_out_loss": loss})
@@ -180,8 +182,9 @@ def distill_global_start(
     device = pick_device(device)
     with _open(paths, seed, reporter) as photographs:
         start = GlobalStart(Config(net="pyramid").patches).to(device)
-        how = {"steps": steps, "seed": seed, "bf16": has_bf16(device)}
-        loss = _train(global_start_stage(start, *photographs, symmetry=MIRRORS, **how), work, reporter)
+        bf16 = has_bf16(device)
+        stage = global_start_stage(start, *photographs, steps=steps, symmetry=MIRRORS, seed=seed, bf16=bf16)
+        loss = _train(stage, work, reporter)
         notes = {"teacher": "the built-in Local-Nets", "photographs": len(photographs.cache)}
         start.save(out, notes | {"steps": steps, "seed": seed, "held_out_loss": loss})
     shutil.rmtree(work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -10,7 +11,7 @@ class Explained:
 
     def __init__(self) -> None:
         self._count = 0
-        self._total: Tensor | float = 0.0
+        self._total = torch.zeros((), dtype=torch.float64)
         self._squares = self._error = 0.0
 
     def add(self, features: Tensor, predicted: Tensor) -> None:

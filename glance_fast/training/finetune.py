@@ -106,6 +106,9 @@ class Imitation(nn.Module):
         It starts as their best linear reading of ``local``'s features.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, local: LocalNet, targets: Targets) -> None:
         super().__init__()
         self.decoder = nn.Conv2d(local.features, ALL_FEATURES, 1)
@@ -120,6 +123,7 @@ class Imitation(nn.Module):
             square = z @ z.T + RIDGE * z.shape[1] * torch.eye(len(z), dtype=z.dtype, device=z.device)
             solved = torch.linalg.solve(square, z @ t.T).T
             self.decoder.weight.copy_(solved[:, :-1, None, None])
+            assert self.decoder.bias is not None
             self.decoder.bias.copy_(solved[:, -1])
 
     def scaled(self, wanted: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from glance_fast.errors import UserError
 from glance_fast.model import Glance
 from glance_fast.nets.builtin import builtin_local_net, builtin_teacher, start_global_net
 from glance_fast.nets.local_net import LocalNet
+from glance_fast.nets.masked import MaskedNet
 from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher
 from glance_fast.progress import Reporter
@@ -134,14 +135,15 @@ def fit(
         for index, scale in enumerate(model.scales):
             patch = config.patches[index]
             local = locals_[patch]
-            if steps[index]:
+            if targets is not None and steps[index]:
                 stage = finetune_stage(f"local-{patch}", local, targets, steps[index], config.seed, bf16)
                 run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
                 whiten(local, variants)
             scale.local.load_state_dict(local.state_dict())
             scale.local.requires_grad_(False)
-            if config.masked:
-                if config.pretrained and not start_global_net(scale.global_net) and index == 0:
+            net = scale.global_net
+            if isinstance(net, MaskedNet):
+                if config.pretrained and not start_global_net(net) and index == 0:
                     reporter.say("Global-Net is not of the built-in shape: no built-in weights to start from")
                 stage = global_stage(scale, index, config, cache, train, held_out, symmetry, bf16)
             else:

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from glance_fast.data.files import read_tensors, write_tensors, write_text
 from glance_fast.errors import UserError
 
-COLUMNS = ("stage", "step", "seconds", "images_per_second", "loss")
 # Parts of the loss: of Local-Net (Eq. 1 and 2), then of Global-Net and the distortion head (Eq. 7 and 9).
 LOCAL_PARTS, GLOBAL_PARTS = ("imitation", "compactness"), ("inconsistency", "distortion")
-COLUMNS += (*LOCAL_PARTS, *GLOBAL_PARTS, "held_out_loss", "held_out_distortion", "r2")
+COLUMNS = (
+    *("stage", "step", "seconds", "images_per_second", "loss"),
+    *(*LOCAL_PARTS, *GLOBAL_PARTS, "held_out_loss", "held_out_distortion", "r2"),
+)
 WARMUP = 0.1
 CLIP = 2.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
@@ -100,7 +100,7 @@ def global_stage(
             "r2": explained.r2,
         }
 
-    modules = {"global": scale.global_net, "distortion": scale.distortion}
+    modules: dict[str, nn.Module] = {"global": scale.global_net, "distortion": scale.distortion}
     parameters = [p for module in modules.values() for p in module.parameters()]
     groups = [{"params": parameters, "lr": config.learning_rate, "weight_decay": WEIGHT_DECAY}]
     return Stage(name, config.steps, modules, groups, step, config.batch, validate)

@@ -40,7 +40,8 @@ def global_start_stage(
     def pair(images: Tensor, scale: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """z_l and z_g of random patches of one size in images [B, H, W, 3]."""
         patch, count = config.patches[scale], config.holes_of(scale)
-        holes = draw_holes(len(images), count, patch, tuple(images.shape[1:3]), generator)
+        size = images.shape[1], images.shape[2]
+        holes = draw_holes(len(images), count, patch, size, generator)
         x = to_input(images)
         patches = crop(x.permute(0, 2, 3, 1), holes).to(device)
         patches = patches.contiguous(memory_format=torch.channels_last)

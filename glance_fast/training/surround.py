@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from glance_fast.config import Config
 from glance_fast.geometry import PatchGrid
@@ -71,7 +71,8 @@ def features_of(
             if progress:
                 progress(number * len(images) + start + len(parts[-1]), 2 * len(images))
         found.append(torch.cat(parts))
-    return Features(*found, patch_kinds(variants.masks, scale.grid))
+    clean, stained = found
+    return Features(clean, stained, patch_kinds(variants.masks, scale.grid))
 
 
 @torch.inference_mode()
@@ -172,7 +173,7 @@ def surround_stage(
             found["held_out_distortion"] = float(distortion_loss(*(p[:least] for p in pair)))
         return found
 
-    modules = {"global": net, "distortion": head}
+    modules: dict[str, nn.Module] = {"global": net, "distortion": head}
     parameters = [p for module in modules.values() for p in module.parameters()]
     groups = [{"params": parameters, "lr": config.learning_rate, "weight_decay": WEIGHT_DECAY}]
     return Stage(name, config.steps, modules, groups, step, config.batch, validate)

@@ -128,16 +128,17 @@ def idw_map(
     >>> idw_map(scores, [0.0], [0.0, 4.0], height=1, width=5).round(2)
     array([[[0. , 0.1, 0.5, 0.9, 1. ]]], dtype=float32)
     """
-    is_tensor = isinstance(scores, torch.Tensor)
-    if not is_tensor and not isinstance(scores, np.ndarray):
+    if not isinstance(scores, (torch.Tensor, np.ndarray)):
         raise TypeError(f"scores must be a NumPy array or a torch tensor, got {type(scores).__name__}")
     if scores.ndim != 3 or not scores.shape[1] or not scores.shape[2]:
         raise ValueError(f"scores must be [B, gh, gw] with gh, gw >= 1, got shape {tuple(scores.shape)}")
-    if is_tensor and scores.requires_grad and torch.is_grad_enabled():
+    if isinstance(scores, torch.Tensor) and scores.requires_grad and torch.is_grad_enabled():
         raise ValueError("scores require a gradient, which idw_map does not compute: detach them first")
-    chosen = choose_backend(backend, scores.device if is_tensor else torch.device("cpu"))
+    device = scores.device if isinstance(scores, torch.Tensor) else torch.device("cpu")
+    chosen = choose_backend(backend, device)
     scores = _as_floating(scores)
-    if chosen == "triton" and (not is_tensor or scores.dtype != torch.float32):
+    # An array's type is none of torch's.
+    if chosen == "triton" and scores.dtype != torch.float32:
         if backend != "auto":
             raise TypeError("backend: 'triton' takes tensors, and computes in float32; use 'reference'")
         chosen = "reference"
@@ -152,7 +153,7 @@ def idw_map(
                 f"neighbours is {neighbours}, scores has {scores.shape[1] * scores.shape[2]} centres"
             )
     geometry = (centers_y, centers_x, height, width, power, neighbours)
-    if not is_tensor:
+    if isinstance(scores, np.ndarray):
         return (reference if chosen == "reference" else cpu).idw_map(scores, *geometry)
     scores = scores.detach()
     if chosen == "cpu":

@@ -100,7 +100,7 @@ def partial_conv2d(
     else:
         holes = mask.long() if mask.dim() == 3 else mask.long().unsqueeze(1)
     if route == "reference":
-        size, kernel = tuple(x.shape[-2:]), tuple(weight.shape[-2:])
+        size, kernel = (x.shape[-2], x.shape[-1]), (weight.shape[-2], weight.shape[-1])
         holes = clip(holes, *size)
         valid = (~inside(holes, *size)).to(x.dtype)
         y, valid = partial_conv2d_reference(x, weight, bias, valid, stride, padding)
@@ -206,13 +206,17 @@ def inside_holes(holes: Tensor, height: int, width: int) -> Tensor:
     return inside(holes if holes.dim() == 3 else holes[:, None], height, width)
 
 
-def _cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """All in autocast's type where it is on, as convolutions are."""
-    kind = tensors[0].device.type
+    kind = x.device.type
     if not torch.is_autocast_enabled(kind):
-        return tensors
+        return x, weight, bias
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+    def cast(t: Tensor) -> Tensor:
+        return t if t.dtype == torch.float64 else t.to(dtype)
+
+    return cast(x), cast(weight), None if bias is None else cast(bias)
 
 
 def _check_binary(mask: Tensor) -> None:

@@ -190,9 +190,9 @@ def forward(
     """y, what each output sees, and the holes of y; see ``operator.py``."""
     if x.dtype == torch.float16:
         # Numba has no such type, and oneDNN is slow at it.
-        wide = (None if t is None else t.float() for t in (x, weight, bias, residual))
-        y, seen, after = forward(*wide, holes, stride, padding, relu, inner)
-        return y.half(), seen, after
+        shift, added = (None if t is None else t.float() for t in (bias, residual))
+        wide = forward(x.float(), weight.float(), shift, added, holes, stride, padding, relu, inner)
+        return wide[0].half(), wide[1], wide[2]
     size, kernel = tuple(x.shape[-2:]), tuple(weight.shape[-2:])
     full = kernel[0] * kernel[1]
     rows, cols = (output_size(s, k, stride, padding) for s, k in zip(size, kernel, strict=True))
@@ -227,15 +227,16 @@ def backward(
     """Gradients of x, weight and bias, those that ``needs`` asks for; see ``operator.py``."""
     if dy.dtype == torch.float16:
         wide = dy.float(), x.float(), weight.float()
-        return tuple(g.half() for g in backward(*wide, holes, seen, stride, padding, inner, needs))
+        dx, dw, db = backward(*wide, holes, seen, stride, padding, inner, needs)
+        return dx.half(), dw.half(), db.half()
     boxes = holes.numpy()
     if not inner:
         x = cleared(x, boxes)
-    seen = seen[:, 0].numpy()
+    counts = seen[:, 0].numpy()
     dy = dy.clone()
-    clear_unseen(pixels_of(dy), seen)
-    db = dy.sum((0, 2, 3)) if needs[2] else None
-    renormalise(pixels_of(dy), seen, weight[0, 0].numel(), wide_array(None, dy.dtype))
+    clear_unseen(pixels_of(dy), counts)
+    sums = dy.sum((0, 2, 3)) if needs[2] else None
+    renormalise(pixels_of(dy), counts, weight[0, 0].numel(), wide_array(None, dy.dtype))
     dx, dw, _ = torch.ops.aten.convolution_backward(
         dy, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*needs[:2], False]
     )
@@ -244,4 +245,5 @@ def backward(
         dx = dx.contiguous(memory_format=memory_format(x))
     if needs[1]:
         dw = dw.contiguous(memory_format=memory_format(weight))
-    return tuple(dy.new_empty(0) if g is None else g for g in (dx, dw, db))
+    dx, dw, db = (dy.new_empty(0) if g is None else g for g in (dx, dw, sums))
+    return dx, dw, db

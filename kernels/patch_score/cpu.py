@@ -46,12 +46,17 @@ def _inconsistency(local: Tensor, global_: Tensor, mean: Tensor | None, whitenin
     """s_IAD [B, P], Eq. 11."""
     images, patches, features = local.shape
     by_patch = whitening is not None and whitening.dim() == 3
-    if by_patch and whitening.dtype == torch.float16 and local.dtype == torch.float32:
+    if (
+        whitening is not None
+        and by_patch
+        and (whitening.dtype, local.dtype) == (torch.float16, torch.float32)
+    ):
         mean = (local.new_zeros(features) if mean is None else mean).expand(patches, features)
-        out = np.empty((images, patches), np.float32)
+        norms = np.empty((images, patches), np.float32)
         bits = whitening.contiguous().view(torch.uint16)
-        whitened_norms(*(t.detach().contiguous().numpy() for t in (local, global_, mean, bits)), out)
-        return torch.from_numpy(out)
+        z_l, z_g, middle, matrix = (t.detach().contiguous().numpy() for t in (local, global_, mean, bits))
+        whitened_norms(z_l, z_g, middle, matrix, norms)
+        return torch.from_numpy(norms)
 
     chunk = max(1, min(CHUNK if by_patch else ROWS // max(images, 1), patches))
     shape = chunk, images, features
@@ -66,12 +71,12 @@ def _inconsistency(local: Tensor, global_: Tensor, mean: Tensor | None, whitenin
         torch.sub(local[:, part].transpose(0, 1), global_[:, part].transpose(0, 1), out=r)
         if mean is not None:
             r -= mean if mean.dim() == 1 else mean[part, None]
-        if by_patch:
-            torch.bmm(r, matrices[: len(r)].copy_(whitening[part]).mT, out=w)
-        elif whitening is not None:
-            torch.mm(r.view(-1, features), whitening, out=w.view(-1, features))
-        else:
+        if whitening is None:
             w = r
+        elif matrices is not None:
+            torch.bmm(r, matrices[: len(r)].copy_(whitening[part]).mT, out=w)
+        else:
+            torch.mm(r.view(-1, features), whitening, out=w.view(-1, features))
         torch.linalg.vector_norm(w, dim=-1, out=out[part])
     return out.square_().div_(features).mT.contiguous()
 

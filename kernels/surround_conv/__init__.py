@@ -14,6 +14,8 @@ __all__ = ["surround_conv2d"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Triton's kernels count places in 32 bits, elements in 64.
 MOST = 2**31 - 2**16
+# Kernel, hole, stride, padding and dilations, as `_geometry` gives them.
+Geometry = tuple[tuple[int, int], tuple[int, int], int, tuple[int, int], tuple[int, ...]]
 
 
 def surround_conv2d(
@@ -102,7 +104,7 @@ def surround_conv2d(
     return OPERATOR(x, weight, bias, far_weight, *geometry, relu, route)
 
 
-def _route(x: Tensor, weight: Tensor, geometry: tuple, backend: str) -> str:
+def _route(x: Tensor, weight: Tensor, geometry: Geometry, backend: str) -> str:
     chosen = choose_backend(backend, x.device)
     if chosen != "triton":
         return chosen
@@ -111,19 +113,26 @@ def _route(x: Tensor, weight: Tensor, geometry: tuple, backend: str) -> str:
             return "reference"
         raise TypeError("x: float64 is not for the Triton kernels; use backend='reference'")
     kernel, _, stride, padding, _ = geometry
-    rows, cols = output_sizes(x.shape[-2:], kernel, stride, padding)
+    rows, cols = output_sizes((x.shape[-2], x.shape[-1]), kernel, stride, padding)
     if x.shape[0] * max(rows * cols, x.shape[-2] * x.shape[-1]) > MOST:
         raise ValueError(f"x: {tuple(x.shape)}, or what comes of it, has more than {MOST} places; split it")
     return "triton"
 
 
-def _cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _cast(
+    x: Tensor, weight: Tensor, bias: Tensor | None, far_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """All in autocast's type where it is on, as convolutions are."""
-    kind = tensors[0].device.type
+    kind = x.device.type
     if not torch.is_autocast_enabled(kind):
-        return tensors
+        return x, weight, bias, far_weight
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+    def cast(t: Tensor) -> Tensor:
+        return t if t.dtype == torch.float64 else t.to(dtype)
+
+    bias, far_weight = (None if t is None else cast(t) for t in (bias, far_weight))
+    return cast(x), cast(weight), bias, far_weight
 
 
 def _integer(name: str, value: int, least: int) -> int:
@@ -138,11 +147,11 @@ def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise ValueError(f"{name}: expected an integer or two, got {tuple(value)}")
-        return tuple(_integer(name, v, least) for v in value)
+        return _integer(name, value[0], least), _integer(name, value[1], least)
     return (_integer(name, value, least),) * 2
 
 
-def _geometry(kernel, hole, stride, padding, dilations) -> tuple:
+def _geometry(kernel, hole, stride, padding, dilations) -> Geometry:
     """Kernel, hole, stride, padding and dilations, checked, as pairs where there are two axes."""
     kernel, hole = _pair("kernel", kernel, 1), _pair("hole", hole, 1)
     if any(k < h or (k - h) % 2 for k, h in zip(kernel, hole, strict=True)):

@@ -96,7 +96,8 @@ def layer_of(
 
     def spans(top: int, left: int, rows: int, cols: int) -> tuple[Span, Span]:
         boxes = zip(size, out, padding, (top, left), (rows, cols), strict=True)
-        return tuple(span(s, o, stride, first - p, length) for s, o, p, first, length in boxes)
+        down, across = (span(s, o, stride, first - p, length) for s, o, p, first, length in boxes)
+        return down, across
 
     def reached(found: Iterator) -> tuple:
         return tuple(f for f in found if all(s.last for s in f[1:]))
@@ -167,11 +168,13 @@ def forward(
     layer = layer_of(tuple(x.shape[-2:]), kernel, hole, stride, padding, dilations, wide)
     y = empty_last(len(x), len(weight), layer.out, wide)
     if product == torch.bfloat16 and x.shape[1] % 2:
-        x, weight, far_weight = (paired(t) for t in (x, weight, far_weight))
+        x, weight = paired(x), paired(weight)
+        far_weight = None if far_weight is None else paired(far_weight)
     inputs, weight = channels_last(x, product), weight.to(product)
     for strip, rows, cols in layer.strips:
         outputs(y, rows, cols).add_(F.conv2d(window(inputs, rows, cols), strip.of(weight), None, stride))
     if layer.far:
+        assert far_weight is not None
         taps = far_weight.to(product).permute(2, 1, 0).contiguous()  # [places, C, O]
     for i, rows, cols in layer.far:
         outputs(y, rows, cols).permute(0, 2, 3, 1).add_(at_place(inputs, rows, cols, stride) @ taps[i])
@@ -183,13 +186,13 @@ def forward(
     return (y.relu_() if relu else y).to(x.dtype)
 
 
-def paired(t: Tensor | None) -> Tensor | None:
+def paired(t: Tensor) -> Tensor:
     """t with a channel of zeros after its last, on axis 1.
 
     bfloat16 instructions multiply channels by twos. Beside the last of an odd number oneDNN reads what lies
     next in memory, the next pixel, and counts it 0 times, which is NaN where that pixel is.
     """
-    return None if t is None else torch.cat([t, torch.zeros_like(t[:, :1])], 1)
+    return torch.cat([t, torch.zeros_like(t[:, :1])], 1)
 
 
 def backward(
@@ -213,26 +216,28 @@ def backward(
     db = g.sum((0, 2, 3)).to(x.dtype) if needs[2] else None
     g = (g * layer.ratio).to(product)
     inputs, weights = channels_last(x, product), weight.to(product)
-    dx = empty_last(len(x), x.shape[1], x.shape[-2:], wide) if needs[0] else None
+    dx = empty_last(len(x), x.shape[1], (x.shape[-2], x.shape[-1]), wide) if needs[0] else None
     # Zeros, for what reaches no output.
     dw = weight.new_zeros(weight.shape) if needs[1] else None
-    df = far_weight.new_zeros(far_weight.shape) if needs[3] else None
+    df = far_weight.new_zeros(far_weight.shape) if far_weight is not None and needs[3] else None
     for strip, rows, cols in layer.strips if needs[0] or needs[1] else ():
         found = torch.ops.aten.convolution_backward(
             outputs(g, rows, cols), window(inputs, rows, cols), strip.of(weights), None,
             [stride] * 2, [0, 0], [1, 1], False, [0, 0], 1, [needs[0], needs[1], False],
         )  # fmt: skip
-        if needs[0]:
+        if dx is not None:
             box = dx[:, :, rows.start : rows.stop, cols.start : cols.stop]
             box += found[0][:, :, rows.before :, cols.before :][:, :, : box.shape[2], : box.shape[3]]
-        if needs[1]:
+        if dw is not None:
             strip.of(dw).copy_(found[1])
     for i, rows, cols in layer.far if needs[0] or needs[3] else ():
+        assert far_weight is not None
         part = outputs(g, rows, cols).permute(0, 2, 3, 1)
-        if needs[0]:
+        if dx is not None:
             at_place(dx, rows, cols, stride).add_(part @ far_weight[:, :, i].to(product))
-        if needs[3]:
+        if df is not None:
             read = at_place(inputs, rows, cols, stride).flatten(0, 2)
             df[:, :, i] = part.flatten(0, 2).mT @ read
     dx = None if dx is None else dx.to(x.dtype)
-    return tuple(dy.new_empty(0) if grad is None else grad for grad in (dx, dw, db, df))
+    dx, dw, db, df = (dy.new_empty(0) if grad is None else grad for grad in (dx, dw, db, df))
+    return dx, dw, db, df

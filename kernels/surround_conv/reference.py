@@ -44,7 +44,7 @@ def surround_conv2d_reference(
 ) -> Tensor:
     """y [N, O, H', W'] of x [N, C, H, W], weight [O, C, T] and far_weight [O, C, 8 a dilation]."""
     where = places(kernel, hole, dilations)
-    size = x.shape[-2:]
+    size = x.shape[-2], x.shape[-1]
     rows, cols = output_sizes(size, kernel, stride, padding)
     beyond = max(dilations, default=0)
     top, left = padding[0] + beyond, padding[1] + beyond
@@ -72,7 +72,8 @@ def output_sizes(
     size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: tuple[int, int]
 ) -> tuple[int, int]:
     """Rows and columns of y."""
-    return tuple(output_size(s, k, stride, p) for s, k, p in zip(size, kernel, padding, strict=True))
+    rows, cols = (output_size(s, k, stride, p) for s, k, p in zip(size, kernel, padding, strict=True))
+    return rows, cols
 
 
 @lru_cache(maxsize=256)
@@ -99,9 +100,10 @@ def count_seen(
     def box(top: int, left: int, rows: int, cols: int) -> Tensor:
         return inside(0, top, rows)[:, None] * inside(1, left, cols)
 
-    middle = [k // 2 for k in kernel]
-    seen = box(0, 0, *kernel) - box(*((k - h) // 2 for k, h in zip(kernel, hole, strict=True)), *hole)
+    (kh, kw), (hh, hw) = kernel, hole
+    middle = kh // 2, kw // 2
+    seen = box(0, 0, kh, kw) - box((kh - hh) // 2, (kw - hw) // 2, hh, hw)
     for d in dilations:
-        down, across = (sum(inside(a, middle[a] + o, 1) for o in (-d, 0, d)) for a in (0, 1))
-        seen += down[:, None] * across - box(*middle, 1, 1)
+        down, across = (torch.stack([inside(a, middle[a] + o, 1) for o in (-d, 0, d)]).sum(0) for a in (0, 1))
+        seen += down[:, None] * across - box(middle[0], middle[1], 1, 1)
     return seen.to(device, torch.int32)

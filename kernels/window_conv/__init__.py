@@ -102,8 +102,10 @@ def window_conv2d(
         _laid_out(source),
         _channels_last(weight),
         bias if bias is None else bias.contiguous(),
-        *(t.contiguous() for t in (holes, images, origins)),
-        tuple(size),
+        holes.contiguous(),
+        images.contiguous(),
+        origins.contiguous(),
+        (size[0], size[1]),
         stride,
         padding,
         residual if residual is None else _laid_out(residual),
@@ -160,7 +162,7 @@ def _channels_last(x: Tensor) -> Tensor:
 
 def _laid_out(source: WindowedMap) -> WindowedMap:
     window, origins = source.window, source.origins
-    if window is None:
+    if window is None or origins is None:
         return WindowedMap(_channels_last(source.base))
     return WindowedMap(_channels_last(source.base), _channels_last(window), origins.contiguous())
 
@@ -240,7 +242,7 @@ def _check_windows(name: str, place: str, source: WindowedMap, count: int) -> No
     base, window, origins = source
     if (window is None) != (origins is None):
         raise ValueError(f"{place}: goes with {name}, both or neither")
-    if window is None:
+    if window is None or origins is None:
         return
     channels, *limits = base.shape[1:]
     if window.dim() != 4 or window.shape[:2] != (count, channels) or 0 in window.shape[2:]:

@@ -179,38 +179,39 @@ def window_conv2d_cpu(
     dtype = source.base.dtype
     if dtype == torch.float16:
         # Numba has no such type, and oneDNN is slow at it.
-        source, residual = (m and WindowedMap(*map(_widened, m)) for m in (source, residual))
-        layer = holes, images, origins, size, stride, padding, residual, relu
-        return window_conv2d_cpu(source, weight.float(), _widened(bias), *layer).half()
+        added = None if residual is None else _widened(residual)
+        shift = None if bias is None else bias.float()
+        layer = holes, images, origins, size, stride, padding, added, relu
+        return window_conv2d_cpu(_widened(source), weight.float(), shift, *layer).half()
 
     count, outputs, channels = len(images), *weight.shape[:2]
     extent, kernel = tuple(source.base.shape[2:]), tuple(weight.shape[2:])
     # What numbers are computed in, which bfloat16 is not.
     real = torch.promote_types(dtype, torch.float32)
-    shift = (torch.zeros(outputs, dtype=real) if bias is None else bias.to(real)).numpy()
-    floor = shift.dtype.type(0 if relu else -np.inf)
-    images, holes, origins = integers(images), integers(holes), integers(origins)
+    shifts = (torch.zeros(outputs, dtype=real) if bias is None else bias.to(real)).numpy()
+    floor = shifts.dtype.type(0 if relu else -np.inf)
+    index, boxes, first = integers(images), integers(holes), integers(origins)
     base = rows_of(source.base)
     window, corners = _windows(source, rows_of, np.empty((count, 0, 0), base.dtype))
     nothing = np.empty((count, 0, 0, 0), base.dtype)
     added_base = nothing if residual is None else pixels_of(residual.base)
-    added, added_corners = _windows(residual, pixels_of, nothing)
+    laid, laid_corners = _windows(residual, pixels_of, nothing)
 
-    last = {"dtype": dtype, "memory_format": torch.channels_last}
-    out = torch.empty((count, outputs, *size), **last)
+    last = torch.channels_last
+    out = torch.empty((count, outputs, *size), dtype=dtype, memory_format=last)
     reads = [(s - 1) * stride + k for s, k in zip(size, kernel, strict=True)]
     a_window = reads[0] * reads[1] * channels * dtype.itemsize
     step = even_step(STEP_BYTES * torch.get_num_threads() // a_window, count)
-    buffer = torch.empty((step, channels, *reads), **last)
+    buffer = torch.empty((step, channels, *reads), dtype=dtype, memory_format=last)
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
         field = buffer[: part.stop - start]
-        where = images[part], holes[part], origins[part]
+        where = index[part], boxes[part], first[part]
         gather(rows_of(field), base, window[part], corners[part], *where, stride, padding, channels)
-        y = F.conv2d(field, weight, None, stride).contiguous(memory_format=torch.channels_last)
+        y = F.conv2d(field, weight, None, stride).contiguous(memory_format=last)
         finish(
-            pixels_of(y), pixels_of(out[part]), shift, *where, extent, kernel, stride, padding,
-            floor, residual is not None, added_base, added[part], added_corners[part],
+            pixels_of(y), pixels_of(out[part]), shifts, *where, extent, kernel, stride, padding,
+            floor, residual is not None, added_base, laid[part], laid_corners[part],
         )  # fmt: skip
     return out
 
@@ -221,12 +222,13 @@ def even_step(step: int, count: int) -> int:
     return max(-(-count // max(steps, 1)), 1)
 
 
-def _widened(x: Tensor | None) -> Tensor | None:
-    return x.float() if x is not None and x.is_floating_point() else x
+def _widened(source: WindowedMap) -> WindowedMap:
+    window = None if source.window is None else source.window.float()
+    return WindowedMap(source.base.float(), window, source.origins)
 
 
 def _windows(source: WindowedMap | None, view, nothing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Windows as an array, and where they lie; of no extent if there are none."""
-    if source is None or source.window is None:
+    if source is None or source.window is None or source.origins is None:
         return nothing, np.zeros((len(nothing), 2), np.int64)
     return view(source.window), integers(source.origins)

@@ -27,7 +27,7 @@ class WindowedMap(NamedTuple):
 def whole_maps(source: WindowedMap, images: Tensor) -> Tensor:
     """[P, C, H, W]: the base of each window's image with the window laid over it."""
     maps = source.base[images.long()]
-    if source.window is not None:
+    if source.window is not None and source.origins is not None:
         height, width = source.window.shape[2:]
         for p, (top, left) in enumerate(source.origins.tolist()):
             maps[p, :, top : top + height, left : left + width] = source.window[p]
