@@ -136,7 +136,7 @@ def table(rows: list[Row]) -> str:
 
 
 def digest(rows: list[Row], groups: Sequence[str] = ("",)) -> str:
-    """A Markdown table of one line a group: our version beside the group's baseline, `NAMED` ones and floor.
+    """A Markdown table of one line a group: our version beside the baseline, ``NAMED`` ones and floor.
 
     Parameters
     ----------

@@ -102,7 +102,7 @@ class Calibration:
         Whether an image's score takes the larger peak of the patch sizes, of each head. If not, it takes all
         peaks: in run folders of an earlier version.
     trained_on : tuple of str
-        Names of the images behind the whitening (`glance_fast.training.calibrate.digest`).
+        Names of the images behind the whitening (``glance_fast.training.calibrate.digest``).
     """
 
     scales: tuple[ScaleStatistics, ...]
@@ -218,8 +218,8 @@ def photographs_needed(false_alarms: float) -> int:
 def upper_threshold(values: np.ndarray, false_alarms: float) -> float:
     """A bound above which a share ``false_alarms`` of normal values lies, at most.
 
-    The conformal one (`rank_of_threshold`) where there are enough values. Where there are not, the larger of
-    their maximum and of the quantile of a normal distribution with their moments, which promises nothing.
+    The conformal one (``rank_of_threshold``) where there are enough values. Where there are not, the larger
+    of their maximum and of the quantile of a normal distribution with their moments, which promises nothing.
     """
     rank = rank_of_threshold(len(values), false_alarms)
     if rank <= len(values):

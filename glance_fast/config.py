@@ -64,7 +64,7 @@ Kept = TypeVar("Kept")
 
 
 class Settled(Generic[Given, Kept]):
-    """A setting that is given as one type and kept as a narrower one, which `Config` puts in its place.
+    """A setting that is given as one type and kept as a narrower one, which ``Config`` puts in its place.
 
     Type checkers tell the two apart by a descriptor; pydantic checks what is given.
     """
@@ -81,7 +81,7 @@ class Settled(Generic[Given, Kept]):
 
 
 def given(value: Any) -> Any:
-    """The default of a `Settled` setting: of the type that is given, not of the one that is kept."""
+    """The default of a ``Settled`` setting: of the type that is given, not of the one that is kept."""
     return value
 
 
@@ -126,7 +126,7 @@ def _in_one_line(cls: Any) -> Any:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             if not first["loc"]:
-                # Of `__post_init__`, which looks at several settings together.
+                # Of ``__post_init__``, which looks at several settings together.
                 raise first["ctx"]["error"] from None
             name = str(first["loc"][0])
             what = allowed(json_schema()["properties"][name])
@@ -211,7 +211,7 @@ class Config:
         ge=1,
         le=1e3,
         description="Distance between the patches that the grouped engine masks in one pass, in patches. "
-        "Less is sooner done, and further from the definition's scores; ``glance-fast bench`` says how far.",
+        "Less is faster, and further from the definition's scores; ``glance-fast bench`` says how far.",
     )
     false_alarms: float = Field(
         default=0.01,

@@ -25,7 +25,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     Raises
     ------
     UserError
-        The device is unknown or not to be had.
+        The device is unknown or not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,7 +48,7 @@ def device_of_process(name: str, local_rank: int, processes: int) -> str:
     Parameters
     ----------
     name : str
-        As for `pick_device`.
+        As for ``pick_device``.
     local_rank, processes : int
         The number of this process on this machine, from 0, and how many there are.
 
@@ -60,7 +60,7 @@ def device_of_process(name: str, local_rank: int, processes: int) -> str:
     Raises
     ------
     UserError
-        The device is unknown or not to be had, or the machine has fewer than processes.
+        The device is unknown or not available, or the machine has fewer than processes.
     """
     device = pick_device(name)
     if device.type != "cuda":

@@ -58,7 +58,7 @@ class ScoreResult:
 
 
 class HeadScores(Protocol):
-    """The two scores of patches, each [B, P]; `PatchScores`, for one."""
+    """The two scores of patches, each [B, P]; ``PatchScores``, for one."""
 
     @property
     def inconsistency(self) -> Tensor: ...
@@ -104,7 +104,7 @@ class Scale(nn.Module):
         return self.local(x, self.grid.stride).permute(0, 2, 3, 1)
 
     def features(self, images: Tensor, engine: str, limit: int) -> tuple[Tensor, Tensor]:
-        """z_l and z_g of all patches of images as for `local_features`, each float32 [B, P, D]."""
+        """z_l and z_g of all patches of images as for ``local_features``, each float32 [B, P, D]."""
         local = self.local_features(images)
         flat = local.float().flatten(1, 2)
         net = self.global_net
@@ -320,9 +320,9 @@ class Glance(nn.Module):
         Parameters
         ----------
         batch : ndarray or Tensor
-            Prepared images, uint8 [B, H, W, 3], or a tensor as `forward` takes it.
+            Prepared images, uint8 [B, H, W, 3], or a tensor as ``forward`` takes it.
         engine, precision : str
-            As for `score`.
+            As for ``score``.
         """
         self.check(engine, precision)
         bf16 = self.chosen_precision(precision) == "bf16"
@@ -397,7 +397,7 @@ class Glance(nn.Module):
     def patch_scores(
         self, batch: np.ndarray | Tensor, engine: str = "auto", precision: str = "auto"
     ) -> list[PatchScores]:
-        """Scores of all patches, one set a scale; parameters as for `features`."""
+        """Scores of all patches, one set a scale; parameters as for ``features``."""
         return [
             scale.patch_scores(*features, statistics)
             for scale, features, statistics in zip(
@@ -407,7 +407,7 @@ class Glance(nn.Module):
 
     @stage("maps")
     def head_maps(self, patch_scores: Sequence[HeadScores]) -> list[HeadMaps]:
-        """Maps of the two scores, or of `distances`, one pair a scale."""
+        """Maps of the two scores, or of ``distances``, one pair a scale."""
         maps = []
         for found, scale in zip(patch_scores, self.scales, strict=True):
             heads = found.inconsistency, found.distortion

@@ -5,7 +5,7 @@
 
 Times ``Glance.score`` on one image, by each engine, with patches of 32 pixels: at 256 pixels with more and
 more patches of it, and at the closest stride in larger images. Beside them the paper's procedure, Global-Net
-alone in a pass a patch. Then as many images at once as `COUNTS` says. All is kept in
+alone in a pass a patch. Then as many images at once as ``COUNTS`` says. All is kept in
 ``benchmarks/results/cost.json``; ``--plot`` draws what that holds without measuring. A model of the demo's
 gravel and one of its test photographs make ``benchmarks/results/scored.png``. Both become ``docs/cost.png``.
 """
@@ -131,7 +131,7 @@ def by_images(side: int = SIDE, stride: int = COUNTED_AT, **settings: Any) -> li
 
 
 def lines(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Rows by version and precision, in the order of `LOOKS`, each by patches."""
+    """Rows by version and precision, in the order of ``LOOKS``, each by patches."""
     ordered = sorted(rows, key=lambda row: row.patches)
     found = {kind: [row for row in ordered if (row.version, row.precision) == kind] for kind in LOOKS}
     return {kind: line for kind, line in found.items() if line}

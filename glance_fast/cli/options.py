@@ -37,7 +37,7 @@ EngineOption = Annotated[
         metavar="NAME",
         help="For masked nets (net = pyramid or paper); others have auto alone. auto, dense: the paper's "
         "numbers. patchwise: the same by the paper's procedure, slowly. grouped: nearly the same; "
-        "glance-fast bench says whether it is sooner.",
+        "glance-fast bench says whether it is faster.",
     ),
 ]
 PrecisionOption = Annotated[

@@ -53,11 +53,11 @@ class ImageCache:
     UserError
         None of the files can be read.
     ValueError
-        `workers` is less than 1.
+        ``workers`` is less than 1.
 
     Notes
     -----
-    Not for use by several threads at once. `close`, or a ``with`` statement, ends the threads.
+    Not for use by several threads at once. ``close``, or a ``with`` statement, ends the threads.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class ImageCache:
         self.close()
 
     def batch(self, indices: ArrayLike) -> NDArray[np.uint8]:
-        """Return images by their places in `paths`.
+        """Return images by their places in ``paths``.
 
         Parameters
         ----------
@@ -167,7 +167,7 @@ class ImageCache:
         Parameters
         ----------
         indices : sequence of int
-            As for `batch`, and checked in the same way.
+            As for ``batch``, and checked in the same way.
         """
         wanted = self._checked(indices)
         if self.held or (self._prefetched is not None and self._prefetched[0] == wanted):

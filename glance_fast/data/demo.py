@@ -78,12 +78,12 @@ def build_demo(
     train, good, per_defect : int
         Numbers of training images, of normal test images, and of test images of each defect, per texture.
     textures : sequence of str
-        Out of `TEXTURES`.
+        Out of ``TEXTURES``.
 
     Raises
     ------
     UserError
-        `size` or a number is out of range, a texture is unknown, a category's folder holds other images
+        ``size`` or a number is out of range, a texture is unknown, a category's folder holds other images
         already, or a file cannot be written.
     """
     if not 96 <= size <= _PICTURE // 2:
@@ -201,10 +201,10 @@ def _across(rng: np.random.Generator, kind: str) -> float:
 
 
 def _stain(rng: np.random.Generator, across: float) -> Mask:
-    """An irregular closed shape, its longer side `across`; small ones are nearly elliptic."""
+    """An irregular closed shape, its longer side ``across``; small ones are nearly elliptic."""
     angle, flat = rng.uniform(0, np.pi), rng.uniform(0.5, 1.0)
     waves = [(k, rng.uniform(0, 0.22) / k, rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4, 5, 7)]
-    # Drawn on a fine grid of directions first, for the outline's own extent; then scaled to `across`.
+    # Drawn on a fine grid of directions first, for the outline's own extent; then scaled to ``across``.
     theta = np.linspace(0, 2 * np.pi, 720, endpoint=False)
     radius = 1 + sum(a * np.cos(k * theta + p) for k, a, p in waves)
     u, v = radius * np.cos(theta), flat * radius * np.sin(theta)
@@ -217,7 +217,7 @@ def _stain(rng: np.random.Generator, across: float) -> Mask:
 
 
 def _line(rng: np.random.Generator, across: float) -> Mask:
-    """A bent line, `across` long, one to four pixels wide."""
+    """A bent line, ``across`` long, one to four pixels wide."""
     width = np.clip(across / rng.uniform(9, 16), 1.2, 4.0)
     angle, bend = rng.uniform(0, 2 * np.pi), rng.uniform(-0.15, 0.15)
     t = np.linspace(-0.5, 0.5, 8 * math.ceil(across))
@@ -256,7 +256,7 @@ class _Scene(NamedTuple):
 
 
 def _away(rng: np.random.Generator, level: float, step: float) -> float:
-    """A grey level that differs from `level` by `step`, darker or lighter, to the side that has room."""
+    """A grey level that differs from ``level`` by ``step``, darker or lighter, to the side that has room."""
     sign = rng.choice((-1.0, 1.0))
     if not 12 <= level + sign * step <= 243:
         sign = -sign
@@ -330,7 +330,7 @@ def _colour(rng: np.random.Generator, scene: _Scene) -> Image:
 
 
 def _hue(rng: np.random.Generator, step: float) -> NDArray[np.float64]:
-    """A change of colour [3] by `step` grey levels that adds up to no brightness."""
+    """A change of colour [3] by ``step`` grey levels that adds up to no brightness."""
     angle = rng.uniform(0, 2 * np.pi)
     # Three cosines, a third of a turn apart.
     return step * np.cos(angle + np.array([0, 2, 4]) * np.pi / 3)

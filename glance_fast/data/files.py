@@ -18,7 +18,7 @@ from torch import Tensor
 from glance_fast.errors import UserError, cannot_write
 
 NOTES = "glance-fast"
-# Names of the temporary files of `atomic_write`.
+# Names of the temporary files of ``atomic_write``.
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}(\..+)?")
 
 
@@ -26,10 +26,10 @@ _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}(\..+)?")
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Write a file so that readers never see half of it.
 
-    Gives a temporary path in the folder of `path`, with the same suffix and a hidden name. When the body
-    ends, the temporary file takes the place of `path`; when the body fails, it is removed and `path` stays as
-    it was. Missing parent folders are made. The body should do nothing but write: every `OSError` that it
-    lets through is reported as a failure to write `path`.
+    Gives a temporary path in the folder of ``path``, with the same suffix and a hidden name. When the body
+    ends, the temporary file takes the place of ``path``; when the body fails, it is removed and ``path``
+    stays as it was. Missing parent folders are made. The body should do nothing but write: every
+    ``OSError`` that it lets through is reported as a failure to write ``path``.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def remove_stale(folder: Path, subfolders: Iterable[str]) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 with line feeds on every system, whole or not at all.
+    """Write ``text`` as UTF-8 with line feeds on every system, whole or not at all.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], notes: dict[str,
     tensors : dict of Tensor
         By name.
     notes : dict
-        Kept in the file as JSON; `read_notes` gives them back.
+        Kept in the file as JSON; ``read_notes`` gives them back.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], notes: dict[str,
 
 
 def read_tensors(path: str | Path, hint: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of a safetensors file, and the notes that `write_tensors` left in it.
+    """Tensors of a safetensors file, and the notes that ``write_tensors`` left in it.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def check_finite(path: str | Path, tensors: dict[str, Tensor], hint: str) -> Non
 
 
 def read_notes(path: str | Path) -> dict[str, Any]:
-    """The notes that `write_tensors` left in a file.
+    """The notes that ``write_tensors`` left in a file.
 
     Raises
     ------

@@ -32,7 +32,7 @@ def list_images(folder: str | Path) -> list[Path]:
     Returns
     -------
     list of pathlib.Path
-        Below `folder` as it was given, in natural order (``2.png`` before ``10.png``), the same on every
+        Below ``folder`` as it was given, in natural order (``2.png`` before ``10.png``), the same on every
         system.
 
     Raises
@@ -87,7 +87,7 @@ def normal_images(data: str | Path) -> list[Path]:
     Raises
     ------
     UserError
-        As `list_images`; or the folder is laid out like a category but has no ``train/good``; or it holds
+        As ``list_images``; or the folder is laid out like a category but has no ``train/good``; or it holds
         several categories, of which one must be chosen.
     """
     data = Path(data)

@@ -1,8 +1,8 @@
 """Images and masks in, maps and overlays out.
 
 Every file becomes the same thing, RGB uint8 ``[H, W, 3]`` as a person would see it upright, or an
-`ImageError` whose one line says what is wrong with it. Nothing is guessed and nothing is stretched by its own
-content: two photographs of the same brightness stay equally bright.
+``ImageError`` whose one line says what is wrong with it. Nothing is guessed and nothing is stretched by its
+own content: two photographs of the same brightness stay equally bright.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 
 
 def as_rgb(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
-    """An array or a PIL image as RGB, by the rules of `read_image`.
+    """An array or a PIL image as RGB, by the rules of ``read_image``.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def read_mask(path: str | Path) -> NDArray[np.bool_]:
     Raises
     ------
     ImageError
-        As `read_image`; or the mask has colours, or other values than the above (a JPEG's, an annotation's
+        As ``read_image``; or the mask has colours, or other values than the above (a JPEG's, an annotation's
         with several classes).
     """
     path = Path(path)
@@ -166,7 +166,7 @@ def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bo
     Raises
     ------
     ValueError
-        `size` is not two positive integers.
+        ``size`` is not two positive integers.
     """
     height, width = _checked_size(size)
     if mask.shape == (height, width):
@@ -194,9 +194,9 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
     Raises
     ------
     TypeError
-        `image` is not uint8.
+        ``image`` is not uint8.
     ValueError
-        `image` is not ``[H, W, 3]`` or `size` is not two positive integers.
+        ``image`` is not ``[H, W, 3]`` or ``size`` is not two positive integers.
     """
     height, width = _checked_size(size)
     if image.dtype != np.uint8:
@@ -230,9 +230,9 @@ def write_tiff(path: str | Path, map32: NDArray[np.float32]) -> None:
     Raises
     ------
     TypeError
-        `map32` is not float32.
+        ``map32`` is not float32.
     ValueError
-        `map32` is not ``[H, W]``.
+        ``map32`` is not ``[H, W]``.
     UserError
         The file cannot be written.
     """
@@ -260,9 +260,9 @@ def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
     Raises
     ------
     TypeError
-        `rgb` is not uint8.
+        ``rgb`` is not uint8.
     ValueError
-        `rgb` has another shape.
+        ``rgb`` has another shape.
     UserError
         The file cannot be written.
     """

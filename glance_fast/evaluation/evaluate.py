@@ -42,7 +42,7 @@ def evaluate(
     model : Glance
         Trained.
     data : path or Category
-        A category in MVTec's layout: ``test/<defect>``, ``ground_truth/<defect>``; or what `find_category`
+        A category in MVTec's layout: ``test/<defect>``, ``ground_truth/<defect>``; or what ``find_category``
         found there.
     out : path
         Folder to write to; files of the same names are replaced.
@@ -75,13 +75,13 @@ def evaluate(
     ImageError
         Images or masks cannot be read: all of them are named, before anything is scored.
     UserError
-        `data` is no such category, an image has no mask, two images would have one map, `out` lies among
+        ``data`` is no such category, an image has no mask, two images would have one map, ``out`` lies among
         the test images, a file cannot be written, or a score is not finite.
 
     Notes
     -----
     Metrics are computed at the model's image size, at which it decides; MVTec's script computes them from
-    the map files at the images' own sizes, and differs a little. Masks are resized by `resize_truth`,
+    the map files at the images' own sizes, and differs a little. Masks are resized by ``resize_truth``,
     which keeps every region; a note says how many of them would have vanished.
     """
     out = Path(out)

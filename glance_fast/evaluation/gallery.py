@@ -29,7 +29,7 @@ def choose_pictures(
     ----------
     category : Category
     shown : sequence
-        As in `Photographs`.
+        As in ``Photographs``.
     maps, scores : ndarray
         float32 [N, H, W], float32 [N].
     anomalous : ndarray or None

@@ -55,7 +55,7 @@ class Photographs:
     sizes : list of (int, int)
         Height and width of each file.
     kept : int
-        Regions that would have vanished at the model's size (`resize_truth`).
+        Regions that would have vanished at the model's size (``resize_truth``).
     shown : list of (ndarray, ndarray or None)
         Each image as the report may show it, uint8 [h, w, 3], and its mask, bool [h, w], where it has one.
     seconds : float
@@ -83,8 +83,8 @@ def find_category(data: str | Path, out: str | Path) -> Category:
     Raises
     ------
     UserError
-        `data` is no such category, an image has no mask, two images would have one map, or `out` lies among
-        the test images.
+        ``data`` is no such category, an image has no mask, two images would have one map, or ``out`` lies
+        among the test images.
     """
     data, out = Path(data), Path(out)
     samples = mvtec_test(data)

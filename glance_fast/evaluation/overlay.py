@@ -22,7 +22,7 @@ from glance_fast.data.images import resize_map
 COLOURS = "inferno"
 """Perceptually uniform, also for the colour blind and in grey."""
 FOUND = (64, 224, 255)
-"""Outline of what the model marks; not among `COLOURS`, so it is seen on every map."""
+"""Outline of what the model marks; not among ``COLOURS``, so it is seen on every map."""
 TRUTH = (92, 255, 128)
 """Outline of the ground truth."""
 
@@ -104,7 +104,7 @@ def overlay(
     score_map : ndarray of float32, shape [h, w]
         Of any size; brought to that of the image.
     low, high : float
-        Scores at the two ends of the colours (`display_range`), the same for all images of a run.
+        Scores at the two ends of the colours (``display_range``), the same for all images of a run.
     outline : float, optional
         Pixels that score above it are outlined.
 
@@ -133,7 +133,7 @@ def overlay(
 
 
 def scale(scores: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
-    """Scores from `low` to `high` as 0 to 1, clipped."""
+    """Scores from ``low`` to ``high`` as 0 to 1, clipped."""
     if not low < high:
         raise ValueError(f"low must be below high, got {low} and {high}")
     return np.clip((scores - np.float32(low)) / np.float32(high - low), 0, 1)

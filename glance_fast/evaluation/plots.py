@@ -20,7 +20,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Curves:
-    """What is plotted; None for a curve that is not to be had.
+    """What is plotted; None for a curve that cannot be computed.
 
     Attributes
     ----------
@@ -115,7 +115,7 @@ def plot_scores(
 
 
 def _compressed(low: float, high: float, middle: float, width: float, count: int) -> NDArray[np.float64]:
-    """Places that are evenly spread on an axis that is linear about `middle` and logarithmic far off."""
+    """Places that are evenly spread on an axis that is linear about ``middle`` and logarithmic far off."""
     start, end = np.arcsinh((np.array([low, high]) - middle) / width)
     return np.sinh(np.linspace(start, end, count)) * width + middle
 

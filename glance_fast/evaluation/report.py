@@ -85,7 +85,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of pictures under one heading; `remark` says what is left out."""
+    """Rows of pictures under one heading; ``remark`` says what is left out."""
 
     title: str
     examples: Sequence[Example]
@@ -138,7 +138,7 @@ def write_report(
     groups : sequence of Group
         Pictures.
     display : (low, high, outline)
-        Scale of all maps (`glance_fast.evaluation.overlay.display_range`).
+        Scale of all maps (``glance_fast.evaluation.overlay.display_range``).
     config : Config
         Settings of the model.
 

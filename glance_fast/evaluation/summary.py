@@ -101,14 +101,14 @@ def _notes(
 ) -> list[str]:
     notes = []
     if not defective.any():
-        notes.append("No defective images in 'test': PRO, pixel AUROC and image AUROC are not to be had.")
+        notes.append("No defective images in 'test': PRO, pixel AUROC and image AUROC cannot be computed.")
     elif not masks.any():
-        notes.append("All masks are empty: PRO and pixel AUROC are not to be had.")
+        notes.append("All masks are empty: PRO and pixel AUROC cannot be computed.")
     elif masks.all():
-        notes.append("The masks cover everything: PRO and pixel AUROC are not to be had.")
+        notes.append("The masks cover everything: PRO and pixel AUROC cannot be computed.")
     if defective.all():
         notes.append(
-            "No good images in 'test/good': image AUROC and false alarms are not to be had; "
+            "No good images in 'test/good': image AUROC and false alarms cannot be computed; "
             "the background of defective images stands for what is normal."
         )
     empty = int((defective & ~masks.any((1, 2))).sum())

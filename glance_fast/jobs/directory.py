@@ -79,7 +79,7 @@ def score_directory(
 
     ``score`` is in standard deviations from the mean of normal photographs' scores (for the paper's blend,
     the largest value of the map). ``above`` is the share of normal photographs that score as high or higher,
-    as `Calibration.share_above` has it: 0.01 is one in a hundred. ``anomalous`` is 1 where the score lies
+    as ``Calibration.share_above`` has it: 0.01 is one in a hundred. ``anomalous`` is 1 where the score lies
     above the threshold.
 
     Parameters
@@ -98,7 +98,7 @@ def score_directory(
         with, too.
     shard : Shard
         Score only these images, with a table and a ``run.json`` of their own beside those of the other
-        shards; `glance_fast.jobs.shards.join` makes one of all.
+        shards; ``glance_fast.jobs.shards.join`` makes one of all.
     progress : callable, optional
         Called with (images done, images in all).
 

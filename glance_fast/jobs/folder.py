@@ -59,7 +59,7 @@ def score_folder(
     memory_mib: int | None = None,
     reporter: Reporter | None = None,
 ) -> Scored | None:
-    """Score every image below a folder; `score_directory` says what is written.
+    """Score every image below a folder; ``score_directory`` says what is written.
 
     Several machines share the work where each has another ``shard`` and all have one ``out``; the last to
     finish joins their tables. Processes that torchrun started share it by themselves: call this in each.

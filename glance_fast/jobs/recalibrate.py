@@ -53,7 +53,7 @@ def calibrate_run(
     Returns
     -------
     Calibration
-        What was written; `glance_fast.calibration.promise` puts it into words.
+        What was written; ``glance_fast.calibration.promise`` puts it into words.
 
     Raises
     ------

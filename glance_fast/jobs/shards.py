@@ -272,7 +272,7 @@ def fold(out: Path, origin: dict[str, Any]) -> None:
 
 
 def deal(out: Path, count: int, names: list[str], origin: dict[str, Any]) -> None:
-    """Make what is there the beginning of so many shards; the reverse of `fold`, which comes first.
+    """Make what is there the beginning of so many shards; the reverse of ``fold``, which comes first.
 
     Parameters
     ----------
@@ -283,12 +283,12 @@ def deal(out: Path, count: int, names: list[str], origin: dict[str, Any]) -> Non
     names : list of str
         The images, as in the tables.
     origin : dict
-        As of `origin_of`.
+        As of ``origin_of``.
 
     Raises
     ------
     UserError
-        As for `fold`.
+        As for ``fold``.
     """
     fold(out, origin)
     check_origin(WHOLE.run(out), origin)

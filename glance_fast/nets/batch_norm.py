@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Gain and shift of a BatchNorm that keeps running statistics, as `as_affine` has them."""
+    """Gain and shift of a BatchNorm that keeps running statistics, as ``as_affine`` has them."""
     assert norm.running_mean is not None and norm.running_var is not None
     return as_affine(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
 

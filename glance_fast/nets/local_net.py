@@ -91,7 +91,7 @@ class LocalNet(nn.Module):
 
     @torch.no_grad()
     def start_from(self, teacher: Teacher) -> None:
-        """Take conv1 and layer1 of a ResNet whose BatchNorm is folded: converges far sooner."""
+        """Take conv1 and layer1 of a ResNet whose BatchNorm is folded: converges much faster."""
         self.conv1.load_state_dict(teacher.conv1.state_dict())
         for mine, theirs in zip(self.layer1, teacher.layer1, strict=False):
             for conv in ("conv1", "conv2"):

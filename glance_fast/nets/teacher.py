@@ -22,7 +22,7 @@ HINT = (
 # layer2 and layer3, side by side: what Local-Net is distilled from. Fine-tuning takes layer1 in too.
 TEACHER_FEATURES = 128 + 256
 ALL_FEATURES = 64 + TEACHER_FEATURES
-# Of the maps of layers 1 to 3 that `Teacher` gives: step between cells, and the centre of the first, pixels.
+# Of the maps of layers 1 to 3 that ``Teacher`` gives: step between cells and centre of the first, pixels.
 STEPS = ((8, 2.0), (8, 0.0), (16, 0.0))
 
 
@@ -84,7 +84,7 @@ class Teacher(nn.Module):
 
 
 def read_maps(maps: Sequence[Tensor], centers_y: Tensor, centers_x: Tensor) -> Tensor:
-    """The last layers' maps that `Teacher` gave, read bilinearly at centres: [B, C, rows, cols]."""
+    """The last layers' maps that ``Teacher`` gave, read bilinearly at centres: [B, C, rows, cols]."""
     steps = STEPS[len(STEPS) - len(maps) :]
     return torch.cat(
         [

@@ -50,7 +50,7 @@ class Event:
 
 
 class CallbackReporter(Reporter):
-    """Tells a function what a `Reporter` shows people."""
+    """Tells a function what a ``Reporter`` shows people."""
 
     def __init__(self, callback: Callable[[Event], None]) -> None:
         super().__init__(Console(quiet=True))
@@ -96,7 +96,7 @@ def fit(
     memory_mib : int, optional
         That calibration may take beside the model, as for ``load``.
     callback : callable, optional
-        Called with an `Event`, for a tracker of experiments, say. What it raises ends the training.
+        Called with an ``Event``, for a tracker of experiments, say. What it raises ends the training.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def fit(
     ------
     UserError
         ``images`` holds too few that can be read; ``out`` holds a finished model, or was begun with other
-        images or settings; the device is not to be had; or memory or the disk does not suffice.
+        images or settings; the device is not available; or memory or the disk does not suffice.
 
     Examples
     --------

@@ -73,7 +73,7 @@ def calibrate(
     progress: Callable[[int, int], None] | None = None,
     held_out: Sequence[int] | np.ndarray = (),
 ) -> None:
-    """Estimate whitening, moments and thresholds on normal images, as many of them as `room` says.
+    """Estimate whitening, moments and thresholds on normal images, as many of them as ``room`` says.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def calibrate(
         Called with (images done, images in all).
     held_out : sequence of int
         Those that no net was trained on: they tell what each of several patch sizes counts by in the map
-        (`weights_of`). Without any, all count the same.
+        (``weights_of``). Without any, all count the same.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def _residual_bytes(model: Glance, images: int) -> int:
 
 
 def _row_bytes(grid: PatchGrid, images: int, features: int) -> int:
-    """What `whitenings` holds of a row of the grid: two copies of residuals, and ten matrices a place."""
+    """What ``whitenings`` holds of a row of the grid: two copies of residuals, and ten matrices a place."""
     return grid.cols * features * 4 * (2 * images + 10 * features)
 
 
@@ -185,7 +185,7 @@ def recalibrate(
     model : Glance
         Changed in place: ``calibration``.
     cache, indices, progress
-        As for `calibrate`.
+        As for ``calibrate``.
     """
     before = model.calibration
     parts: list[list[NormalScores]] = []

@@ -144,7 +144,7 @@ def distill_local(
     Raises
     ------
     UserError
-        Fewer than 16 photographs can be read, the device is not to be had, or something cannot be written.
+        Fewer than 16 photographs can be read, the device is not available, or something cannot be written.
     """
     device = pick_device(device)
     with _open(paths, seed, reporter) as photographs:
@@ -177,7 +177,7 @@ def distill_global_start(
     """Make the masked Global-Net's start from photographs: ``glance-fast distill --student global``.
 
     It learns from the built-in Local-Nets. Parameters, what is returned and errors are as for
-    `distill_local`.
+    ``distill_local``.
     """
     device = pick_device(device)
     with _open(paths, seed, reporter) as photographs:

@@ -83,7 +83,7 @@ def fit(
     ------
     UserError
         Too few images can be read, images of this size take more than ``memory_mib``, a checkpoint does not
-        fit, the device is not to be had, or the disk is full.
+        fit, the device is not available, or the disk is full.
     """
     device = pick_device(device)
     bf16 = has_bf16(device)

@@ -14,7 +14,7 @@ __all__ = ["surround_conv2d"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Triton's kernels count places in 32 bits, elements in 64.
 MOST = 2**31 - 2**16
-# Kernel, hole, stride, padding and dilations, as `_geometry` gives them.
+# Kernel, hole, stride, padding and dilations, as ``_geometry`` gives them.
 Geometry = tuple[tuple[int, int], tuple[int, int], int, tuple[int, int], tuple[int, ...]]
 
 
@@ -37,7 +37,7 @@ def surround_conv2d(
     .. math:: y(p) = \mathrm{act}\left(\sum_{o \in \Omega,\ p + o \text{ inside}} W_o\, x(p + o)
               \cdot \frac{|\Omega|}{|\{o \in \Omega : p + o \text{ inside}\}|} + b\right)
 
-    :math:`\Omega` is the kernel without its hole, and the far places. Each output has a mask of its own,
+    :math:``\Omega`` is the kernel without its hole, and the far places. Each output has a mask of its own,
     so that one pass over a grid of patches answers for all of them what else answers for one. y is exactly
     0 where no place lies inside x. Differentiable in ``x``, ``weight``, ``bias`` and ``far_weight``, once;
     what lies in the hole of an output, NaN included, changes no bit of it.

@@ -225,8 +225,8 @@ def surround_conv_bwd_dx_kernel(
     i_n, o_h, o_w = pixel_of(o_m, tl.cdiv(H, STRIDE), tl.cdiv(W, STRIDE))
     o_h, o_w = o_h * STRIDE + i_r // STRIDE, o_w * STRIDE + i_r % STRIDE
     p_w = w_ptr + o_c[None, :]  # [1, C]
-    # The output whose kernel's place in row `over` and column `across` is this pixel, the least that meet it;
-    # others are the same way from it in every row.
+    # The output whose kernel's place in row ``over`` and column ``across`` is this pixel, the least that meet
+    # it; others are the same way from it in every row.
     top, left = (o_h + PH) // STRIDE, (o_w + PW) // STRIDE
     over, across = (i_r // STRIDE + PH) % STRIDE, (i_r % STRIDE + PW) % STRIDE
     p_g = g_ptr + ((i_n * OH + top) * OW + left).to(tl.int64)[:, None] * O  # [M, 1]

@@ -205,7 +205,7 @@ def test_empty_masks_count_for_images_alone(model, plain, tmp_path):
     write_png(data / "ground_truth" / "cut" / "000 a_mask.png", np.zeros(SIZE, np.uint8))
     found = run(model, data, tmp_path / "out")
     assert found["pro"] is None and found["image_auroc"] is not None
-    assert found["notes"] == ["All masks are empty: PRO and pixel AUROC are not to be had."]
+    assert found["notes"] == ["All masks are empty: PRO and pixel AUROC cannot be computed."]
 
 
 def test_an_uncalibrated_model_gives_no_verdicts(untrained, plain, tmp_path):

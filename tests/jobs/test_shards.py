@@ -80,7 +80,7 @@ def names_of(out, shard):
 
 
 class Steps:
-    """Calls something before one chosen step among all reads and writes of `shards`."""
+    """Calls something before one chosen step among all reads and writes of ``shards``."""
 
     def __init__(self, monkeypatch, at, then):
         self.count, self.busy = 0, False
