@@ -217,7 +217,7 @@ def too_large(results: list[Compiled]) -> list[str]:
 
 def cases() -> dict[str, Callable[[], Any]]:
     """The launches of the default net, by name."""
-    from benchmarks import launches
+    from benchmarks.gpu import launches
 
     return launches.CASES
 
