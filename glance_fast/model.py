@@ -250,9 +250,9 @@ class Glance(nn.Module):
         images : sequence of paths, uint8 arrays [H, W, 3], [H, W, 4] or [H, W], or PIL images
             Resized to the model's image size.
         engine : {"auto", "dense", "patchwise", "grouped"}
-            How a masked Global-Net runs. "dense" ("auto") gives the paper's numbers from one pass and what
-            each patch changes in it; "patchwise" the same by a pass a patch, the paper's procedure; "grouped"
-            masks many far-apart patches in one pass, with scores that agree closely (``group_spacing``). Net
+            How a masked Global-Net runs. "patchwise" is a pass a patch, the paper's procedure. "dense"
+            ("auto") gives the same scores from one pass and what each patch changes in it. "grouped" masks
+            many far-apart patches in one pass, with scores that agree closely (``group_spacing``). Net
             "surround" has one engine, "auto".
         precision : {"auto", "fp32", "bf16"}
             Of the two networks; "auto" is what the model was loaded with, and fp32 if that was "auto". A
