@@ -21,7 +21,7 @@ from glance_fast.data.images import as_rgb, read_image, resize
 from glance_fast.device import has_bf16
 from glance_fast.engines import dense, grouped, patchwise
 from glance_fast.engines.memory import DEFAULT_MIB, IMAGES_TOGETHER, MIB, Share, split
-from glance_fast.engines.timing import stage
+from glance_fast.engines.timing import timed
 from glance_fast.errors import UserError
 from glance_fast.kernels.patch_score import PatchScores, score_patches
 from glance_fast.maps import HeadMaps, combine, distances, interpolate
@@ -97,7 +97,7 @@ class Scale(nn.Module):
         self.register_buffer("residual_mean", mean)
         self.register_buffer("whitening", whitening)
 
-    @stage("Local-Net")
+    @timed("Local-Net")
     def local_features(self, images: Tensor) -> Tensor:
         """z_l of all patches of images [B, H, W, 3], values from 0 to 255, [B, rows, cols, D]."""
         x = to_input(mirrored(images, self.grid.frame))
@@ -109,14 +109,14 @@ class Scale(nn.Module):
         flat = local.float().flatten(1, 2)
         net = self.global_net
         if isinstance(net, SurroundNet):
-            with stage("Global-Net"):
+            with timed("Global-Net"):
                 return flat, net(local).float().flatten(1, 2)
         scene = net, to_input(images), self.grid, limit
         if engine == "grouped":
             return flat, grouped.global_features(*scene, self.spacing)
         return flat, (patchwise if engine == "patchwise" else dense).global_features(*scene)
 
-    @stage("scores")
+    @timed("scores")
     def patch_scores(self, local: Tensor, global_: Tensor, s: ScaleStatistics) -> PatchScores:
         """Eq. 11 to 13 on features [B, P, D]."""
         return score_patches(
@@ -292,11 +292,11 @@ class Glance(nn.Module):
     def _score_chunks(self, images: Sequence[Any], engine: str, precision: str) -> Iterator[ScoreResult]:
         together = self.at_once
         for start in range(0, len(images), together):
-            with stage("resizing"):
+            with timed("resizing"):
                 batch = np.stack([self.prepare(image) for image in images[start : start + together]])
             patch_scores = self.patch_scores(batch, engine, precision)
             head_maps = self.head_maps(patch_scores)
-            with stage("maps"):
+            with timed("maps"):
                 maps, scores = combine(head_maps, self.config, self.calibration)
             # The device is waited for here, and nowhere before.
             blended = (
@@ -405,7 +405,7 @@ class Glance(nn.Module):
             )
         ]
 
-    @stage("maps")
+    @timed("maps")
     def head_maps(self, patch_scores: Sequence[HeadScores]) -> list[HeadMaps]:
         """Maps of the two scores, or of ``distances``, one pair a scale."""
         maps = []

@@ -13,7 +13,7 @@ from torch import Tensor
 from glance_fast.engines.memory import HEAD_ROWS, readout_bytes, window_bytes
 from glance_fast.engines.passes import Weights, as_computed, check, folded, layer_outputs
 from glance_fast.engines.plan import Chunk, geometry_of, plan
-from glance_fast.engines.timing import stage
+from glance_fast.engines.timing import timed
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
 from glance_fast.nets.masked import MaskedNet, WindowedReading
@@ -60,7 +60,7 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
         most = min(most, limit // (windows + readout_bytes(net)))
     step = max(1, most // len(x))
     with torch.autocast(kind, enabled=False):
-        with stage("base"):
+        with timed("base"):
             base, _ = layer_outputs(
                 net, x, torch.zeros(len(x), 0, 4, dtype=torch.int64, device=x.device), weights
             )
@@ -70,9 +70,9 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
         for chunk in chunks:
             count = len(chunk.patches)
             images = torch.arange(len(x), device=x.device).repeat_interleave(count)
-            with stage("windows"):
+            with timed("windows"):
                 last, read = masked(net, base, weights, chunk, images)
-            with stage("readout and head"):
+            with timed("readout and head"):
                 pooled = windowed_sum(sums, last, images) / chunk.seen.repeat(len(x))[:, None].clamp_min(1)
                 places = chunk.places.repeat(len(x), 1)[:, None]
                 waiting.append((chunk, net.read(read, pooled[:, None], places, (x.shape[-2], x.shape[-1]))))

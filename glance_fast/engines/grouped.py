@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glance_fast.engines.passes import as_computed, check, folded, layer_outputs
 from glance_fast.engines.patchwise import passes_at_a_time
-from glance_fast.engines.timing import stage
+from glance_fast.engines.timing import timed
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.partial_conv import inside_holes
 from glance_fast.nets.masked import MaskedNet, Reading, mean_seen
@@ -57,10 +57,10 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
     passes = passes_at_a_time(net, x, grid, limit, index.shape[1])
     with torch.autocast(kind, enabled=False):
         for i, g in zip(image.split(passes), group.split(passes), strict=True):
-            with stage("passes"):
+            with timed("passes"):
                 hidden = inside_holes(holes[g], grid.height, grid.width)
                 maps, last = layer_outputs(net, x[i].masked_fill_(hidden, 0), holes[g], weights)
-            with stage("readout and head"):
+            with timed("readout and head"):
                 read = [Reading(m) for m, layer in zip(maps[1:], net.layers(), strict=True) if layer.read]
                 pooled = mean_seen(maps[-1], last)[:, None]
                 found = net.predict(net.read(read, pooled, holes[g], (grid.height, grid.width)))

@@ -14,14 +14,14 @@ from torch.profiler import record_function
 _seconds: dict[str, float] | None = None
 
 
-class stage(ContextDecorator):
+class timed(ContextDecorator):
     """A named part, as a context or a decorator; not to be nested."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def _recreate_cm(self) -> stage:
-        return stage(self.name)
+    def _recreate_cm(self) -> timed:
+        return timed(self.name)
 
     def __enter__(self) -> None:
         self._range = record_function(self.name)
@@ -36,7 +36,7 @@ class stage(ContextDecorator):
 
 @contextmanager
 def measured() -> Iterator[dict[str, float]]:
-    """Seconds that every stage takes in the meantime, by name; a GPU is waited for at the ends of each."""
+    """Seconds that every ``timed`` part takes meanwhile, by name; a GPU is waited for at both its ends."""
     global _seconds
     before, _seconds = _seconds, defaultdict(float)
     try:

@@ -11,7 +11,7 @@ from PIL import Image
 from samples import draw_part
 
 from glance_fast import Config, Glance, UserError, load
-from glance_fast.engines.timing import measured, stage
+from glance_fast.engines.timing import measured, timed
 from glance_fast.jobs import bench as measure
 from glance_fast.jobs.bench import bench, noise, photographs
 
@@ -119,14 +119,14 @@ def test_a_net_of_one_engine_is_compared_with_itself(run_folder, patchwise):
 
 
 def test_stages_are_timed_while_someone_measures_and_not_otherwise():
-    @stage("outer")
+    @timed("outer")
     def work():
         time.sleep(0.02)
 
     with measured() as seconds:
         work()
         work()
-        with stage("other"):
+        with timed("other"):
             pass
     work()
     assert seconds.keys() == {"outer", "other"} and 0.04 <= seconds["outer"] < 1
