@@ -27,12 +27,19 @@ BATCH = 4
 RATE, WEIGHT_DECAY = 1e-3, 1e-4
 # λ_k and λ_c of Eq. 3.
 LAMBDA_K, LAMBDA_C = 1.0, 1.0
-# Variants that are trained on, and those over which targets are standardised and Local-Net is whitened.
-MOST, MEASURED = 160, 40
+# Variants that are trained on, and those over which targets are standardised and Local-Net is whitened: of
+# images of 256x256 pixels so many, of larger ones as many as have about the same number of patches.
+MOST, MEASURED, LEAST_MEASURED = 160, 40, 8
 # Images at a time where nothing is learned.
 AT_ONCE = 8
 # Added to the first decoder's normal equations, as a share of the number of patches.
 RIDGE = 1e-4
+
+
+def measured(pictures: NDArray[np.uint8]) -> int:
+    """Of how many pictures [N, H, W, 3] of this size something is measured at once."""
+    height, width = pictures.shape[1:3]
+    return min(max(MEASURED * 256**2 // (height * width), LEAST_MEASURED), MEASURED)
 
 
 class Targets:
@@ -91,7 +98,8 @@ class Targets:
 
     def measured(self) -> Tensor:
         """Places of some variants, as many clean as stained."""
-        some = torch.linspace(0, self.count - 1, min(MEASURED, self.count)).long()
+        few = min(measured(self.pictures[0]), self.count)
+        some = torch.linspace(0, self.count - 1, few).long()
         return torch.cat([some, some + self.count])
 
 
@@ -157,7 +165,7 @@ def finetune_stage(name: str, local: LocalNet, targets: Targets, steps: int, see
 def whiten(local: LocalNet, variants: Variants) -> None:
     """Fold a whitening over clean variants into Local-Net."""
     device = next(local.parameters()).device
-    images = torch.from_numpy(variants.clean[: 3 * MEASURED])
+    images = torch.from_numpy(variants.clean[: 3 * measured(variants.clean)])
     parts = [local(to_input(part.to(device)), STRIDE) for part in images.split(AT_ONCE)]
     features = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], dim=1)
     local.whiten(features.mean(1), torch.cov(features))

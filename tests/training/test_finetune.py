@@ -12,7 +12,7 @@ from glance_fast.data.folders import normal_images
 from glance_fast.nets.builtin import builtin_local_net, builtin_teacher
 from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.teacher import ALL_FEATURES, sample_grid
-from glance_fast.training.finetune import Imitation, Targets, finetune_stage, whiten
+from glance_fast.training.finetune import Imitation, Targets, finetune_stage, measured, whiten
 from glance_fast.training.loop import Log, run_stage
 from glance_fast.training.symmetry import Symmetry
 from glance_fast.training.variants import make_variants
@@ -71,6 +71,11 @@ def test_less_memory_takes_fewer_variants(variants, teacher):
     a_variant = 2 * sum(m[0].numel() * m.element_size() for m in whole.maps)
     assert Targets(teacher, variants.clean, variants.stained, 5 * a_variant, False).count == 5
     assert Targets(teacher, variants.clean, variants.stained, 1, False).count == 2
+
+
+@pytest.mark.parametrize(("side", "count"), [(64, 40), (256, 40), (272, 35), (512, 10), (1024, 8)])
+def test_of_large_images_fewer_are_measured_at_once(side, count):
+    assert measured(np.broadcast_to(np.uint8(0), (1, side, side, 3))) == count
 
 
 def test_the_decoder_starts_as_the_best_linear_reading(variants, teacher):
