@@ -16,12 +16,8 @@ from pydantic.dataclasses import dataclass
 from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid, fitting_size
 
-# Local-Net by patch size: residual blocks of two 3x3 convolutions at stride 4, then (kernel, stride,
-# channels) of the convolutions that bring what is left to a single place.
-LOCAL_LAYOUTS: dict[int, tuple[int, tuple[tuple[int, int, int], ...]]] = {
-    32: (1, ((2, 1, 256),)),
-    64: (2, ((3, 1, 128), (2, 2, 128), (2, 1, 256))),
-}
+# Patch sizes that there is a Local-Net for, and its cumulative stride.
+PATCH_STEPS = {32: 4, 64: 8}
 # Global-Nets over the image, one hole a pass.
 MASKED = {
     # Channels at strides 4, 8, 16, 32; residual blocks at strides 8, 16, 32; readout.
@@ -91,9 +87,9 @@ OneEach = Annotated[tuple[Kind, ...], Field(min_length=1, description="a list wi
 OneOrEach = Listed[Kind | OneEach[Kind]]
 Pixels = Annotated[int, Field(ge=16, le=1 << 14)]
 Sides = Annotated[tuple[Pixels, ...], Field(min_length=1, max_length=2, description="(height, width)")]
-Patch = Annotated[int, WithJsonSchema({"type": "integer", "enum": list(LOCAL_LAYOUTS)})]
+Patch = Annotated[int, WithJsonSchema({"type": "integer", "enum": list(PATCH_STEPS)})]
 # Half of the largest patch.
-Frame = Annotated[int, Field(ge=0, le=max(LOCAL_LAYOUTS) // 2)]
+Frame = Annotated[int, Field(ge=0, le=max(PATCH_STEPS) // 2)]
 Count = Annotated[int, Field(ge=0)]
 Blocks = Annotated[tuple[Count, Count, Count], Field(description="three integers of at least 0")]
 
@@ -317,11 +313,11 @@ class Config:
                 "e.g. --set patch=32 --set stride=8"
             )
         for patch, stride in zip(self.patches, self.strides, strict=True):
-            if patch not in LOCAL_LAYOUTS:
+            if patch not in PATCH_STEPS:
                 raise UserError(
-                    f"patch: {patch} is not supported; use one of {', '.join(map(str, LOCAL_LAYOUTS))}"
+                    f"patch: {patch} is not supported; use one of {', '.join(map(str, PATCH_STEPS))}"
                 )
-            least = local_step(patch)
+            least = PATCH_STEPS[patch]
             if stride % least or not least <= stride <= patch:
                 raise UserError(
                     f"stride: {stride} does not go with patch {patch}; "
@@ -411,7 +407,7 @@ class Config:
         least = {g.patch: g.hidden * g.stride + g.patch - 2 * g.frame for g in failing}
         worst = max(least, key=least.__getitem__)
         fits = fitting_size(least[worst], scales, least[worst])
-        smaller = [patch for patch in self.patches if patch not in least] or [min(LOCAL_LAYOUTS)]
+        smaller = [patch for patch in self.patches if patch not in least] or [min(PATCH_STEPS)]
         advice = f"{fits} and more fit"
         if smaller[0] < worst:
             stride = self.strides[self.patches.index(smaller[0])] if smaller[0] in self.patches else 8
@@ -534,14 +530,6 @@ def checked_names(values: dict[str, Any], source: str) -> dict[str, Any]:
         if name not in names:
             raise UserError(f"{source}: no setting {name!r}; there are {', '.join(names)}")
     return values
-
-
-def local_step(patch: int) -> int:
-    """Cumulative stride of Local-Net; strides between patches are multiples of it."""
-    step = 4
-    for _, stride, _ in LOCAL_LAYOUTS[patch][1]:
-        step *= stride
-    return step
 
 
 def _tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:

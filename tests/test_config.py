@@ -7,16 +7,15 @@ import dataclasses
 import pytest
 
 from glance_fast.config import (
-    LOCAL_LAYOUTS,
     MASKED,
     NETS,
+    PATCH_STEPS,
     PRESETS,
     Config,
     allowed,
     checked_names,
     json_schema,
     load_config,
-    local_step,
     parse_setting,
     upgraded,
 )
@@ -170,9 +169,9 @@ def test_frame(values, frame, frames):
     assert tuple(grid.frame for grid in config.grids) == frames
 
 
-@pytest.mark.parametrize("patch", sorted(LOCAL_LAYOUTS))
+@pytest.mark.parametrize("patch", sorted(PATCH_STEPS))
 def test_the_usual_frame_goes_with_every_stride(patch):
-    for stride in range(local_step(patch), patch + 1, local_step(patch)):
+    for stride in range(PATCH_STEPS[patch], patch + 1, PATCH_STEPS[patch]):
         config = Config(image_size=8 * patch, patch=patch, stride=stride)
         assert 0 < config.frame <= patch // 2, "patches cover the border"
         assert abs(config.frame - patch / 4) <= max(stride / 4, patch // 4)
@@ -614,6 +613,5 @@ def test_parse_setting_refuses(text, words):
         parse_setting(text)
 
 
-def test_local_step_is_the_product_of_all_strides():
-    assert {patch: local_step(patch) for patch in LOCAL_LAYOUTS} == {32: 4, 64: 8}
+def test_the_nets_that_there_are():
     assert set(NETS) == {"surround", "pyramid", "paper"} == {"surround", *MASKED}

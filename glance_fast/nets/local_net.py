@@ -10,9 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glance_fast.config import LOCAL_LAYOUTS, local_step
 from glance_fast.nets.modules import module_list
 from glance_fast.nets.teacher import Teacher
+
+# By patch size: residual blocks of two 3x3 convolutions at stride 4, then (kernel, stride, channels) of the
+# convolutions that bring what is left to a single place.
+LAYOUTS: dict[int, tuple[int, tuple[tuple[int, int, int], ...]]] = {
+    32: (1, ((2, 1, 256),)),
+    64: (2, ((3, 1, 128), (2, 2, 128), (2, 1, 256))),
+}
 
 
 class ValidBlock(nn.Module):
@@ -45,19 +51,20 @@ class LocalNet(nn.Module):
 
     def __init__(self, patch: int, features: int = 128) -> None:
         super().__init__()
-        if patch not in LOCAL_LAYOUTS:
+        if patch not in LAYOUTS:
             raise ValueError(
-                f"Local-Net has no layout for patches of {patch} pixels: use one of {list(LOCAL_LAYOUTS)}"
+                f"Local-Net has no layout for patches of {patch} pixels: use one of {list(LAYOUTS)}"
             )
-        blocks, reductions = LOCAL_LAYOUTS[patch]
+        blocks, reductions = LAYOUTS[patch]
         self.patch, self.features = patch, features
         self.conv1 = nn.Conv2d(3, 64, 7, 2)
         self.layer1 = nn.Sequential(*(ValidBlock(64) for _ in range(blocks)))
-        channels, self.step = 64, local_step(patch)
+        channels, self.step = 64, 4
         reduce = []
         for kernel, stride, outputs in reductions:
             reduce.append(nn.Conv2d(channels, outputs, kernel, stride))
             channels = outputs
+            self.step *= stride
         self.reduce = module_list(reduce)
         self.hidden = nn.Conv2d(channels, channels, 1)
         self.project = nn.Conv2d(channels, features, 1)

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glance_fast.config import LOCAL_LAYOUTS
 from glance_fast.data.files import read_tensors, write_tensors
 from glance_fast.errors import UserError
-from glance_fast.nets.local_net import LocalNet
+from glance_fast.nets.local_net import LAYOUTS, LocalNet
 from glance_fast.nets.modules import channels_last
 from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.teacher import TEACHER_FEATURES, Teacher
@@ -63,7 +62,7 @@ class Student(nn.Module):
         foreign = f"{path}: not a Local-Net of glance-fast distill"
         if "patch" not in notes:
             raise UserError(f"{foreign} (for which patches is not said)")
-        if notes["patch"] not in LOCAL_LAYOUTS:
+        if notes["patch"] not in LAYOUTS:
             raise UserError(
                 f"{path}: made for patches of {notes['patch']} pixels, which this version has not"
             )

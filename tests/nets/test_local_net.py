@@ -6,17 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glance_fast.config import LOCAL_LAYOUTS
+from glance_fast.config import PATCH_STEPS
 from glance_fast.data.files import write_tensors
 from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid
-from glance_fast.nets.local_net import LocalNet, ValidBlock
+from glance_fast.nets.local_net import LAYOUTS, LocalNet, ValidBlock
 from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher
 
 
-@pytest.fixture(scope="module", params=sorted(LOCAL_LAYOUTS), ids="patch{}".format)
+@pytest.fixture(scope="module", params=sorted(LAYOUTS), ids="patch{}".format)
 def net(request):
     torch.manual_seed(0)
     return LocalNet(request.param, 16).double()
@@ -47,6 +47,10 @@ def test_one_pass_equals_patch_by_patch(net, steps, rows, cols):
 
 
 @torch.no_grad()
+def test_settings_know_the_patch_sizes_and_strides_that_there_are():
+    assert {patch: LocalNet(patch).step for patch in LAYOUTS} == PATCH_STEPS
+
+
 def test_without_a_stride_it_is_the_nets_own(net):
     x = images(net.patch + 3 * net.step, net.patch + net.step)
     assert net(x).shape[2:] == (4, 2)
