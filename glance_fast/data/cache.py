@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from glance_fast.data.images import read_image, resize
+from glance_fast.data.prefetch import Prefetcher
 from glance_fast.errors import ImageError, UserError
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,6 @@ class ImageCache:
         self.size = (int(size[0]), int(size[1]))
         self.held = len(files) * self.size[0] * self.size[1] * 3 <= memory_limit
         self._images = np.empty((len(files) if self.held else 0, *self.size, 3), dtype=np.uint8)
-        self._prefetched: tuple[tuple[int, ...], list[Future[NDArray[np.uint8]]]] | None = None
 
         shapes: list[tuple[int, int]] = [(0, 0)] * len(files)
 
@@ -111,7 +111,11 @@ class ImageCache:
             for to, index in enumerate(good):  # in place: a second array might not fit
                 self._images[to] = self._images[index]
             self._images = self._images[: len(good)]
-        self._pool = None if self.held else ThreadPoolExecutor(workers, thread_name_prefix="glance-images")
+        self._pool: ThreadPoolExecutor | None = None
+        self._files: Prefetcher[int, NDArray[np.uint8]] | None = None
+        if not self.held:
+            self._pool = ThreadPoolExecutor(workers, thread_name_prefix="glance-images")
+            self._files = Prefetcher(self._pool, self._read_resized)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -149,14 +153,9 @@ class ImageCache:
         wanted = self._checked(indices)
         if self.held:
             return self._images[list(wanted)]
-        if self._prefetched is not None and self._prefetched[0] == wanted:
-            futures = self._prefetched[1]
-            self._prefetched = None
-        else:
-            futures = self._submit(wanted)
         images = np.empty((len(wanted), *self.size, 3), dtype=np.uint8)
-        for image, future in zip(images, futures, strict=True):
-            image[...] = future.result()
+        for image, read in zip(images, self._open().batch(wanted), strict=True):
+            image[...] = read
         return images
 
     def prefetch(self, indices: ArrayLike) -> None:
@@ -170,17 +169,14 @@ class ImageCache:
             As for ``batch``, and checked in the same way.
         """
         wanted = self._checked(indices)
-        if self.held or (self._prefetched is not None and self._prefetched[0] == wanted):
-            return
-        self._drop_prefetched()
-        self._prefetched = (wanted, self._submit(wanted))
+        if not self.held:
+            self._open().prefetch(wanted)
 
     def close(self) -> None:
         """End the threads. Held images stay available."""
-        self._drop_prefetched()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+            self._pool = self._files = None
 
     def _checked(self, indices: ArrayLike) -> tuple[int, ...]:
         array = np.asarray(indices)
@@ -190,17 +186,10 @@ class ImageCache:
             raise IndexError(f"indices must be from 0 to {len(self.paths) - 1}")
         return tuple(array.astype(np.intp).tolist())
 
-    def _submit(self, indices: Sequence[int]) -> list[Future[NDArray[np.uint8]]]:
-        if self._pool is None:
+    def _open(self) -> Prefetcher[int, NDArray[np.uint8]]:
+        if self._files is None:
             raise RuntimeError("the image cache is closed")
-        return [self._pool.submit(_read_resized, self.paths[index], self.size) for index in indices]
+        return self._files
 
-    def _drop_prefetched(self) -> None:
-        if self._prefetched is not None:
-            for future in self._prefetched[1]:
-                future.cancel()
-            self._prefetched = None
-
-
-def _read_resized(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    return resize(read_image(path), size)
+    def _read_resized(self, index: int) -> NDArray[np.uint8]:
+        return resize(read_image(self.paths[index]), self.size)

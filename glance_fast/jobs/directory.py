@@ -6,7 +6,7 @@ import errno
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from glance_fast.data.folders import list_images
 from glance_fast.data.images import read_image, resize_map, write_png, write_tiff
+from glance_fast.data.prefetch import Prefetcher
 from glance_fast.data.table import printable
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.overlay import display_range, overlay
@@ -204,15 +205,12 @@ def _read_ahead(
 
     # Whole photographs are larger than what is made of them.
     step = min(model.at_once, MOST_ORIGINALS) if originals else model.at_once
-
-    def submit(start: int) -> list[Future[_Photo | ImageError]]:
-        return [pool.submit(read, path) for path in paths[start : start + step]]
-
-    ahead = submit(0)
+    files = Prefetcher(pool, read)
     for start in range(0, len(paths), step):
-        ready = [future.result() for future in ahead]
-        ahead = submit(start + step)
-        yield paths[start : start + step], ready
+        chunk = paths[start : start + step]
+        photos = files.batch(chunk)
+        files.prefetch(paths[start + step : start + 2 * step])
+        yield chunk, photos
 
 
 def _score_chunk(
