@@ -16,8 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["cli"],
-    ["jobs"],
-    ["__init__"],
+    ["jobs", "__init__"],
     ["training", "evaluation"],
     ["run"],
     ["model"],

@@ -13,9 +13,9 @@ from glance_fast.errors import ImageError, UserError
 
 if TYPE_CHECKING:
     from glance_fast.config import Config
+    from glance_fast.jobs.train import fit
     from glance_fast.model import Glance, ScoreResult
     from glance_fast.run import load
-    from glance_fast.training.api import fit
 
 __all__ = ["Config", "Glance", "ImageError", "ScoreResult", "UserError", "fit", "load"]
 __version__ = version("glance-fast")
@@ -26,7 +26,7 @@ _LAZY = {
     "Config": "config",
     "Glance": "model",
     "ScoreResult": "model",
-    "fit": "training.api",
+    "fit": "jobs.train",
     "load": "run",
 }
 

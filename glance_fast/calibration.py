@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import beta, norm
 from torch import Tensor
 
+from glance_fast.data.table import ScoreRow
 from glance_fast.errors import UserError
 
 
@@ -226,6 +227,13 @@ def upper_threshold(values: np.ndarray, false_alarms: float) -> float:
         return float(np.sort(values)[rank - 1])
     moments = Moments.of(values)
     return float(max(values.max(), moments.mean + norm.isf(false_alarms) * moments.std))
+
+
+def score_row(calibration: Calibration, path: str, score: float) -> ScoreRow:
+    """The line of ``scores.csv`` for an image that was scored."""
+    known = math.isfinite(calibration.threshold)
+    anomalous = str(int(score > calibration.threshold)) if known else ""
+    return ScoreRow(path, f"{score:.9g}", f"{calibration.share_above(score):.3g}", anomalous)
 
 
 def promise(calibration: Calibration, sure: float = 0.95) -> str:

@@ -310,7 +310,7 @@ class Config:
         if len(self.patches) != len(self.strides):
             raise UserError(
                 f"patch and stride: {len(self.patches)} patch sizes, {len(self.strides)} strides; give both, "
-                "e.g. --set patch=32 --set stride=8"
+                "e.g. `patch=32` and `stride=8`"
             )
         for patch, stride in zip(self.patches, self.strides, strict=True):
             if patch not in PATCH_STEPS:
@@ -411,10 +411,10 @@ class Config:
         advice = f"{fits} and more fit"
         if smaller[0] < worst:
             stride = self.strides[self.patches.index(smaller[0])] if smaller[0] in self.patches else 8
-            advice += f", or patches of {smaller[0]} alone (--set patch={smaller[0]} --set stride={stride})"
+            advice += f", or patches of {smaller[0]} alone (`patch={smaller[0]}` and `stride={stride}`)"
         raise UserError(
             f"image_size: {size[0]}x{size[1]} leaves no surrounding beside a patch of {worst} pixels; "
-            f"{advice}, or a masked net (--set net=pyramid)"
+            f"{advice}, or a masked net (`net=pyramid`)"
         )
 
     @property
@@ -509,18 +509,6 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     if values["net"] == "default":
         values["net"] = "pyramid"
     return values
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """``key=value`` of the command line; the value is read as TOML, or as a string."""
-    key, found, value = text.partition("=")
-    if not found:
-        raise UserError(f"--set {text}: expected key=value")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    return next(iter(checked_names({key.strip(): parsed}, "--set"))), parsed
 
 
 def checked_names(values: dict[str, Any], source: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from glance_fast.errors import UserError
 from glance_fast.model import PRECISIONS, Glance
 
 MODEL, CONFIG, CALIBRATION = "model.safetensors", "config.toml", "calibration.json"
+LOG, CHECKPOINT = "log.csv", "checkpoint"
 # Its name in a ``state_dict``.
 CALIBRATION_STATE = "_extra_state"
 # In the notes of the weights; another one where their meaning changes.
@@ -74,7 +75,7 @@ def load(
     if not (run / MODEL).is_file():
         hint = (
             "training is unfinished: go on with glance-fast train --resume"
-            if (run / "checkpoint").is_dir()
+            if (run / CHECKPOINT).is_dir()
             else "not a run folder of glance-fast train"
         )
         raise UserError(f"{run}: no {MODEL} in it; {hint}")

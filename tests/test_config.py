@@ -16,7 +16,6 @@ from glance_fast.config import (
     checked_names,
     json_schema,
     load_config,
-    parse_setting,
     upgraded,
 )
 from glance_fast.errors import UserError
@@ -237,7 +236,7 @@ def test_an_image_without_a_surrounding_is_refused_with_the_least_that_has_one(v
         pytest.param({"frame": (8, 9)}, "image_size: no image size fits all", id="frame-odd"),
         pytest.param(
             {"image_size": 64},
-            r"leaves no surrounding beside a patch of 64 .* 144 and more fit, or patches of 32 alone \(--set",
+            r"no surrounding beside a patch of 64 .* 144 and more fit, or patches of 32 alone \(`patch=32`",
             id="no-surrounding",
         ),
         pytest.param(
@@ -582,35 +581,6 @@ def test_unreadable_files(content, words, tmp_path):
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(UserError, match="no readable TOML"):
         load_config(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "setting"),
-    [
-        ("width=32", ("width", 32)),
-        (" width = 32 ", ("width", 32)),
-        ("lambda_t=1e-2", ("lambda_t", 0.01)),
-        ("patch=[32, 64]", ("patch", [32, 64])),
-        (" net = paper ", ("net", "paper")),
-        ('net="paper"', ("net", "paper")),
-    ],
-)
-def test_parse_setting(text, setting):
-    assert parse_setting(text) == setting
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("width", "--set width: expected key=value"),
-        ("widht=3", "--set: no setting 'widht'"),
-        ("=3", "--set: no setting ''"),
-    ],
-    ids=["no-equals-sign", "unknown-name", "no-name"],
-)
-def test_parse_setting_refuses(text, words):
-    with pytest.raises(UserError, match=words):
-        parse_setting(text)
 
 
 def test_the_nets_that_there_are():

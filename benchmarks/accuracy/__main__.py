@@ -25,7 +25,7 @@ from benchmarks.accuracy.measure import figures, resnet, time_one
 from benchmarks.accuracy.padim import PaDiM
 from benchmarks.accuracy.patchcore import PatchCore
 from benchmarks.accuracy.results import ANCHOR, RESULTS, keep, read, select, table
-from glance_fast.config import parse_setting
+from glance_fast.cli.options import parse_setting
 
 BASELINES = {"patchcore": ("PatchCore", PatchCore), "padim": ("PaDiM", PaDiM)}
 METHODS = ("ours", "pyramid", *BASELINES)

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from glance_fast.cli.console import complain
+from glance_fast.cli.flags import as_flags
 from glance_fast.errors import UserError, elsewhere
 from glance_fast.jobs.ranks import AnotherFailed, this_process
 
@@ -27,7 +28,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            line = f"{error}{after_full_disk(error.__cause__, ctx.invoked_subcommand)}"
+            said = as_flags(str(error), self.get_command(ctx, ctx.invoked_subcommand or ""))
+            line = f"{said}{after_full_disk(error.__cause__, ctx.invoked_subcommand)}"
         except KeyboardInterrupt:
             goes_on = ctx.invoked_subcommand in RESUMABLE
             if this_process().rank == 0:  # torchrun stops them all

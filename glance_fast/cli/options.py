@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tomllib
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from glance_fast.cli.console import be_quiet
+from glance_fast.errors import UserError
 
 
 class Engine(StrEnum):
@@ -68,3 +70,17 @@ Quiet = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted one stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier one wrote there.")]
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``key=value`` of ``--set``; the value is read as TOML, or as a string."""
+    from glance_fast.config import checked_names
+
+    key, found, value = text.partition("=")
+    if not found:
+        raise UserError(f"--set {text}: expected key=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    return next(iter(checked_names({key.strip(): parsed}, "--set"))), parsed

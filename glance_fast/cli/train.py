@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from glance_fast.cli.console import console, count, tell
-from glance_fast.cli.options import Device, Memory, Overwrite, Quiet, Resume, Threads
+from glance_fast.cli.console import console, tell
+from glance_fast.cli.options import Device, Memory, Overwrite, Quiet, Resume, Threads, parse_setting
 from glance_fast.errors import UserError
-from glance_fast.jobs.output import apart, one_of, output
+from glance_fast.jobs.output import one_of
 
 
 class Preset(StrEnum):
@@ -88,22 +88,16 @@ def train(
     [dim]glance-fast train photos/good --out run
     glance-fast train photos/good --out run --set image_size=384 --steps 1000[/dim]
     """
-    from glance_fast.config import PRESETS, Config, checked_names, load_config, parse_setting
-    from glance_fast.data.files import write_text
-    from glance_fast.data.folders import normal_images
-    from glance_fast.device import pick_device, use_threads
-    from glance_fast.nets.student import Student
-    from glance_fast.nets.teacher import load_teacher
+    from glance_fast.config import PRESETS, Config, checked_names, load_config
+    from glance_fast.device import use_threads
+    from glance_fast.jobs.train import is_unfinished, train_folder
     from glance_fast.progress import Reporter
-    from glance_fast.training.fit import LEAST_IMAGES, fit
+    from glance_fast.run import CONFIG, MODEL
 
     use_threads(threads)
     one_of(resume, overwrite)
-    apart(out, data)
-    # Until the model is written, config.toml is what tells of a training.
-    finished = (out / "model.safetensors").exists()
-    begun = (out / "config.toml").is_file() and not finished
-    if resume and finished:
+    begun = is_unfinished(out)
+    if resume and (out / MODEL).exists():
         raise UserError(f"{out}: this training is finished; --overwrite trains anew")
     if resume and not begun:
         raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
@@ -111,7 +105,7 @@ def train(
         raise UserError(
             f"{out}: an unfinished training is there; --resume goes on with it, --overwrite begins anew"
         )
-    before = load_config(out / "config.toml") if resume else {}
+    before = load_config(out / CONFIG) if resume else {}
     given = dict(PRESETS[preset]) if preset else {}
     given |= load_config(config) if config else {}
     given |= checked_names(dict(parse_setting(text) for text in settings or []), "--set")
@@ -121,42 +115,24 @@ def train(
         raise UserError(
             f"{out}: --resume goes on with the settings in config.toml; --overwrite begins with others"
         )
-    # All that can be known to be wrong is found before an old run is replaced.
-    chosen = pick_device(device)
-    teacher = load_teacher(teacher_weights) if teacher_weights else None
-    for path in local_net or ():
-        patch = Student.load(path).local.patch
-        if patch not in resolved.patches:
-            used = " and ".join(map(str, resolved.patches))
-            raise UserError(f"{path}: made for patches of {patch} pixels; this model uses {used}")
-    paths = normal_images(data)
-    if len(paths) < LEAST_IMAGES:
-        raise UserError(f"{data}: {count(len(paths), 'image')}; at least {LEAST_IMAGES} are needed to train")
-    ours = ("model.safetensors", "config.toml", "calibration.json", "log.csv", "checkpoint")
     wanted = given.get("image_size", resolved.image_size)
     started = time.monotonic()
-    with output(out, ours, overwrite, resume), Reporter(console) as reporter:
-        if not resume:
-            write_text(out / "config.toml", resolved.to_toml())
+    with Reporter(console) as reporter:
         if wanted not in (resolved.image_size, list(resolved.image_size), resolved.image_size[0]):
             reporter.say(
                 f"image_size {wanted} rounded to {resolved.image_size[0]}x{resolved.image_size[1]}, "
                 "which patches and strides cover whole"
             )
-        try:
-            fit(
-                paths,
-                out,
-                resolved,
-                reporter=reporter,
-                device=chosen,
-                local_nets=local_net or (),
-                teacher=teacher,
-                memory_mib=memory,
-            )
-        except UserError:
-            if not (out / "checkpoint").is_dir():
-                # Nothing was begun: the same command, with better images, needs no --overwrite.
-                (out / "config.toml").unlink(missing_ok=True)
-            raise
+        train_folder(
+            data,
+            out,
+            resolved,
+            resume=resume,
+            overwrite=overwrite,
+            local_nets=local_net or (),
+            teacher_weights=teacher_weights,
+            device=device,
+            memory_mib=memory,
+            reporter=reporter,
+        )
     tell(f"{out}: trained in {time.monotonic() - started:.0f} s")

@@ -6,8 +6,33 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from glance_fast.data.files import write_text
+
+
+class ScoreRow(NamedTuple):
+    """A line of every ``scores.csv``: a score and what it means, or an error.
+
+    Attributes
+    ----------
+    path : str
+        Of the image, below the folder that was scored.
+    score : str
+        In deviations; nine digits, which hold a float32 exactly.
+    above : str
+        Share of normal images that score as high (``Calibration.share_above``).
+    anomalous : str
+        1 where the score lies above the threshold, else 0; empty where there is no threshold.
+    error : str
+        Why there is no score; empty where there is one.
+    """
+
+    path: str
+    score: str
+    above: str
+    anomalous: str
+    error: str = ""
 
 
 def printable(name: str | Path) -> str:

@@ -141,7 +141,7 @@ def split(
     if least > limit:
         raise UserError(
             f"image_size {height}x{width}: scoring takes {-(-least // MIB)} MiB beside the model, and "
-            f"{limit // MIB} are allowed; allow more (--memory-mib, memory_mib), or train with a smaller "
+            f"{limit // MIB} are allowed; allow more (`memory_mib`), or train with a smaller "
             "image_size"
         )
     together = min((limit - fixed - image - patch) // maps, most)

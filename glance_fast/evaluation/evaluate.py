@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glance_fast.calibration import Calibration, score_row
 from glance_fast.data.files import atomic_write, write_text
 from glance_fast.data.folders import TestSample
 from glance_fast.data.images import resize_map, write_tiff
-from glance_fast.data.table import printable, write_table
+from glance_fast.data.table import ScoreRow, printable, write_table
 from glance_fast.errors import UserError
 from glance_fast.evaluation.gallery import choose_pictures
 from glance_fast.evaluation.inputs import Category, find_category, read_photographs
@@ -49,7 +50,8 @@ def evaluate(
 
         ========================================  =====================================================
         ``metrics.json``                          what this function returns; written last
-        ``scores.csv``                            path, defect, label, score, anomalous
+        ``scores.csv``                            path, score, above, anomalous, error, as
+                                                  ``score-dir`` has them; defect, label
         ``maps/<category>/test/<defect>/*.tiff``  float32, each image's own size, where MVTec's own
                                                   evaluation looks below ``--anomaly_maps_dir maps``
         ``curves.png``                            PRO and pixel ROC
@@ -119,7 +121,8 @@ def evaluate(
         "seconds": round(seconds, 3),
     }
 
-    write_table(out / "scores.csv", ScoreRow._fields, _score_rows(category, scores, anomalous))
+    columns = (*ScoreRow._fields, "defect", "label")
+    write_table(out / "scores.csv", columns, _score_rows(model.calibration, category, scores))
     curves = curves_of(maps, photographs.masks)
     with atomic_write(out / "curves.png") as temporary:
         temporary.write_bytes(plot_curves(curves))
@@ -148,29 +151,10 @@ def _check_finite(
             )
 
 
-class ScoreRow(NamedTuple):
-    """A line of ``scores.csv``."""
-
-    path: str
-    defect: str
-    label: int
-    score: str
-    anomalous: int | str
-
-
 def _score_rows(
-    category: Category,
-    scores: NDArray[np.float32],
-    anomalous: NDArray[np.bool_] | None,
-) -> list[ScoreRow]:
-    return [
-        ScoreRow(
-            path=printable(sample.path.relative_to(category.data)),
-            defect=printable(sample.defect),
-            label=int(sample.defect != "good"),
-            # Nine digits hold a float32 exactly: metrics computed from the table are these.
-            score=f"{score:.9g}",
-            anomalous="" if anomalous is None else int(anomalous[i]),
-        )
-        for i, (sample, score) in enumerate(zip(category.samples, scores, strict=True))
-    ]
+    calibration: Calibration, category: Category, scores: NDArray[np.float32]
+) -> Iterator[tuple[object, ...]]:
+    for sample, score in zip(category.samples, scores, strict=True):
+        path = printable(sample.path.relative_to(category.data))
+        truth = (printable(sample.defect), int(sample.defect != "good"))
+        yield (*score_row(calibration, path, float(score)), *truth)

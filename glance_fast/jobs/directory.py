@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from glance_fast.calibration import score_row
 from glance_fast.data.folders import list_images
 from glance_fast.data.images import read_image, resize_map, write_png, write_tiff
 from glance_fast.data.prefetch import Prefetcher
-from glance_fast.data.table import printable
+from glance_fast.data.table import ScoreRow, printable
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.jobs.record import check_origin, origin_of, write_run
 from glance_fast.jobs.shards import WHOLE, Shard, check_others, deal, fold
 from glance_fast.jobs.table import (
-    Row,
     Summary,
     append_rows,
     read_rows,
@@ -124,7 +124,7 @@ def score_directory(
     elif resume:
         fold(out, origin)
     del listing
-    rows: dict[str, Row] = {}
+    rows: dict[str, ScoreRow] = {}
     if resume:
         check_origin(run, origin)
         rows = read_rows(table)
@@ -222,7 +222,7 @@ def _score_chunk(
     engine: str,
     precision: str,
     pool: ThreadPoolExecutor,
-) -> list[Row]:
+) -> list[ScoreRow]:
     """Score images that could be read, write their maps; a row for every one, in order."""
     good = {i: photo for i, photo in enumerate(read) if isinstance(photo, _Photo)}
     errors = {i: photo.reason for i, photo in enumerate(read) if isinstance(photo, ImageError)}
@@ -233,7 +233,7 @@ def _score_chunk(
         writes = {}
         for (i, photo), score_map, score in zip(good.items(), result.maps, result.scores, strict=True):
             if not (math.isfinite(score) and np.isfinite(score_map).all()):
-                errors[i] = "its scores are not finite; try --precision fp32, or train the model again"
+                errors[i] = "its scores are not finite; try precision fp32, or train the model again"
                 continue
             scores[i] = float(score)
             writes[i] = pool.submit(_write, out, paths[i].relative_to(images), photo, score_map, display)
@@ -241,16 +241,13 @@ def _score_chunk(
             reason = write.result()
             if reason:
                 errors[i] = reason
-    calibration = model.calibration
     rows = []
     for i, path in enumerate(paths):
         name = printable(path.relative_to(images))
         if i in errors:
-            rows.append(Row(name, "", "", "", errors[i]))
+            rows.append(ScoreRow(name, "", "", "", errors[i]))
         else:
-            above = f"{calibration.share_above(scores[i]):.3g}"
-            anomalous = str(int(scores[i] > calibration.threshold))
-            rows.append(Row(name, f"{scores[i]:.6g}", above, anomalous, ""))
+            rows.append(score_row(model.calibration, name, scores[i]))
     return rows
 
 

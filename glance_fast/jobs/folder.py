@@ -117,9 +117,9 @@ def score_folder(
         # The first process speaks for all: what is wrong is said once, and ends the others.
         if here.rank == 0:
             if here.launched and shard:
-                raise UserError("--shard: torchrun's processes share the work by themselves; leave it away")
+                raise UserError("`shard`: torchrun's processes share the work by themselves; leave it away")
             if shared and overwrite:
-                raise UserError("--overwrite would delete what other shards did; choose another --out")
+                raise UserError("`overwrite=True` would delete what other shards did; choose another `out`")
             one_of(resume, overwrite)
             apart(out, *([] if isinstance(run, Glance) else [Path(run)]), images)
             find_images(images, out)
@@ -130,7 +130,7 @@ def score_folder(
                 return Scored(WHOLE.table(out), part, True, True, done)
             ours = ("scores.csv", "run.json", "maps", "overlays", *parts)
             if resume and not any((out / name).is_file() for name in ("scores.csv", "run.json", *parts)):
-                raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
+                raise UserError(f"{out}: nothing to resume there; leave `resume` away to begin")
             model = _model(run, here, device, memory_mib)
             # Before what an earlier one wrote is replaced.
             model.check(engine, precision)
@@ -151,7 +151,7 @@ def score_folder(
             return None
         whole = join(out, part) if part != WHOLE else summary
     if whole is None and here.launched:
-        raise UserError(f"{out}: not what the other processes wrote to; --out must be on a disk that all see")
+        raise UserError(f"{out}: not what the other processes wrote to; `out` must be on a disk that all see")
     table = WHOLE.table(out) if whole else part.table(out)
     return Scored(table, part, whole is not None, False, whole or summary)
 

@@ -13,16 +13,16 @@ from glance_fast.errors import UserError
 
 def one_of(resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other")
+        raise UserError("`resume` and `overwrite` exclude each other")
 
 
 def apart(out: Path, *inputs: Path) -> None:
-    """Refuse an output folder that holds an input: --overwrite could delete it."""
+    """Refuse an output folder that holds an input: overwriting could delete it."""
     for path in inputs:
         if path.resolve() == out.resolve():
-            raise UserError(f"--out {out}: is the folder that is read; choose another")
+            raise UserError(f"{out}: is the folder that is read; choose another `out`")
         if path.resolve().is_relative_to(out.resolve()):
-            raise UserError(f"--out {out}: holds {path}, which is read; choose another")
+            raise UserError(f"{out}: holds {path}, which is read; choose another `out`")
 
 
 @contextlib.contextmanager
@@ -31,33 +31,33 @@ def output(
 ) -> Iterator[None]:
     """Work in an output folder, and leave none behind where nothing came of it.
 
-    It is new, empty, or, with --overwrite, freed of what we wrote there before; with --resume it stays as it
-    is, but for what a killed process left half written. A shared one stays wholly as it is: what is half
+    It is new, empty, or, with ``overwrite``, freed of what we wrote there before; with ``resume`` it stays as
+    it is, but for what a killed process left half written. A shared one stays wholly as it is: what is half
     written there, another process may be writing.
     """
     from glance_fast.data.files import remove_stale
 
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; --out names a folder")
+        raise UserError(f"{out}: is a file; `out` names a folder")
     if not (resume or shared) and out.is_dir() and any(out.iterdir()):
         if not overwrite:
             raise UserError(
-                f"{out}: is not empty; --overwrite replaces what is in it, or choose another --out"
+                f"{out}: is not empty; `overwrite=True` replaces what is in it, or choose another `out`"
             )
         strangers = sorted(p.name for p in out.iterdir() if p.name not in ours and not p.name.startswith("."))
         if strangers:
             raise UserError(
                 f"{out}: holds {strangers[0]!r}, which this command did not write; "
-                "move it away or choose another --out"
+                "move it away or choose another `out`"
             )
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
+            raise UserError(f"{out}: cannot be made ({error.strerror}); choose another `out`") from error
         if not os.access(out, os.W_OK | os.X_OK):
-            raise UserError(f"{out}: cannot be written to; change its permissions or choose another --out")
+            raise UserError(f"{out}: cannot be written to; change its permissions or choose another `out`")
         for path in (out / name for name in ours) if overwrite else ():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -50,11 +50,11 @@ class Ranks:
             if "by peer" in str(error):
                 raise AnotherFailed from error
             raise UserError(
-                f"the processes of torchrun have lost each other ({error}); --resume goes on"
+                f"the processes of torchrun have lost each other ({error}); `resume=True` goes on"
             ) from error
 
     def device(self, name: str) -> str:
-        """What --device means here: each process of a machine takes a CUDA device of its own."""
+        """What ``device`` means here: each process of a machine takes a CUDA device of its own."""
         from glance_fast.device import device_of_process
 
         return device_of_process(name, self.local_rank, self.local_count) if self.count > 1 else name

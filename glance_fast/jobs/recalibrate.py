@@ -64,7 +64,7 @@ def calibrate_run(
     run = Path(run)
     if good is None and false_alarms is None:
         raise UserError(
-            f"{run}: nothing to calibrate with; give a folder of photographs of good parts, or --false-alarms"
+            f"{run}: nothing to calibrate with; give a folder of photographs of good parts, or `false_alarms`"
         )
     if false_alarms is not None and not LEAST_FALSE_ALARMS <= false_alarms <= MOST_FALSE_ALARMS:
         raise UserError(

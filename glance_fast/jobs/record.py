@@ -19,8 +19,8 @@ from glance_fast.model import Glance
 SAME = {
     "model": "another model; give the same run",
     "images": "another folder of images; give the same",
-    "engine": "another --engine; give the same",
-    "precision": "another --precision; give the same",
+    "engine": "another `engine`; give the same",
+    "precision": "another `precision`; give the same",
 }
 
 
@@ -80,6 +80,6 @@ def check_origin(path: Path, origin: dict[str, Any]) -> None:
     before = read_run(path)
     differing = [text for name, text in SAME.items() if before is not None and before[name] != origin[name]]
     if differing:
-        # --overwrite is not for a shard: it would take the others' work with it.
-        way_out = "use another --out" if "shard" in origin else ELSEWHERE
+        # Overwriting is not for a shard: it would take the others' work with it.
+        way_out = "use another `out`" if "shard" in origin else ELSEWHERE
         raise UserError(f"{path.parent}: was begun with {differing[0]}, or {way_out}")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from glance_fast.errors import UserError
 from glance_fast.jobs.record import check_origin, read_run, write_run
-from glance_fast.jobs.table import Row, Summary, read_rows, remarks, write_rows
+from glance_fast.jobs.table import ScoreRow, Summary, read_rows, remarks, write_rows
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def parse_shard(text: str) -> Shard:
     found = re.fullmatch(f"{_NUMBER}/{_NUMBER}", text)
     shard = Shard(int(found[1]), int(found[2])) if found else None
     if shard is None or shard.index > shard.count:
-        raise UserError(f"--shard {text}: expected K/N with K from 1 to N, such as 2/4")
+        raise UserError(f"`shard={text}`: expected K/N with K from 1 to N, such as 2/4")
     return shard
 
 
@@ -109,35 +109,35 @@ def check_folder(out: Path, shard: Shard, resume: bool) -> bool:
     for part in parts:
         if part.count != shard.count:
             raise UserError(
-                f"{out}: holds shard {part}; give --shard K/{part.count} there, or choose another --out"
+                f"{out}: holds shard {part}; give `shard=K/{part.count}` there, or choose another `out`"
             )
     if resume and not any(path.is_file() for path in files_of(out, (WHOLE, shard))):
-        raise UserError(f"{out}: nothing of shard {shard} to resume there; leave --resume away to begin")
+        raise UserError(f"{out}: nothing of shard {shard} to resume there; leave `resume` away to begin")
     if not out.is_dir():
         return False
     whole = read_run(WHOLE.run(out))
     if whole is not None and whole.get("shards") == shard.count:
         if not resume:
-            raise UserError(f"{out}: is not empty: its {shard.count} shards are joined; choose another --out")
+            raise UserError(f"{out}: is not empty: its {shard.count} shards are joined; choose another `out`")
         _remove(out, parts)  # left behind where the one that joined was killed
         return True
     if whole is not None:
         raise UserError(
-            f"{out}: was begun without --shard; --resume without it goes on, or choose another --out"
+            f"{out}: was begun without `shard`; `resume=True` without it goes on, or choose another `out`"
         )
     if resume:
         return False
     if shard in parts:
         raise UserError(
-            f"{out}: is not empty: shard {shard} was begun there; --resume goes on with it, "
-            "or choose another --out"
+            f"{out}: is not empty: shard {shard} was begun there; `resume=True` goes on with it, "
+            "or choose another `out`"
         )
     ours = {"scores.csv", "maps", "overlays", *(path.name for path in files_of(out, parts))}
     # Hidden ones are what other shards are writing.
     strangers = sorted(name for name in (names - ours if parts else names) if not name.startswith("."))
     if strangers:
         raise UserError(
-            f"{out}: is not empty: holds {strangers[0]!r}, which no shard wrote; choose another --out"
+            f"{out}: is not empty: holds {strangers[0]!r}, which no shard wrote; choose another `out`"
         )
     return False
 
@@ -193,18 +193,18 @@ def _join(out: Path, shard: Shard) -> Summary | None:
     if any(run["listing"] != first["listing"] for run in finished):
         raise UserError(
             f"{out}: photographs came or went between the shards; "
-            "--resume without --shard joins them and scores what is missing"
+            "`resume=True` without `shard` joins them and scores what is missing"
         )
     photographs = first["photographs"]
-    ordered: dict[int, Row] = {}
-    rest: dict[str, Row] = {}
+    ordered: dict[int, ScoreRow] = {}
+    rest: dict[str, ScoreRow] = {}
     for part in parts:
         rows = list(read_rows(part.table(out)).values())
         places = part.of(range(photographs))
         share = len(places)
         # Looked for last: it was there when it was read.
         if len(rows) < share or not part.table(out).is_file():
-            raise UserError(f"{part.table(out)}: lacks rows; --shard {part} --resume makes them")
+            raise UserError(f"{part.table(out)}: lacks rows; `shard={part}` with `resume=True` makes them")
         ordered |= zip(places, rows[:share], strict=True)
         # Of images that are gone, or another shard's since the listing has changed.
         rest |= {row.path: row for row in rows[share:]}
@@ -261,7 +261,7 @@ def fold(out: Path, origin: dict[str, Any]) -> None:
         return
     for part in (WHOLE, *parts):
         check_origin(part.run(out), origin)
-    rows: dict[str, Row] = {}
+    rows: dict[str, ScoreRow] = {}
     for part in (WHOLE, *parts):
         for row in read_rows(part.table(out)).values():
             if row.path not in rows or not row.error:

@@ -8,23 +8,12 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from glance_fast.data.table import as_csv, write_table
+from glance_fast.data.table import ScoreRow, as_csv, write_table
 from glance_fast.errors import UserError, cannot_write
 
 # What to do with a folder of ours that cannot be gone on with.
-ELSEWHERE = "use another --out, or --overwrite in place of --resume"
-
-
-class Row(NamedTuple):
-    """A line of ``scores.csv``: a score and what it means, or an error."""
-
-    path: str
-    score: str
-    above: str
-    anomalous: str
-    error: str
+ELSEWHERE = "use another `out`, or `overwrite=True` in place of `resume=True`"
 
 
 @dataclass(frozen=True)
@@ -44,7 +33,7 @@ def remarks(stretched: int) -> tuple[str, ...]:
     return (remark,) if stretched else ()
 
 
-def read_rows(path: Path) -> dict[str, Row]:
+def read_rows(path: Path) -> dict[str, ScoreRow]:
     """The whole rows of a table, by path; a killed process may have left half a line at its end.
 
     Raises
@@ -64,18 +53,18 @@ def read_rows(path: Path) -> dict[str, Row]:
         raise UserError(f"{path}: damaged ({error}); {ELSEWHERE}") from error
     if lines and not text.endswith("\n"):
         lines.pop()
-    if lines and tuple(lines[0]) != Row._fields:
+    if lines and tuple(lines[0]) != ScoreRow._fields:
         raise UserError(f"{path}: not a table of score-dir; {ELSEWHERE}")
-    rows = (Row(*line) for line in lines[1:] if len(line) == len(Row._fields))
+    rows = (ScoreRow(*line) for line in lines[1:] if len(line) == len(ScoreRow._fields))
     return {row.path: row for row in rows if row.error or row.score}
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[ScoreRow]) -> None:
     """Write a table anew, whole or not at all."""
-    write_table(path, Row._fields, rows)
+    write_table(path, ScoreRow._fields, rows)
 
 
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
+def append_rows(path: Path, rows: Iterable[ScoreRow]) -> None:
     """Add rows to a table that is there."""
     try:
         # Not "a", which would make it anew: rows without a header are no table.
@@ -99,5 +88,6 @@ def sort_rows(path: Path, names: list[str]) -> None:
 
 def _gone(path: Path) -> UserError:
     return UserError(
-        f"{path}: another command joined or removed it meanwhile; --resume without --shard does what is left"
+        f"{path}: another command joined or removed it meanwhile; "
+        "`resume=True` without `shard` does what is left"
     )

@@ -129,7 +129,7 @@ def room(model: Glance, images: int) -> int:
         height, width = model.config.image_size
         raise UserError(
             f"image_size {height}x{width}: {model.memory_limit // MIB} MiB beside the model are too few to "
-            f"calibrate on {least} images; allow more (--memory-mib, memory_mib), or train with a smaller "
+            f"calibrate on {least} images; allow more (`memory_mib`), or train with a smaller "
             "image_size"
         )
     return bisect_left(range(wanted + 1), True, lo=least, key=lambda n: not _fits(model, n)) - 1

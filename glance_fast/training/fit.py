@@ -25,7 +25,7 @@ from glance_fast.nets.masked import MaskedNet
 from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher
 from glance_fast.progress import Reporter
-from glance_fast.run import save_model
+from glance_fast.run import CHECKPOINT, LOG, save_model
 from glance_fast.training.calibrate import MOST_IMAGES, calibrate, room
 from glance_fast.training.finetune import MOST, Targets, finetune_stage, whiten
 from glance_fast.training.loop import Log, run_stage
@@ -104,9 +104,9 @@ def fit(
             f"{config.image_size[0]}x{config.image_size[1]} pixels, "
             f"{'bfloat16' if bf16 else 'float32'} on {device}"
         )
-        checkpoints = run / "checkpoint"
+        checkpoints = run / CHECKPOINT
         _remember_images(checkpoints / "images.json", cache, config)
-        log = Log(run / "log.csv")
+        log = Log(run / LOG)
         students = {p: builtin_local_net(p) for p in config.patches}
         students |= {s.local.patch: s for s in map(Student.load, local_nets)}
         locals_ = {patch: student.local.to(device) for patch, student in students.items()}
@@ -210,7 +210,7 @@ def _remember_images(path: Path, cache: ImageCache, config: Config) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: damaged; start again with --overwrite") from error
+        raise UserError(f"{path}: damaged; `overwrite=True` begins anew") from error
     if before != found:
         what = "settings" if before.get("sha256") == found["sha256"] else "images"
-        raise UserError(f"{path.parent.parent}: was begun with other {what}; start again with --overwrite")
+        raise UserError(f"{path.parent.parent}: was begun with other {what}; `overwrite=True` begins anew")

@@ -217,7 +217,7 @@ def take_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int) -> tu
     if not math.isfinite(value):
         raise UserError(
             f"training diverged at step {number} of {stage.name}: lower the learning rate "
-            "(--set learning_rate=0.001)"
+            "(`learning_rate=0.001`)"
         )
     loss.backward()
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)

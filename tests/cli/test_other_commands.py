@@ -100,16 +100,16 @@ def test_demo_keeps_what_is_there(cli, photos, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("command", "entry"),
+    ("command", "entry", "picker"),
     [
-        (["distill", "{photos}", "--out", "{out}.safetensors"], "glance_fast.training.distill.distill_local"),
-        (["demo", "--out", "{out}"], "glance_fast.jobs.demo.run_demo"),
-        (["train", "{parts}", "--out", "{out}"], "glance_fast.training.fit.fit"),
+        (["distill", "{photos}", "--out", "{out}.safetensors"], "training.distill.distill_local", "device"),
+        (["demo", "--out", "{out}"], "jobs.demo.run_demo", "device"),
+        (["train", "{parts}", "--out", "{out}"], "training.fit.fit", "jobs.train"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--device", "cuda"]])
 def test_what_trains_trains_on_the_device_that_is_picked(
-    cli, photos, parts, tmp_path, monkeypatch, command, entry, more
+    cli, photos, parts, tmp_path, monkeypatch, command, entry, picker, more
 ):
     asked, reached = [], []
 
@@ -121,8 +121,8 @@ def test_what_trains_trains_on_the_device_that_is_picked(
         reached.append(device)
         raise UserError("stopped")
 
-    monkeypatch.setattr("glance_fast.device.pick_device", picked)
-    monkeypatch.setattr(entry, stop)
+    monkeypatch.setattr(f"glance_fast.{picker}.pick_device", picked)
+    monkeypatch.setattr(f"glance_fast.{entry}", stop)
     places = {"photos": photos, "parts": parts, "out": tmp_path / "out"}
     assert one_line(cli(*(argument.format(**places) for argument in command), *more)) == "stopped"
     assert asked == [more[-1] if more else "auto"] and reached == [torch.device("cuda")]

@@ -5,6 +5,8 @@ import json
 import pytest
 from commands import never, one_line
 
+from glance_fast import UserError
+from glance_fast.cli.options import parse_setting
 from glance_fast.cli.train import Preset
 from glance_fast.config import PRESETS, Config, json_schema, load_config
 
@@ -69,3 +71,32 @@ def test_a_begun_training_goes_on_with_its_preset_alone(cli, parts, tmp_path, mo
     assert cli(*train, "paper")[0] == 0
     assert cli(*train, "paper", "--resume")[0] == 0
     assert "--resume goes on with the settings" in one_line(cli(*train, "pyramid", "--resume"))
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("width=32", ("width", 32)),
+        (" width = 32 ", ("width", 32)),
+        ("lambda_t=1e-2", ("lambda_t", 0.01)),
+        ("patch=[32, 64]", ("patch", [32, 64])),
+        (" net = paper ", ("net", "paper")),
+        ('net="paper"', ("net", "paper")),
+    ],
+)
+def test_parse_setting(text, setting):
+    assert parse_setting(text) == setting
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("width", "--set width: expected key=value"),
+        ("widht=3", "--set: no setting 'widht'"),
+        ("=3", "--set: no setting ''"),
+    ],
+    ids=["no-equals-sign", "unknown-name", "no-name"],
+)
+def test_parse_setting_refuses(text, words):
+    with pytest.raises(UserError, match=words):
+        parse_setting(text)

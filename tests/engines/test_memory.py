@@ -231,7 +231,7 @@ def test_an_image_that_cannot_fit_is_refused_with_the_setting(net, request):
     model = request.getfixturevalue(net)
     model.memory_mib = 1
     try:
-        with pytest.raises(UserError, match=r"image_size 96x128: .* MiB .* 1 are allowed; .*--memory-mib"):
+        with pytest.raises(UserError, match=r"image_size 96x128: .* MiB .* 1 are allowed; .*`memory_mib`"):
             model.score([np.zeros((96, 128, 3), np.uint8)])
     finally:
         model.memory_mib = None

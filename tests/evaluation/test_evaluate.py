@@ -18,6 +18,7 @@ from glance_fast.config import Config
 from glance_fast.data import folders, images
 from glance_fast.data.folders import mvtec_test
 from glance_fast.data.images import read_image, read_mask, resize, resize_map, resize_mask, write_png
+from glance_fast.data.table import ScoreRow
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation import gallery, inputs, metrics
 from glance_fast.evaluation.evaluate import evaluate
@@ -143,6 +144,10 @@ def test_everything_agrees_with_direct_calls(model, scored, tmp_path):
     assert calls == [(0, 10), (8, 10), (10, 10)]
 
     table = rows(tmp_path / "out" / "scores.csv")
+    # Those of score-dir, and the truth.
+    assert list(table[0]) == [*ScoreRow._fields, "defect", "label"]
+    share = scored.calibration.share_above
+    assert [row["above"] for row in table] == [f"{share(float(score)):.3g}" for score in scores]
     assert [row["path"] for row in table] == [s.path.relative_to(data).as_posix() for s in samples]
     assert [row["defect"] for row in table] == [s.defect for s in samples]
     assert [row["label"] for row in table] == [str(int(d)) for d in defective]

@@ -15,10 +15,10 @@ from samples import draw_part
 
 from glance_fast import UserError, load
 from glance_fast.data.images import read_image
-from glance_fast.data.table import as_csv
+from glance_fast.data.table import ScoreRow, as_csv
 from glance_fast.jobs import directory
 from glance_fast.jobs.directory import score_directory
-from glance_fast.jobs.table import Row, Summary, append_rows, read_rows, write_rows
+from glance_fast.jobs.table import Summary, append_rows, read_rows, write_rows
 from glance_fast.model import Glance, ScoreResult
 
 
@@ -55,7 +55,7 @@ def score(model, photos, out, **more):
 
 def table(out):
     with (out / "scores.csv").open(newline="", encoding="utf-8") as file:
-        return [Row(**row) for row in csv.DictReader(file)]
+        return [ScoreRow(**row) for row in csv.DictReader(file)]
 
 
 def contents(out):
@@ -272,8 +272,8 @@ def test_a_row_is_written_by_appending(tmp_path, monkeypatch):
     path = tmp_path / "scores.csv"
     write_rows(path, [])
     inode = path.stat().st_ino
-    append_rows(path, [Row("a", "1", "0.25", "0", "")])
-    append_rows(path, [Row("b", "", "", "", "bad")])
+    append_rows(path, [ScoreRow("a", "1", "0.25", "0", "")])
+    append_rows(path, [ScoreRow("b", "", "", "", "bad")])
     assert path.stat().st_ino == inode
     assert path.read_text() == "path,score,above,anomalous,error\na,1,0.25,0,\nb,,,,bad\n"
 
@@ -353,11 +353,11 @@ def test_resume_of_something_else_is_refused(model, photos, tmp_path, monkeypatc
         ("another model; give the same run", (smoother, photos)),
         ("another folder of images", (model, photos / "b")),
     ):
-        with pytest.raises(UserError, match=f"out: was begun with {text}.*--overwrite"):
+        with pytest.raises(UserError, match=f"out: was begun with {text}.*`overwrite=True`"):
             score(*arguments, out, resume=True)
     with monkeypatch.context() as patch:
         patch.setattr("glance_fast.model.has_bf16", lambda device: True)
-        with pytest.raises(UserError, match="was begun with another --precision"):
+        with pytest.raises(UserError, match="was begun with another `precision`"):
             score(model, photos, out, resume=True, precision="bf16")
     assert contents(out) | {"run": (out / "run.json").read_bytes()} == before
     # "auto" is fp32: the same numbers.
@@ -367,7 +367,7 @@ def test_resume_of_something_else_is_refused(model, photos, tmp_path, monkeypatc
 def test_engines_of_a_masked_net_are_not_mixed(masked_run, photos, tmp_path):
     masked = load(masked_run, "cpu")
     score(masked, photos, tmp_path / "out", engine="grouped")
-    with pytest.raises(UserError, match="was begun with another --engine"):
+    with pytest.raises(UserError, match="was begun with another `engine`"):
         score(masked, photos, tmp_path / "out", engine="dense", resume=True)
     # "auto" is dense: the same numbers.
     score(masked, photos, tmp_path / "other", engine="auto")
@@ -388,7 +388,7 @@ def test_an_engine_that_the_net_has_not_is_refused_before_anything_is_written(
 def test_resume_with_a_damaged_run_file(model, photos, tmp_path, text):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/run.json").write_text(text)
-    with pytest.raises(UserError, match=r"run\.json: damaged; .*--overwrite"):
+    with pytest.raises(UserError, match=r"run\.json: damaged; .*`overwrite=True`"):
         score(model, photos, tmp_path / "out", resume=True)
 
 
@@ -412,15 +412,15 @@ def test_without_resume_everything_is_scored_anew(model, photos, tmp_path, monke
 def test_a_table_cut_anywhere_gives_its_whole_rows(tmp_path):
     path = tmp_path / "scores.csv"
     rows = [
-        Row("plain.png", "1.5", "0.05", "0", ""),
-        Row('a "quoted", one.png', "-2e-05", "0.5", "1", ""),
-        Row("two\nlines.png", "3", "0.00467", "0", ""),
-        Row("größe 部品.png", "", "", "", 'bad: "x", y'),
-        Row("last.png", "12.25", "1", "1", ""),
+        ScoreRow("plain.png", "1.5", "0.05", "0", ""),
+        ScoreRow('a "quoted", one.png', "-2e-05", "0.5", "1", ""),
+        ScoreRow("two\nlines.png", "3", "0.00467", "0", ""),
+        ScoreRow("größe 部品.png", "", "", "", 'bad: "x", y'),
+        ScoreRow("last.png", "12.25", "1", "1", ""),
     ]
     write_rows(path, rows)
     data = path.read_bytes()
-    ends = [len(as_csv([Row(*Row._fields), *rows[:n]]).encode()) for n in range(len(rows) + 1)]
+    ends = [len(as_csv([ScoreRow(*ScoreRow._fields), *rows[:n]]).encode()) for n in range(len(rows) + 1)]
     for cut in range(len(data) + 1):
         path.write_bytes(data[:cut])
         whole = max(sum(end <= cut for end in ends) - 1, 0)
@@ -454,7 +454,7 @@ def test_full_disk_under_a_map_keeps_what_was_done(model, photos, tmp_path, monk
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_under_the_table():
     with pytest.raises(UserError, match="/dev/full: cannot be written: No space left") as caught:
-        append_rows(Path("/dev/full"), [Row("a", "1", "0.5", "0", "")])
+        append_rows(Path("/dev/full"), [ScoreRow("a", "1", "0.5", "0", "")])
     assert caught.value.__cause__.errno == errno.ENOSPC
 
 
@@ -464,4 +464,4 @@ def test_a_table_that_may_not_be_written(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match=r"a\.csv: cannot be written: Read-only .*; choose another folder$"):
-        append_rows(tmp_path / "a.csv", [Row("a", "1", "0.5", "0", "")])
+        append_rows(tmp_path / "a.csv", [ScoreRow("a", "1", "0.5", "0", "")])

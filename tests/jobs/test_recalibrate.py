@@ -210,11 +210,9 @@ def test_the_ends_of_the_range_are_in_it(run, share):
 
 
 def test_neither_photographs_nor_false_alarms(cli, run):
-    line = refused(run)
-    assert line.startswith(
-        f"{run}: nothing to calibrate with; give a folder of photographs of good parts, or"
-    )
-    assert cli(run) == (1, "", f"glance-fast: {line}\n")
+    line = f"{run}: nothing to calibrate with; give a folder of photographs of good parts, or "
+    assert refused(run) == f"{line}`false_alarms`"
+    assert cli(run) == (1, "", f"glance-fast: {line}--false-alarms\n")
 
 
 # ---------------------------------------------------------------- of an earlier version

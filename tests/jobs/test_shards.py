@@ -11,6 +11,7 @@ from PIL import Image
 from samples import draw_part
 
 from glance_fast import UserError, load
+from glance_fast.data.table import ScoreRow
 from glance_fast.jobs import shards
 from glance_fast.jobs.directory import deal_directory, score_directory
 from glance_fast.jobs.shards import (
@@ -24,7 +25,7 @@ from glance_fast.jobs.shards import (
     parse_shard,
     parts_in,
 )
-from glance_fast.jobs.table import Row, Summary, append_rows, read_rows, sort_rows, write_rows
+from glance_fast.jobs.table import Summary, append_rows, read_rows, sort_rows, write_rows
 from glance_fast.model import Glance
 
 NAMES = ["2.png", "10.png", "a.bmp", "a.png", "b/a.png", "b/c/1.png", "b/größe 部品.png"]
@@ -128,7 +129,7 @@ def every_step(monkeypatch, then, run):
 def test_what_is_no_shard(text):
     with pytest.raises(UserError, match=r"expected K/N with K from 1 to N, such as 2/4$") as caught:
         parse_shard(text)
-    assert str(caught.value).startswith(f"--shard {text}: ")
+    assert str(caught.value).startswith(f"`shard={text}`: ")
 
 
 def test_shards_share_all_images_evenly():
@@ -289,12 +290,12 @@ def test_resume_of_a_shard_that_is_joined_leaves_all_as_it_is(model, photos, tmp
     for path, data in left.items():
         path.write_bytes(data)
     assert check_folder(out, Shard(2, 2), resume=True) and contents(out) == before
-    with pytest.raises(UserError, match="is not empty: its 2 shards are joined; choose another --out"):
+    with pytest.raises(UserError, match="is not empty: its 2 shards are joined; choose another `out`"):
         check_folder(out, Shard(2, 2), resume=False)
     # And without shards it is a scoring like any other.
     Image.open(photos / "2.png").save(photos / "3.png")
     assert score(model, photos, out, resume=True).scored == 8
-    with pytest.raises(UserError, match="was begun without --shard; --resume without it goes on"):
+    with pytest.raises(UserError, match="was begun without `shard`; `resume=True` without it goes on"):
         check_folder(out, Shard(2, 2), resume=True)
 
 
@@ -389,7 +390,7 @@ def test_taking_over_that_is_killed_between_any_two_steps_loses_nothing(finished
     origin = json.loads(Shard(1, 3).run(folder).read_text())
     names = [*NAMES, "bad.png"]
     rows = {row for index in (1, 2, 3) for row in read_rows(Shard(index, 3).table(folder)).values()}
-    gone = Row("gone.png", "1", "0.5", "0", "")
+    gone = ScoreRow("gone.png", "1", "0.5", "0", "")
     append_rows(Shard(2, 3).table(folder), [gone])
 
     def run(step):
@@ -418,7 +419,7 @@ def test_taking_over_that_is_killed_between_any_two_steps_loses_nothing(finished
 @pytest.mark.parametrize("places", list(itertools.permutations((WHOLE, Shard(1, 2), Shard(1, 3)))))
 def test_a_score_goes_before_an_error_wherever_it_stands(tmp_path, places):
     origin = dict.fromkeys(("model", "images", "engine", "precision"), "")
-    good, bad = Row("a.png", "1.5", "0.05", "0", ""), Row("a.png", "", "", "", "damaged")
+    good, bad = ScoreRow("a.png", "1.5", "0.05", "0", ""), ScoreRow("a.png", "", "", "", "damaged")
     for place, row in zip(places, (good, bad, bad), strict=True):
         write_rows(place.table(tmp_path), [row])
     fold(tmp_path, origin)
@@ -434,14 +435,17 @@ def test_a_shard_whose_work_is_taken_over_says_so(model, photos, tmp_path):
         if done == 2:
             assert score(model, photos, out, overlays=True, resume=True).scored == 7
 
-    with pytest.raises(UserError, match="another command joined or removed it meanwhile; --resume without"):
+    with pytest.raises(UserError, match="joined or removed it meanwhile; `resume=True` without"):
         score(model, photos, out, shard, overlays=True, progress=take_over)
     assert contents(out) == expected
 
 
 def test_rows_are_added_to_no_table_that_has_gone(tmp_path):
     path = tmp_path / "scores-1-of-2.csv"
-    for use in (lambda: append_rows(path, [Row("a", "1", "0.5", "0", "")]), lambda: sort_rows(path, ["a"])):
+    for use in (
+        lambda: append_rows(path, [ScoreRow("a", "1", "0.5", "0", "")]),
+        lambda: sort_rows(path, ["a"]),
+    ):
         with pytest.raises(UserError, match=r"scores-1-of-2\.csv: another command joined or removed it"):
             use()
     assert not path.exists()
@@ -461,13 +465,13 @@ def test_shards_of_something_else_are_refused(masked_run, photos, tmp_path, monk
     for text, arguments, more in (
         ("another model; give the same run", (other, photos), {}),
         ("another folder of images; give the same", (model, photos / "b"), {}),
-        ("another --engine; give the same", (model, photos), {"engine": "dense"}),
-        ("another --precision; give the same", (model, photos), {"precision": "bf16"}),
+        ("another `engine`; give the same", (model, photos), {"engine": "dense"}),
+        ("another `precision`; give the same", (model, photos), {"precision": "bf16"}),
     ):
         for shard, resume in ((Shard(2, 2), False), (Shard(1, 2), True)):
-            with pytest.raises(UserError, match=f"out: was begun with {text}, or use another --out$"):
+            with pytest.raises(UserError, match=f"out: was begun with {text}, or use another `out`$"):
                 score_directory(*arguments, out, shard=shard, resume=resume, **{"engine": "grouped", **more})
-        with pytest.raises(UserError, match=f"was begun with {text}, or use another --out, or --overwrite"):
+        with pytest.raises(UserError, match=f"{text}, or use another `out`, or `overwrite=True`"):
             deal_directory(*arguments, out, 2, **{"engine": "grouped", **more})
     assert contents(out) == before
 
@@ -491,7 +495,7 @@ def test_photographs_that_come_between_shards(model, photos, tmp_path):
     image.save(photos / "1.png")
     score(model, photos, out, Shard(2, 2), overlays=True)
     # Both have scored the same half of them.
-    with pytest.raises(UserError, match="photographs came or went between the shards; --resume without"):
+    with pytest.raises(UserError, match="photographs came or went between the shards; `resume=True` without"):
         join(out, Shard(2, 2))
     # One way out ...
     both = copied(out, tmp_path / "both")
@@ -522,7 +526,7 @@ def test_a_part_that_lacks_rows_is_not_joined(model, photos, tmp_path):
     rows = list(read_rows(path).values())
     for damage in (lambda: write_rows(path, rows[:-1]), path.unlink):
         damage()
-        with pytest.raises(UserError, match=r"scores-1-of-2\.csv: lacks rows; --shard 1/2 --resume makes"):
+        with pytest.raises(UserError, match="lacks rows; `shard=1/2` with `resume=True` makes"):
             join(out, Shard(2, 2))
     score(model, photos, out, Shard(1, 2), resume=True)
     assert join(out, Shard(1, 2)).scored == 7 and list(read_rows(out / "scores.csv")) == NAMES
@@ -531,16 +535,16 @@ def test_a_part_that_lacks_rows_is_not_joined(model, photos, tmp_path):
 @pytest.mark.parametrize(
     ("there", "resume", "message"),
     [
-        (["run-1-of-3.json"], False, "holds shard 1/3; give --shard K/3 there, or choose another --out"),
-        (["scores-1-of-3.csv"], True, "holds shard 1/3; give --shard K/3 there, or choose another --out"),
-        (["run-2-of-4.json"], False, "is not empty: shard 2/4 was begun there; --resume goes on with it, or"),
-        (["scores-2-of-4.csv"], False, "is not empty: shard 2/4 was begun there; --resume goes on with it"),
-        (["run-1-of-4.json"], True, "nothing of shard 2/4 to resume there; leave --resume away to begin"),
-        ([], True, "nothing of shard 2/4 to resume there; leave --resume away to begin"),
-        (["run.json", "scores.csv"], False, "was begun without --shard; --resume without it goes on, or"),
-        (["run.json", "scores.csv"], True, "was begun without --shard; --resume without it goes on, or"),
+        (["run-1-of-3.json"], False, "holds shard 1/3; give `shard=K/3` there, or choose another `out`"),
+        (["scores-1-of-3.csv"], True, "holds shard 1/3; give `shard=K/3` there, or choose another `out`"),
+        (["run-2-of-4.json"], False, "is not empty: shard 2/4 was begun there; `resume=True`"),
+        (["scores-2-of-4.csv"], False, "is not empty: shard 2/4 was begun there; `resume=True`"),
+        (["run-1-of-4.json"], True, "nothing of shard 2/4 to resume there; leave `resume` away to begin"),
+        ([], True, "nothing of shard 2/4 to resume there; leave `resume` away to begin"),
+        (["run.json", "scores.csv"], False, "was begun without `shard`; `resume=True` without it goes on"),
+        (["run.json", "scores.csv"], True, "was begun without `shard`; `resume=True` without it goes on"),
         (["scores.csv"], False, "is not empty: holds 'scores.csv', which no shard wrote; choose another"),
-        (["maps"], False, "is not empty: holds 'maps', which no shard wrote; choose another --out"),
+        (["maps"], False, "is not empty: holds 'maps', which no shard wrote; choose another `out`"),
         (["run-1-of-4.json", "notes"], False, "is not empty: holds 'notes', which no shard wrote; choose"),
     ],
 )

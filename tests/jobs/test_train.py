@@ -20,7 +20,9 @@ def test_the_model_is_that_of_the_command_line(parts, config, run_folder, tmp_pa
     for name in ("model.safetensors", "calibration.json", "config.toml"):
         assert (tmp_path / "run" / name).read_bytes() == (run_folder / name).read_bytes()
     assert not model.training and np.isfinite(model.calibration.threshold)
-    with pytest.raises(UserError, match="run: holds a finished model; load it, or give another folder"):
+    with pytest.raises(
+        UserError, match=r"run: holds a finished model; load it, .* `overwrite=True` replaces it"
+    ):
         glance_fast.fit(parts, config, tmp_path / "run")
 
 

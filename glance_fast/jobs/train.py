@@ -1,0 +1,228 @@
+"""A run folder from a folder of good parts: ``glance_fast.fit`` and ``glance-fast train``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from rich.console import Console
+
+from glance_fast.config import Config
+from glance_fast.data.files import write_text
+from glance_fast.data.folders import normal_images
+from glance_fast.device import pick_device
+from glance_fast.errors import UserError
+from glance_fast.jobs.output import apart, output
+from glance_fast.model import Glance
+from glance_fast.nets.student import Student
+from glance_fast.nets.teacher import load_teacher
+from glance_fast.progress import Reporter, Steps
+from glance_fast.run import CALIBRATION, CHECKPOINT, CONFIG, LOG, MODEL
+from glance_fast.training import fit as training
+
+OURS = (MODEL, CONFIG, CALIBRATION, LOG, CHECKPOINT)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in training.
+
+    Attributes
+    ----------
+    kind : {"line", "task", "step"}
+        A line for people; progress of a task without figures; a step of a net.
+    name : str
+        The line, the task or the net, such as "local-32".
+    done : int
+        Of a task or of steps.
+    total : int or None
+        How many there are, where that is known.
+    figures : dict of str to float
+        Of a step: the row of ``log.csv`` so far, such as ``loss``, ``images_per_second`` and, of the last
+        step, ``r2``.
+    """
+
+    kind: str
+    name: str
+    done: int = 0
+    total: int | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class CallbackReporter(Reporter):
+    """Tells a function what a ``Reporter`` shows people."""
+
+    def __init__(self, callback: Callable[[Event], None]) -> None:
+        super().__init__(Console(quiet=True))
+        self._callback = callback
+
+    def say(self, line: str) -> None:
+        """Hand on one line."""
+        self._callback(Event("line", line))
+
+    @contextmanager
+    def task(self, name: str, total: int | None) -> Iterator[Callable[..., None]]:
+        """Hand on how far a task is."""
+        yield lambda done, of=total: self._callback(Event("task", name, done, of))
+
+    def step(self, stage: Steps, done: int) -> None:
+        """Hand on the figures of a step."""
+        figures = {key: value for key, value in stage.row.items() if isinstance(value, (int, float))}
+        self._callback(Event("step", stage.name, done, stage.steps, figures))
+
+
+def fit(
+    images: str | Path | Sequence[str | Path],
+    config: Config | None = None,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    local_nets: Sequence[str | Path] = (),
+    teacher_weights: str | Path | None = None,
+    device: str | torch.device = "auto",
+    memory_mib: int | None = None,
+    callback: Callable[[Event], None] | None = None,
+) -> Glance:
+    """Learn what good parts look like.
+
+    Parameters
+    ----------
+    images : path or sequence of paths
+        A folder of photographs of good parts, an MVTec category (its ``train/good``), or the photographs.
+        Those that cannot be read are told to ``callback`` and left out.
+    config : Config, optional
+        Settings; the defaults if not given.
+    out : path, optional
+        Run folder to write. A training in it that was broken off goes on. Nothing is kept if not given.
+    overwrite : bool
+        Replace the model in ``out``, or the training that was broken off there.
+    local_nets : sequence of path
+        Local-Nets from ``glance-fast distill``, in place of the built-in ones for their patch sizes.
+    teacher_weights : path, optional
+        A ResNet-18 (``.safetensors``) to fine-tune Local-Net by, in place of the built-in one.
+    device : str or torch.device
+        "auto" (CUDA where there is one), "cpu" or "cuda".
+    memory_mib : int, optional
+        That calibration may take beside the model, as for ``load``.
+    callback : callable, optional
+        Called with an ``Event``, for a tracker of experiments, say. What it raises ends the training.
+
+    Returns
+    -------
+    Glance
+        Calibrated, in evaluation mode.
+
+    Raises
+    ------
+    UserError
+        ``images`` holds too few that can be read; ``out`` holds a finished model, or was begun with other
+        images or settings; a net is none, or for a patch size that the model does not have; the device is not
+        available; or memory or the disk does not suffice.
+
+    Examples
+    --------
+    >>> model = glance_fast.fit("photos/good", glance_fast.Config(seed=1), "run")  # doctest: +SKIP
+    >>> model.score(["photos/new/1.png"]).scores  # doctest: +SKIP
+    """
+    with CallbackReporter(callback or (lambda event: None)) as reporter, ExitStack() as stack:
+        run = Path(stack.enter_context(TemporaryDirectory()) if out is None else out)
+        if (run / MODEL).exists() and not overwrite:
+            raise UserError(
+                f"{run}: holds a finished model; load it, give another `out`, or `overwrite=True` replaces it"
+            )
+        return train_folder(
+            images,
+            run,
+            config or Config(),
+            resume=is_unfinished(run) and not overwrite,
+            overwrite=overwrite,
+            local_nets=local_nets,
+            teacher_weights=teacher_weights,
+            device=device,
+            memory_mib=memory_mib,
+            reporter=reporter,
+        )
+
+
+def is_unfinished(run: Path) -> bool:
+    """Whether a training was broken off there."""
+    # Until the model is written, config.toml is what tells of a training.
+    return (run / CONFIG).is_file() and not (run / MODEL).exists()
+
+
+def train_folder(
+    images: str | Path | Sequence[str | Path],
+    out: Path,
+    config: Config,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    local_nets: Sequence[str | Path] = (),
+    teacher_weights: str | Path | None = None,
+    device: str | torch.device = "auto",
+    memory_mib: int | None = None,
+    reporter: Reporter,
+) -> Glance:
+    """Train on photographs of good parts, and write a run folder.
+
+    All that can be known to be wrong is found before an old run is replaced.
+
+    Parameters
+    ----------
+    images, out, config, overwrite, local_nets, teacher_weights, device, memory_mib
+        As for ``fit``.
+    resume : bool
+        Go on with the training in ``out``.
+    reporter : Reporter
+        Shows progress.
+
+    Returns
+    -------
+    Glance
+        Calibrated, in evaluation mode.
+
+    Raises
+    ------
+    UserError
+        As for ``fit``; or ``out`` holds something, and is neither to be gone on with nor to be replaced.
+    """
+    chosen = pick_device(device)
+    teacher = load_teacher(Path(teacher_weights)) if teacher_weights else None
+    nets = [Path(path) for path in local_nets]
+    for path in nets:
+        patch = Student.load(path).local.patch
+        if patch not in config.patches:
+            used = " and ".join(map(str, config.patches))
+            raise UserError(f"{path}: made for patches of {patch} pixels; this model uses {used}")
+    if isinstance(images, (str, Path)):
+        apart(out, Path(images))
+        paths, source = normal_images(images), f"{images}: "
+    else:
+        paths, source = [Path(path) for path in images], ""
+    least = training.LEAST_IMAGES
+    if len(paths) < least:
+        number = f"{len(paths)} image{'' if len(paths) == 1 else 's'}"
+        raise UserError(f"{source}{number}; at least {least} are needed to train")
+    with output(out, OURS, overwrite, resume):
+        if not resume:
+            write_text(out / CONFIG, config.to_toml())
+        try:
+            return training.fit(
+                paths,
+                out,
+                config,
+                reporter=reporter,
+                device=chosen,
+                local_nets=nets,
+                teacher=teacher,
+                memory_mib=memory_mib,
+            )
+        except UserError:
+            if not (out / CHECKPOINT).is_dir():
+                # Nothing was begun: the same call, with better images, needs no overwrite.
+                (out / CONFIG).unlink(missing_ok=True)
+            raise
