@@ -19,7 +19,7 @@ from glance_fast.data.prefetch import Prefetcher
 from glance_fast.data.table import ScoreRow, printable
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.overlay import display_range, overlay
-from glance_fast.jobs.record import check_origin, origin_of, write_run
+from glance_fast.jobs.record import check_provenance, provenance_of, write_run
 from glance_fast.jobs.shards import WHOLE, Shard, check_others, deal, fold
 from glance_fast.jobs.table import (
     Summary,
@@ -117,18 +117,18 @@ def score_directory(
     model.check(engine, precision)
     listing = find_images(images, out)
     paths, table, run = shard.of(listing), shard.table(out), shard.run(out)
-    origin = origin_of(model, images, engine, precision)
+    provenance = provenance_of(model, images, engine, precision)
     if shard != WHOLE:
-        origin |= shard.record([printable(path.relative_to(images)) for path in listing])
-        check_others(out, shard, origin)
+        provenance |= shard.record([printable(path.relative_to(images)) for path in listing])
+        check_others(out, shard, provenance)
     elif resume:
-        fold(out, origin)
+        fold(out, provenance)
     del listing
     rows: dict[str, ScoreRow] = {}
     if resume:
-        check_origin(run, origin)
+        check_provenance(run, provenance)
         rows = read_rows(table)
-    write_run(run, origin)
+    write_run(run, provenance)
     todo = []
     for path in paths:
         row = rows.get(printable(path.relative_to(images)))
@@ -173,7 +173,7 @@ def score_directory(
     }
     if shard != WHOLE:
         found["stretched"] = odd
-    write_run(run, origin | found)
+    write_run(run, provenance | found)
     return Summary(scored, anomalous, errors, remarks(odd))
 
 
@@ -188,7 +188,7 @@ def deal_directory(
         ``out`` was begun with other arguments, or something cannot be written. What was written stays.
     """
     names = [printable(path.relative_to(images)) for path in find_images(images, out)]
-    deal(out, count, names, origin_of(model, images, engine, precision))
+    deal(out, count, names, provenance_of(model, images, engine, precision))
 
 
 def _read_ahead(

@@ -1,4 +1,4 @@
-"""``run.json``: what the scores in a folder come from, so that none of another origin are mixed in."""
+"""``run.json``: what the scores in a folder come from, so that none of another provenance are mixed in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAME = {
 }
 
 
-def origin_of(model: Glance, images: Path, engine: str, precision: str) -> dict[str, Any]:
+def provenance_of(model: Glance, images: Path, engine: str, precision: str) -> dict[str, Any]:
     """What the scores come from: the beginning of ``run.json``."""
     digest = hashlib.sha256(model.config.to_toml().encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -75,11 +75,11 @@ def write_run(path: Path, record: dict[str, Any]) -> None:
     write_text(path, json.dumps(record, indent=2) + "\n")
 
 
-def check_origin(path: Path, origin: dict[str, Any]) -> None:
-    """Refuse to mix scores of different origin in one table; without a ``run.json``, there is none yet."""
+def check_provenance(path: Path, provenance: dict[str, Any]) -> None:
+    """Refuse to mix scores of different provenance; without a ``run.json`` there is none yet."""
     before = read_run(path)
-    differing = [text for name, text in SAME.items() if before is not None and before[name] != origin[name]]
-    if differing:
+    changed = [] if before is None else [name for name in SAME if before[name] != provenance[name]]
+    if changed:
         # Overwriting is not for a shard: it would take the others' work with it.
-        way_out = "use another `out`" if "shard" in origin else ELSEWHERE
-        raise UserError(f"{path.parent}: was begun with {differing[0]}, or {way_out}")
+        way_out = "use another `out`" if "shard" in provenance else ELSEWHERE
+        raise UserError(f"{path.parent}: was begun with {SAME[changed[0]]}, or {way_out}")

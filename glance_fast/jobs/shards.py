@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glance_fast.errors import UserError
-from glance_fast.jobs.record import check_origin, read_run, write_run
+from glance_fast.jobs.record import check_provenance, read_run, write_run
 from glance_fast.jobs.table import ScoreRow, Summary, read_rows, remarks, write_rows
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Shard:
         return items[self.index - 1 :: self.count]
 
     def record(self, names: list[str]) -> dict[str, Any]:
-        """What its ``run.json`` says beside the origin: of which images it is a share."""
+        """What its ``run.json`` says beside the provenance: of which images it is a share."""
         digest = hashlib.sha256("\0".join(names).encode()).hexdigest()
         return {"shard": str(self), "photographs": len(names), "listing": digest}
 
@@ -142,11 +142,11 @@ def check_folder(out: Path, shard: Shard, resume: bool) -> bool:
     return False
 
 
-def check_others(out: Path, shard: Shard, origin: dict[str, Any]) -> None:
-    """Refuse to begin beside shards of another origin."""
+def check_others(out: Path, shard: Shard, provenance: dict[str, Any]) -> None:
+    """Refuse to begin beside shards of another provenance."""
     for part in parts_in(out):
         if part != shard:
-            check_origin(part.run(out), origin)
+            check_provenance(part.run(out), provenance)
 
 
 def join(out: Path, shard: Shard) -> Summary | None:
@@ -167,7 +167,8 @@ def join(out: Path, shard: Shard) -> Summary | None:
     Raises
     ------
     UserError
-        The shards are of different origin, or saw different images, or something cannot be read or written.
+        The shards are of different provenance, or saw different images; or something cannot be read or
+        written.
     """
     try:
         summary = _join(out, shard)
@@ -189,7 +190,7 @@ def _join(out: Path, shard: Shard) -> Summary | None:
         finished.append(run)
     first = finished[0]
     for part in parts:
-        check_origin(part.run(out), first)
+        check_provenance(part.run(out), first)
     if any(run["listing"] != first["listing"] for run in finished):
         raise UserError(
             f"{out}: photographs came or went between the shards; "
@@ -246,7 +247,7 @@ def joined(out: Path, shard: Shard) -> Summary | None:
     return Summary(run["scored"], run["anomalous"], run["errors"], ())
 
 
-def fold(out: Path, origin: dict[str, Any]) -> None:
+def fold(out: Path, provenance: dict[str, Any]) -> None:
     """Make what shards have done, finished or not, the beginning of a scoring without shards.
 
     Killed at any moment, it can be called again.
@@ -254,24 +255,24 @@ def fold(out: Path, origin: dict[str, Any]) -> None:
     Raises
     ------
     UserError
-        Something there is of another origin, or cannot be read or written.
+        Something there is of another provenance, or cannot be read or written.
     """
     parts = parts_in(out)
     if not parts:
         return
     for part in (WHOLE, *parts):
-        check_origin(part.run(out), origin)
+        check_provenance(part.run(out), provenance)
     rows: dict[str, ScoreRow] = {}
     for part in (WHOLE, *parts):
         for row in read_rows(part.table(out)).values():
             if row.path not in rows or not row.error:
                 rows[row.path] = row
     write_rows(WHOLE.table(out), rows.values())
-    write_run(WHOLE.run(out), origin)
+    write_run(WHOLE.run(out), provenance)
     _remove(out, parts)
 
 
-def deal(out: Path, count: int, names: list[str], origin: dict[str, Any]) -> None:
+def deal(out: Path, count: int, names: list[str], provenance: dict[str, Any]) -> None:
     """Make what is there the beginning of so many shards; the reverse of ``fold``, which comes first.
 
     Parameters
@@ -282,23 +283,23 @@ def deal(out: Path, count: int, names: list[str], origin: dict[str, Any]) -> Non
         Of shards to be.
     names : list of str
         The images, as in the tables.
-    origin : dict
-        As of ``origin_of``.
+    provenance : dict
+        As of ``provenance_of``.
 
     Raises
     ------
     UserError
         As for ``fold``.
     """
-    fold(out, origin)
-    check_origin(WHOLE.run(out), origin)
+    fold(out, provenance)
+    check_provenance(WHOLE.run(out), provenance)
     rows = read_rows(WHOLE.table(out))
     parts = [Shard(index, count) for index in range(1, count + 1)]
     shares = [[rows.pop(name) for name in part.of(names) if name in rows] for part in parts]
     shares[0] += rows.values()  # of images that are gone
     for part, share in zip(parts, shares, strict=True):
         write_rows(part.table(out), share)
-        write_run(part.run(out), origin | part.record(names))
+        write_run(part.run(out), provenance | part.record(names))
     _remove(out, [WHOLE])
 
 

@@ -98,7 +98,7 @@ class Steps:
 
             return call
 
-        for name in ("read_run", "read_rows", "write_rows", "write_run", "check_origin", "_remove"):
+        for name in ("read_run", "read_rows", "write_rows", "write_run", "check_provenance", "_remove"):
             monkeypatch.setattr(shards, name, counted(getattr(shards, name)))
         # ... and between two files that go.
         original = shards.files_of
@@ -387,7 +387,7 @@ def test_a_join_that_is_killed_between_any_two_steps_is_done_by_a_resume(
 
 def test_taking_over_that_is_killed_between_any_two_steps_loses_nothing(finished, tmp_path, monkeypatch):
     folder, _, _ = finished
-    origin = json.loads(Shard(1, 3).run(folder).read_text())
+    provenance = json.loads(Shard(1, 3).run(folder).read_text())
     names = [*NAMES, "bad.png"]
     rows = {row for index in (1, 2, 3) for row in read_rows(Shard(index, 3).table(folder)).values()}
     gone = ScoreRow("gone.png", "1", "0.5", "0", "")
@@ -396,11 +396,11 @@ def test_taking_over_that_is_killed_between_any_two_steps_loses_nothing(finished
     def run(step):
         out = copied(folder, tmp_path / f"out{step}")
         try:
-            deal(out, 2, names, origin)
+            deal(out, 2, names, provenance)
         except KeyboardInterrupt:
             steps.add(len(parts_in(out)))
-            fold(out, origin)
-            deal(out, 5, names, origin)
+            fold(out, provenance)
+            deal(out, 5, names, provenance)
             count = 5
         else:
             count = 2
@@ -418,11 +418,11 @@ def test_taking_over_that_is_killed_between_any_two_steps_loses_nothing(finished
 
 @pytest.mark.parametrize("places", list(itertools.permutations((WHOLE, Shard(1, 2), Shard(1, 3)))))
 def test_a_score_goes_before_an_error_wherever_it_stands(tmp_path, places):
-    origin = dict.fromkeys(("model", "images", "engine", "precision"), "")
+    provenance = dict.fromkeys(("model", "images", "engine", "precision"), "")
     good, bad = ScoreRow("a.png", "1.5", "0.05", "0", ""), ScoreRow("a.png", "", "", "", "damaged")
     for place, row in zip(places, (good, bad, bad), strict=True):
         write_rows(place.table(tmp_path), [row])
-    fold(tmp_path, origin)
+    fold(tmp_path, provenance)
     assert list(read_rows(tmp_path / "scores.csv").values()) == [good] and parts_in(tmp_path) == []
 
 
