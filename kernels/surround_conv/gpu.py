@@ -483,9 +483,10 @@ def input_gradient(g: Tensor, x: Tensor, weight: Tensor, kernel, hole, stride, p
     dx = torch.empty(n, h, w, c, dtype=x.dtype, device=x.device)
     rows = n * triton.cdiv(h, stride) * triton.cdiv(w, stride)
     exact = x.dtype == torch.float32 and not tf32_allowed()
-    tile = configuration(
-        x, "surround_conv_bwd_dx_kernel", shape_of(x, o, layer), blocks(rows, c, o, x.element_size(), exact)
-    )
+    otherwise = blocks(rows, c, o, x.element_size(), exact)
+    # Longer ones spill on some cards: each row has remainders and places of its own.
+    otherwise["BLOCK_K"] = min(otherwise["BLOCK_K"], 32)
+    tile = configuration(x, "surround_conv_bwd_dx_kernel", shape_of(x, o, layer), otherwise)
     if rows:
         grid = triton.cdiv(rows, tile["BLOCK_M"]), triton.cdiv(c, tile["BLOCK_N"]), stride * stride
         surround_conv_bwd_dx_kernel[grid](
@@ -500,6 +501,7 @@ def weight_gradients(g: Tensor, x: Tensor, kernel, hole, stride, padding, dilati
     (n, c, h, w), (_, oh, ow, o) = x.shape, g.shape
     layer = options(kernel, hole, stride, padding, dilations)
     count = len(places(kernel, hole, dilations))
+    exact = x.dtype == torch.float32 and not tf32_allowed()
     rows = n * oh * ow
     if not rows:
         return torch.zeros(o, count, c, dtype=torch.float32, device=x.device)
@@ -510,7 +512,7 @@ def weight_gradients(g: Tensor, x: Tensor, kernel, hole, stride, padding, dilati
         {
             "BLOCK_M": min(max(triton.next_power_of_2(o), 16), 64),
             "BLOCK_N": min(max(triton.next_power_of_2(c), 16), 64),
-            "BLOCK_K": 64 if x.element_size() < 4 else 32,
+            "BLOCK_K": 64 if x.element_size() < 4 else 16 if exact else 32,
             "num_warps": 4,
             "num_stages": 3,
         },
