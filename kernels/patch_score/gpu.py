@@ -227,7 +227,7 @@ def _blocks(images: int, patches: int, features: int, units: int, element: int) 
         "BLOCK_B": block_b,
         "BLOCK_O": block_o,
         "BLOCK_K": 32 if block_h <= 128 and hopper else 16,
-        "BLOCK_U": 32 if block_h > 128 else block_h if hopper else min(block_h, 64),
+        "BLOCK_U": min(block_h, 64) if not hopper else block_h if block_h <= 128 else 32,
         "STAGES_W": next((s for s in (3, 2) if _shared(s, *part) <= limit), 1),
         "STAGES": 2,
         "num_warps": 8 if block_h > 128 or rows > 32 else 4,
