@@ -16,7 +16,7 @@ from rich.console import Console
 from benchmarks.accuracy.beds import Bed, load_test
 from benchmarks.accuracy.measure import figures, milliseconds
 from benchmarks.accuracy.results import BLEND, LOCAL
-from glance_fast.config import Config
+from glance_fast.config import PRESETS, Config
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.folders import normal_images
 from glance_fast.maps import combine
@@ -30,8 +30,8 @@ from glance_fast.training.fit import fit
 # Features (z_l, z_g) of some images, a pair a scale, for each chunk of them.
 Chunks = list[list[tuple[torch.Tensor, torch.Tensor]]]
 
-# Settings by the name under which their rows are kept.
-FAMILIES: dict[str, dict[str, Any]] = {"default": {}, "pyramid": {"net": "pyramid"}}
+# Settings by the name under which their rows are kept: the presets, of which "surround" is the default.
+FAMILIES = {"default" if name == "surround" else name: settings for name, settings in PRESETS.items()}
 
 
 def train(folder: Path, run: Path, config: Config) -> dict[str, float]:

@@ -28,6 +28,7 @@ COLUMNS = {
     "ours, pyramid": ("pyramid", BLEND),
     "PatchCore": ("PatchCore", ANCHOR),
     "PaDiM": ("PaDiM", ANCHOR),
+    "ours, paper": ("paper", BLEND),
 }
 NOTHING = "-"
 
@@ -86,11 +87,11 @@ def keep(
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown table: beds x methods, PRO / pixel AUROC / image AUROC, then what each costs.
+    """A Markdown table: beds x methods, PRO / pixel AUROC / image AUROC, then seeds and what each costs.
 
     Means over seeds. An image AUROC that says nothing stands in brackets and is in no mean. A mean over the
     beds, and a cost, is given to a method that has all beds of the table; milliseconds are of those beds
-    alone whose images have 256 pixels.
+    alone whose images have 256 pixels, and have a line where a method has them.
     """
     columns = dict(COLUMNS)
     for row in rows:
@@ -131,8 +132,11 @@ def _table(rows: list[dict], columns: dict[str, tuple[str, str]], costs: bool = 
     if costs:
         large = [bed for bed in beds if bed.size == 256]
         lines.append(["seeds", *(_seeds(own, beds) for own in found.values())])
+        lines.append(["largest spread of seeds", *(_spread(own, beds) for own in found.values())])
         lines.append(["training, s", *(_number(_mean(own, "seconds", beds)) for own in found.values())])
-        lines.append(["ms an image", *(_number(_mean(own, "ms", large)) for own in found.values())])
+        times = [_mean(own, "ms", large) for own in found.values()]
+        if any(time is not None for time in times):
+            lines.append(["ms an image", *map(_number, times)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -155,10 +159,21 @@ def _cell(rows: list[dict], beds: list[Bed]) -> str:
 
 
 def _seeds(rows: list[dict], beds: list[Bed]) -> str:
-    """How many seeds are behind a column: one number, or the least and the most."""
-    counts = [len({row["seed"] for row in select(rows, data=bed.name)}) for bed in beds]
-    counts = sorted({count for count in counts if count})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    """How many seeds are behind a column: the least, then the beds that have more."""
+    counts = {bed.name: len({row["seed"] for row in select(rows, data=bed.name)}) for bed in beds}
+    least = min(filter(None, counts.values()))
+    more = [f"{name} {count}" for name, count in counts.items() if count > least]
+    return "; ".join([str(least), *more])
+
+
+def _spread(rows: list[dict], beds: list[Bed]) -> str:
+    """The three metrics: by how much seeds of one bed differ, on the bed where they differ most."""
+    groups = [select(rows, data=bed.name) for bed in beds]
+    groups = [group for group in groups if len(group) > 1]
+    if not groups:
+        return NOTHING
+    values = [[[row[metric] for row in group] for group in groups] for metric in METRICS]
+    return " / ".join(f"{max(max(v) - min(v) for v in metric):.3f}" for metric in values)
 
 
 def _number(value: float | None) -> str:

@@ -13,7 +13,7 @@ from benchmarks import tables
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import beds, measure, ours, padim, patchcore, results
 from benchmarks.accuracy.beds import BEDS, Bed
-from glance_fast.config import Config
+from glance_fast.config import PRESETS, Config
 from glance_fast.data.images import read_image, read_mask, write_png
 from glance_fast.evaluation.evaluate import evaluate
 from glance_fast.model import Glance
@@ -270,18 +270,20 @@ class TestResults:
         ]
         found = cells(results.table(rows))
         assert found["bed"] == ["PatchCore"]
-        assert list(found)[2:] == ["transistor", "cookie", "mean", "seeds", "training, s", "ms an image"]
+        costs = ["seeds", "largest spread of seeds", "training, s", "ms an image"]
+        assert list(found)[2:] == ["transistor", "cookie", "mean", *costs]
         assert found["cookie"] == ["0.300 / 0.250 / 1.000"] and found["mean"] == ["0.600 / 0.250 / 1.000"]
-        assert found["seeds"] == ["1 to 2"]
+        assert found["seeds"] == ["1; cookie 2"]
+        assert found["largest spread of seeds"] == ["0.200 / 0.000 / 0.000"]
         assert found["training, s"] == ["15"] and found["ms an image"] == ["30"]
 
     def test_columns_have_their_order_and_other_settings_come_last(self):
-        rows = [a_row(settings=s) for s in ("wide", "PaDiM", "PatchCore", "pyramid", "default")] + [
+        rows = [a_row(settings=s) for s in ("wide", "paper", "PaDiM", "PatchCore", "pyramid", "default")] + [
             a_row(settings="default", score=results.LOCAL, pro=0.75)
         ]
         found = cells(results.table(rows))
         assert found["bed"] == [*results.COLUMNS, "ours, wide"]
-        assert [cell[:5] for cell in found["cookie"]] == ["0.500", "0.750", *["0.500"] * 4]
+        assert [cell[:5] for cell in found["cookie"]] == ["0.500", "0.750", *["0.500"] * 5]
         assert "mean" not in found  # of one bed
 
     def test_a_method_without_all_beds_has_no_mean(self):
@@ -290,7 +292,12 @@ class TestResults:
         assert found["brick"] == ["-", "0.500 / 0.250 / 1.000"]
         assert found["mean"] == ["-", "0.500 / 0.250 / 1.000"]
         assert found["training, s"] == ["-", "10"]
-        assert found["ms an image"] == ["-", "-"]  # not of a smaller image
+        assert "ms an image" not in found  # not of a smaller image
+        assert found["largest spread of seeds"] == ["-", "-"]
+
+    def test_milliseconds_have_a_line_where_a_method_has_them(self):
+        found = cells(results.table([a_row(ms=5.0), a_row(settings="default")]))
+        assert found["ms an image"] == ["-", "5"]
 
     def test_image_auroc_of_fabric_counts_nowhere(self):
         found = cells(results.table([a_row("fabric", image_auroc=1.0), a_row(image_auroc=0.5)]))
@@ -361,9 +368,10 @@ class TestCommand:
         noted, rows, text = call("cookie")
         assert noted == [
             ("cookie-default-0", {}, False),
-            ("cookie-pyramid-0", ours.FAMILIES["pyramid"], False),
+            ("cookie-pyramid-0", {"net": "pyramid"}, False),
+            ("cookie-paper-0", PRESETS["paper"], False),
         ]
-        assert {row["settings"] for row in rows} == {"default", "pyramid", "PatchCore", "PaDiM"}
+        assert {row["settings"] for row in rows} == {"default", "pyramid", "paper", "PatchCore", "PaDiM"}
         assert all(0 <= row[m] <= 1 and row["ms"] is None for row in rows for m in results.METRICS)
         assert text.endswith(results.table(rows) + "\n")
         noted, again, _ = call("cookie")
