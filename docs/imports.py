@@ -48,7 +48,9 @@ def imports(path: Path, known: set[str]) -> set[str]:
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise SystemExit(f"{path}:{node.lineno}: a relative import; write glance_fast's name")
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             if name == "glance_fast" or name.startswith("glance_fast."):

@@ -40,3 +40,11 @@ def test_every_way_to_import_counts(drawing, tmp_path):
         "if TYPE_CHECKING:\n    from glance_fast.model import Glance\ndef f():\n    import glance_fast\n"
     )
     assert drawing.imports(file, {"maps", "run", "model"}) == {"maps", "run", "model", "__init__"}
+
+
+@pytest.mark.parametrize("line", ["from . import cpu", "from .cpu import run"])
+def test_a_relative_import_is_refused_and_not_passed_over(drawing, tmp_path, line):
+    file = tmp_path / "module.py"
+    file.write_text(f"import math\n{line}\n")
+    with pytest.raises(SystemExit, match=r"module\.py:2: a relative import"):
+        drawing.imports(file, {"cpu"})

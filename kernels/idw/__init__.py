@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from glance_fast.kernels.dispatch import choose_backend
-
-from . import cpu, reference
+from glance_fast.kernels.idw import cpu, reference
 
 __all__ = ["idw_map"]
 
@@ -161,6 +160,6 @@ def idw_map(
     if chosen == "reference":
         return reference.idw_map_torch(scores, *geometry)
     # Not every machine has Triton.
-    from . import gpu
+    from glance_fast.kernels.idw import gpu
 
     return gpu.idw_map(scores, *geometry)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import cpu, reference
+from glance_fast.kernels.ranking import cpu, reference
 
 __all__ = ["Ranking", "area", "curve", "rank"]
 
@@ -136,7 +136,7 @@ def area(ranked: Ranking, weights: np.ndarray, limit: float = 1.0, *, backend: s
     Parameters
     ----------
     ranked : Ranking
-        From :func:``rank``.
+        From ``rank``.
     weights : array of float [classes]
         What a pixel of each class adds to the curve; 0 at index 0.
     limit : float
@@ -152,7 +152,8 @@ def area(ranked: Ranking, weights: np.ndarray, limit: float = 1.0, *, backend: s
     Raises
     ------
     TypeError, ValueError
-        An argument as described above does not hold, or one of the two kinds of pixel is missing.
+        An argument is not as described above, or there are no pixels of background or none of a class with
+        a positive weight.
     """
     return _backend(backend).area(*ranked, _checked_sweep(ranked, weights, limit), float(limit))
 
@@ -160,12 +161,12 @@ def area(ranked: Ranking, weights: np.ndarray, limit: float = 1.0, *, backend: s
 def curve(
     ranked: Ranking, weights: np.ndarray, limit: float = 1.0, points: int = 300, *, backend: str = "auto"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points of the curve that :func:``area`` integrates, for plotting.
+    """Points of the curve that ``area`` integrates, for plotting.
 
     Parameters
     ----------
     ranked, weights, limit, backend
-        As for :func:``area``.
+        As for ``area``.
     points : int
         At most so many points, at least 3. Points of the whole curve are left out only where neither
         coordinate moves by ``2 / (points - 2)`` of its range.
@@ -178,7 +179,7 @@ def curve(
     Raises
     ------
     TypeError, ValueError
-        As for :func:``area``, or ``points`` is not an integer of at least 3.
+        As for ``area``, or ``points`` is not an integer of at least 3.
     """
     if isinstance(points, bool) or not isinstance(points, numbers.Integral):
         raise TypeError(f"points must be an integer, got {type(points).__name__}")
