@@ -3,7 +3,7 @@
 Every metric is exact: each distinct score is a threshold, pixels of one score enter together. Maps may
 differ in size from image to image. Memory beside the inputs is twice the float32 maps; maps whose values
 float32 cannot hold (a computed float64 map) are still ranked exactly, and take more (see
-:func:``glance_fast.kernels.ranking.rank``).
+``glance_fast.kernels.ranking.rank``).
 """
 
 from __future__ import annotations
@@ -110,17 +110,17 @@ def pro_and_auroc(maps: ArrayOrList, masks: ArrayOrList, max_fpr: float = 0.3) -
     Parameters
     ----------
     maps, masks, max_fpr
-        As for :func:``pro_auc``.
+        As for ``pro_auc``.
 
     Returns
     -------
     pro, auroc : float
-        Equal to :func:``pro_auc`` and :func:``pixel_auroc``.
+        Equal to ``pro_auc`` and ``pixel_auroc``.
 
     Raises
     ------
     TypeError, ValueError
-        As for :func:``pro_auc``.
+        As for ``pro_auc``.
     """
     _check_max_fpr(max_fpr)
     maps, masks = _checked(maps, masks)
@@ -182,7 +182,7 @@ def pixel_auroc(maps: ArrayOrList, masks: ArrayOrList) -> float:
     Parameters
     ----------
     maps, masks
-        As for :func:``pro_auc``.
+        As for ``pro_auc``.
 
     Returns
     -------
@@ -192,7 +192,7 @@ def pixel_auroc(maps: ArrayOrList, masks: ArrayOrList) -> float:
     Raises
     ------
     TypeError, ValueError
-        As for :func:``pro_auc``.
+        As for ``pro_auc``.
     """
     maps, masks = _checked(maps, masks)
     return ranking.area(ranking.rank(maps, masks), _ONE_CLASS)
@@ -206,7 +206,7 @@ def pro_curve(
     Parameters
     ----------
     maps, masks, max_fpr
-        As for :func:``pro_auc``.
+        As for ``pro_auc``.
     points : int
         At most so many points, at least 3; the steps of the whole curve that are left out are smaller
         than ``2 / (points - 2)`` of either axis.
@@ -219,7 +219,7 @@ def pro_curve(
     Raises
     ------
     TypeError, ValueError
-        As for :func:``pro_auc``, or ``points`` is not an integer of at least 3.
+        As for ``pro_auc``, or ``points`` is not an integer of at least 3.
     """
     _check_max_fpr(max_fpr)
     ranked, weights = _rank_regions(*_checked(maps, masks))
@@ -232,7 +232,7 @@ def roc_curve(maps: ArrayOrList, masks: ArrayOrList, points: int = 300) -> tuple
     Parameters
     ----------
     maps, masks, points
-        As for :func:``pro_curve``.
+        As for ``pro_curve``.
 
     Returns
     -------
@@ -242,7 +242,7 @@ def roc_curve(maps: ArrayOrList, masks: ArrayOrList, points: int = 300) -> tuple
     Raises
     ------
     TypeError, ValueError
-        As for :func:``pro_curve``.
+        As for ``pro_curve``.
     """
     maps, masks = _checked(maps, masks)
     return ranking.curve(ranking.rank(maps, masks), _ONE_CLASS, 1.0, points)
@@ -302,9 +302,9 @@ def image_roc_curve(
     Parameters
     ----------
     scores, labels
-        As for :func:``image_auroc``.
+        As for ``image_auroc``.
     points : int
-        As for :func:``pro_curve``.
+        As for ``pro_curve``.
 
     Returns
     -------
@@ -314,6 +314,6 @@ def image_roc_curve(
     Raises
     ------
     TypeError, ValueError
-        As for :func:``image_auroc``, or ``points`` is not an integer of at least 3.
+        As for ``image_auroc``, or ``points`` is not an integer of at least 3.
     """
     return ranking.curve(_rank_images(scores, labels), _ONE_CLASS, 1.0, points)

@@ -214,7 +214,7 @@ class MaskedNet(nn.Module):
         at = center[:, :, None]
         return [
             sample(maps[2], at, 32),
-            # The near ring lies just outside the hole, the far one a cell of its map further.
+            # Stride 8: 8 pixels outside the hole. Stride 16: on its edge, at least 16 pixels from its middle.
             sample(maps[0], at + ring * (self.patch / 2 + 8), 8),
             sample(maps[1], at + ring * max(16.0, self.patch / 2), 16),
             fourier(torch.stack([center[..., 0] / size[1], center[..., 1] / size[0]], -1)),
@@ -277,7 +277,7 @@ class WindowedReading(Reading):
             return super().at(y, x)
         row, column = y - self.top, x - self.left
         inside = (row >= 0) & (row < self.window[0]) & (column >= 0) & (column < self.window[1])
-        # Elsewhere the question would wait for the device, and the answer costs less than that.
+        # On a GPU, avoid a sync: gather both and select.
         if y.device.type == "cpu" and bool(inside.all()):
             return super().at(row, column)
         held = super().at(row.clamp(0, self.window[0] - 1), column.clamp(0, self.window[1] - 1))

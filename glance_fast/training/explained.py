@@ -15,7 +15,13 @@ class Explained:
         self._squares = self._error = 0.0
 
     def add(self, features: Tensor, predicted: Tensor) -> None:
-        """Count features [..., D] and what was predicted of them, of the same shape."""
+        """Count features and what was predicted of them.
+
+        Parameters
+        ----------
+        features, predicted : Tensor
+            [..., D], of one shape and on one device.
+        """
         z = features.flatten(0, -2).double()
         self._count += len(z)
         self._total = self._total + z.sum(0).cpu()

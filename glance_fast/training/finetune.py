@@ -37,7 +37,18 @@ RIDGE = 1e-4
 
 
 def measured(pictures: NDArray[np.uint8]) -> int:
-    """Of how many pictures [N, H, W, 3] of this size something is measured at once."""
+    """Of how many pictures of this size something is measured at once.
+
+    Parameters
+    ----------
+    pictures : ndarray, uint8 [N, H, W, 3]
+        Only their height and width count.
+
+    Returns
+    -------
+    int
+        May be more than N.
+    """
     height, width = pictures.shape[1:3]
     return min(max(MEASURED * 256**2 // (height * width), LEAST_MEASURED), MEASURED)
 
@@ -48,6 +59,7 @@ class Targets:
     Parameters
     ----------
     teacher : Teacher
+        ResNet-18 through layer 3; it also says on which device is computed.
     clean, stained : ndarray, uint8 [N, H, W, 3]
         Need not be the same variants.
     limit : int
@@ -140,7 +152,30 @@ class Imitation(nn.Module):
 
 
 def finetune_stage(name: str, local: LocalNet, targets: Targets, steps: int, seed: int, bf16: bool) -> Stage:
-    """The stage that trains ``local`` to say of the category's patches what the teacher says (Eq. 3)."""
+    """The stage that trains ``local`` to say of the category's patches what the teacher says (Eq. 3).
+
+    Half of each batch is clean, half stained.
+
+    Parameters
+    ----------
+    name : str
+        The stage's, in the log and for checkpoints.
+    local : LocalNet
+        Trained in place.
+    targets : Targets
+        What the teacher says.
+    steps : int
+        Of the training.
+    seed : int
+        Of every random number.
+    bf16 : bool
+        Whether ``local`` runs in bfloat16.
+
+    Returns
+    -------
+    Stage
+        Of ``steps`` steps.
+    """
     imitation = Imitation(local, targets).to(targets.device)
 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
@@ -163,7 +198,15 @@ def finetune_stage(name: str, local: LocalNet, targets: Targets, steps: int, see
 
 @torch.no_grad()
 def whiten(local: LocalNet, variants: Variants) -> None:
-    """Fold a whitening over clean variants into Local-Net."""
+    """Fold a whitening over clean variants into Local-Net.
+
+    Parameters
+    ----------
+    local : LocalNet
+        Changed in place.
+    variants : Variants
+        Its first clean ones are measured.
+    """
     device = next(local.parameters()).device
     images = torch.from_numpy(variants.clean[: 3 * measured(variants.clean)])
     parts = [local(to_input(part.to(device)), STRIDE) for part in images.split(AT_ONCE)]

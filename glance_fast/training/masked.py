@@ -32,7 +32,32 @@ def global_stage(
     symmetry: Symmetry,
     bf16: bool,
 ) -> Stage:
-    """The stage that trains Global-Net and the distortion head of one scale, Eq. 10."""
+    """The stage that trains Global-Net and the distortion head of one scale, Eq. 10.
+
+    Patches are stained after they are cut out: Global-Net sees no stain.
+
+    Parameters
+    ----------
+    scale : Scale
+        Of a masked net; its ``global_net`` and ``distortion`` are trained, its ``local`` is not.
+    index : int
+        Which of the settings' patch sizes it has.
+    config : Config
+        Settings.
+    cache : ImageCache
+        Normal images.
+    train, held_out : ndarray of int
+        Indices into ``cache``: of the images to train on, and of those that the log's figures are of.
+    symmetry : Symmetry
+        Turns and mirroring that the category allows.
+    bf16 : bool
+        Whether both nets run in bfloat16.
+
+    Returns
+    -------
+    Stage
+        Of ``config.steps`` steps.
+    """
     patch, name = config.patches[index], f"global-{config.patches[index]}"
     holes_each = config.holes_of(index)
     device = next(scale.parameters()).device

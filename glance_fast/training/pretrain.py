@@ -32,7 +32,30 @@ def global_start_stage(
     seed: int,
     bf16: bool,
 ) -> Stage:
-    """The stage that trains ``start`` to give what the built-in Local-Nets give (Eq. 7), sizes in turn."""
+    """The stage that trains ``start`` to give what the built-in Local-Nets give (Eq. 7), sizes in turn.
+
+    Parameters
+    ----------
+    start : GlobalStart
+        Trained in place.
+    cache : ImageCache
+        Photographs of anything.
+    train, held_out : ndarray of int
+        Indices into ``cache``: of the photographs to train on, and of those that the log's figures are of.
+    steps : int
+        Of the training, of both patch sizes together.
+    symmetry : Symmetry
+        Turns and mirroring of the photographs.
+    seed : int
+        Of every random number.
+    bf16 : bool
+        Whether the nets run in bfloat16.
+
+    Returns
+    -------
+    Stage
+        Of ``steps`` steps.
+    """
     config = Config(net="pyramid")
     device = next(start.parameters()).device
     locals_ = {patch: builtin_local_net(patch).local.eval().to(device) for patch in config.patches}

@@ -18,13 +18,43 @@ TRIES = 50
 
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
-    """The source of all random numbers of one step."""
+    """The source of all random numbers of one step.
+
+    Parameters
+    ----------
+    seed : int
+        Of the training.
+    stage : str
+        The stage's name; another name gives other numbers.
+    step : int
+        The step's number in its stage.
+
+    Returns
+    -------
+    torch.Generator
+        On the CPU.
+    """
     words = np.random.SeedSequence((seed, zlib.crc32(stage.encode()), step)).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
 def draw_indices(count: int, batch: int, generator: torch.Generator) -> np.ndarray:
-    """Indices of a batch: without repetition where there are enough images."""
+    """Indices of a batch: without repetition where there are enough images.
+
+    Parameters
+    ----------
+    count : int
+        How many images there are.
+    batch : int
+        How many are drawn.
+    generator : torch.Generator
+        Source of every random number.
+
+    Returns
+    -------
+    ndarray of int64 [batch]
+        In [0, count).
+    """
     if count >= batch:
         return torch.randperm(count, generator=generator)[:batch].numpy()
     return torch.randint(0, count, (batch,), generator=generator).numpy()
@@ -41,6 +71,8 @@ def augment(images: Tensor, shift: int, brightness: float, generator: torch.Gene
         Largest translation, pixels; what comes in at the border is mirrored.
     brightness : float
         Largest change, as a share.
+    generator : torch.Generator
+        Source of every random number.
 
     Returns
     -------
@@ -74,11 +106,14 @@ def draw_holes(
         Side of a hole, pixels.
     size : (int, int)
         Height and width of the images.
+    generator : torch.Generator
+        Source of every random number.
 
     Returns
     -------
     Tensor
-        Int64 [B, K, 4]; between any two there is at least one free pixel.
+        Int64 [B, K, 4], (top, left, bottom, right), half-open; between any two there is at least one free
+        pixel.
     """
     room = torch.tensor([size[0] - patch + 1, size[1] - patch + 1])
     corners = np.empty((batch, holes, 2), np.int64)
@@ -118,7 +153,20 @@ def _lattice(count: int, patch: int, size: tuple[int, int], generator: torch.Gen
 
 
 def crop(images: Tensor, holes: Tensor) -> Tensor:
-    """The patches under holes [B, K, 4] of images [B, H, W, 3]: [B * K, 3, patch, patch], channels-last."""
+    """The patches under holes.
+
+    Parameters
+    ----------
+    images : Tensor
+        [B, H, W, 3], any dtype.
+    holes : Tensor
+        Int64 [B, K, 4], squares of one size within the images.
+
+    Returns
+    -------
+    Tensor
+        [B * K, 3, patch, patch], channels-last, in the dtype of ``images``.
+    """
     side = torch.arange(int(holes[0, 0, 2] - holes[0, 0, 0]))
     y = (holes[..., 0, None] + side).flatten(0, 1)
     x = (holes[..., 1, None] + side).flatten(0, 1)

@@ -64,11 +64,12 @@ def score_patches(
     Raises
     ------
     ValueError
-        A shape, a device, a scale, ``lambda_s`` or ``backend`` does not fit; "cpu" or "triton" is asked
-        for gradients, "triton" for a size beyond its own.
+        A shape, a device, a scale, ``lambda_s`` or ``backend`` is not as described above; "cpu" or "triton"
+        is asked for gradients; "triton" is asked for more than 256 features or hidden units.
     TypeError
-        A tensor is none, or not floating point; features are not float32 or float64, or of two dtypes;
-        the perceptron's dtype is another; "triton" is asked for float64.
+        An argument is no tensor, or its dtype is not floating point; ``local`` and ``global_`` are not both
+        float32 or both float64; ``distortion`` is no ``DistortionWeights``, or of another dtype; "triton" is
+        asked for float64.
 
     Examples
     --------

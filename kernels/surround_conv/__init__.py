@@ -37,10 +37,10 @@ def surround_conv2d(
     .. math:: y(p) = \mathrm{act}\left(\sum_{o \in \Omega,\ p + o \text{ inside}} W_o\, x(p + o)
               \cdot \frac{|\Omega|}{|\{o \in \Omega : p + o \text{ inside}\}|} + b\right)
 
-    :math:``\Omega`` is the kernel without its hole, and the far places. Each output has a mask of its own,
-    so that one pass over a grid of patches answers for all of them what else answers for one. y is exactly
-    0 where no place lies inside x. Differentiable in ``x``, ``weight``, ``bias`` and ``far_weight``, once;
-    what lies in the hole of an output, NaN included, changes no bit of it.
+    :math:`\Omega` is the kernel without its hole, and the far places. Each output has a mask of its own. So
+    one pass over a grid of patches answers for all of them, where one mask for all outputs answers for one
+    patch. y is exactly 0 where no place lies inside x. Differentiable in ``x``, ``weight``, ``bias`` and
+    ``far_weight``, once; what lies in the hole of an output, NaN included, changes no bit of it.
 
     Parameters
     ----------
