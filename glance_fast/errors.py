@@ -26,6 +26,10 @@ class ImageError(UserError):
         self.path = Path(path)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[ImageError], tuple[Path, str]]:
+        # Pickle would call it with the message alone, and a worker process could not hand it on.
+        return type(self), (self.path, self.reason)
+
 
 def elsewhere(error: OSError) -> str:
     """Advice to put behind an error, if what is wrong is the place."""

@@ -266,7 +266,7 @@ class Glance(nn.Module):
         Raises
         ------
         ImageError
-            A path cannot be read as an image.
+            A path cannot be read as an image, or a PIL image cannot be decoded.
         UserError
             ``engine`` or ``precision`` is unknown, or the net has no such engine; ``images`` holds something
             else; or ``memory_mib`` is too little for an image.

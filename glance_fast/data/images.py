@@ -7,10 +7,12 @@ own content: two photographs of the same brightness stay equally bright.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -94,12 +96,16 @@ def as_rgb(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
 
     Raises
     ------
+    ImageError
+        A PIL image that ``read_image`` would refuse: damaged, truncated, of several frames, ...
     UserError
         It is something else.
     """
     if isinstance(image, Image.Image):
-        _check_header(Path("image"), image)
-        return _upright(_as_rgb(Path("image"), image), _orientation(image))
+        path = Path("image")
+        with _in_one_line(path):
+            _check_header(path, image)
+            return _upright(_as_rgb(path, image), _orientation(image))
     array = np.asarray(image)
     if (
         array.dtype != np.uint8
@@ -278,7 +284,7 @@ def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
 
 def _load(path: Path) -> tuple[Image.Image, int]:
     """Open and decode a file: the image as stored, and the EXIF orientation still to be applied."""
-    try:
+    with _in_one_line(path):
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise ImageError(path, "is a folder, not an image")
@@ -291,6 +297,13 @@ def _load(path: Path) -> tuple[Image.Image, int]:
             image.load()
             # After load(): for TIFF, Pillow has then turned the pixels already and dropped the tag.
             return image.copy(), _orientation(image)
+
+
+@contextlib.contextmanager
+def _in_one_line(path: Path) -> Iterator[None]:
+    """Whatever opening and decoding raise, as an ``ImageError``."""
+    try:
+        yield
     except ImageError:
         raise  # a ValueError, too
     except FileNotFoundError:
@@ -358,8 +371,11 @@ def _upright(array: NDArray, orientation: int) -> NDArray:
 
 def _as_rgb(path: Path, image: Image.Image) -> NDArray[np.uint8]:
     if image.mode in _COLOUR_MODES:
-        # Otherwise Pillow warns about palettes, or looks for another colour to stand for the transparent one.
-        image.info.pop("transparency", None)
+        if "transparency" in image.info:
+            # Pillow would warn about palettes, or look for another colour to stand for the transparent one.
+            # On a copy: the image may be the caller's.
+            image = image.copy()
+            del image.info["transparency"]
         return np.array(image.convert("RGB"))
     grey = (_deep_values(path, image) + 128) // 257  # round(v * 255 / 65535), exactly
     return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from glance_fast.data.files import atomic_write, remove_stale, write_text
-from glance_fast.data.images import read_image, read_mask, resize, resize_mask, write_png, write_tiff
+from glance_fast.data.images import as_rgb, read_image, read_mask, resize, resize_mask, write_png, write_tiff
 from glance_fast.errors import ImageError, UserError
 
 GREY = np.array([[0, 50, 100], [150, 200, 255]], np.uint8)
@@ -81,6 +82,11 @@ def _palette_transparent(path):
     image.putpalette([10, 20, 30, 200, 100, 0])
     image.save(path, transparency=b"\x00\x80")
     return np.array([[10, 20, 30], [200, 100, 0]])[[[0, 1], [1, 0]]]
+
+
+def _rgb_transparent(path):
+    Image.fromarray(RGB).save(path, transparency=(0, 150, 255))
+    return RGB
 
 
 def _cmyk(path):
@@ -187,6 +193,18 @@ def test_exif_orientation_is_applied_once(tmp_path, orientation, suffix):
     np.testing.assert_array_equal(read_image(path), np.asarray(ImageOps.exif_transpose(stored)))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("make", [_palette_transparent, _rgb_transparent])
+def test_a_pil_image_stays_as_it_was(tmp_path, make):
+    rgb = make(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as image:
+        image.load()
+        before = dict(image.info)
+        assert "transparency" in before
+        np.testing.assert_array_equal(as_rgb(image), rgb)
+        assert image.info == before
+
+
 def test_content_decides_not_the_name(tmp_path):
     path = tmp_path / "really_a_png.jpg"
     Image.fromarray(RGB).save(path, format="PNG")
@@ -267,6 +285,23 @@ def test_bad_file_is_one_clear_line(tmp_path, name):
     assert phrase in caught.value.reason
     assert caught.value.path == tmp_path / name
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["half.png", "half.tif", "flipped.png", "wide.tif", "moving.gif"])
+def test_bad_pil_image_is_one_clear_line(tmp_path, name):
+    make, phrase = BAD[name]
+    make(tmp_path / name)
+    # Opened, and not yet decoded.
+    with Image.open(tmp_path / name) as image, pytest.raises(ImageError) as caught:
+        as_rgb(image)
+    assert phrase in caught.value.reason and "\n" not in str(caught.value)
+
+
+def test_an_error_comes_out_of_a_worker_process_as_it_was():
+    error = ImageError("a/b.png", "is empty (0 bytes)")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is ImageError
+    assert (str(copy), copy.path, copy.reason) == (str(error), error.path, error.reason)
 
 
 @pytest.mark.filterwarnings("error")
