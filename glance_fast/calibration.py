@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, norm
 from torch import Tensor
 
@@ -221,6 +222,13 @@ def upper_threshold(values: np.ndarray, false_alarms: float) -> float:
 
     The conformal one (``rank_of_threshold``) where there are enough values. Where there are not, the larger
     of their maximum and of the quantile of a normal distribution with their moments, which promises nothing.
+
+    Parameters
+    ----------
+    values : ndarray
+        [N], at least one: scores of normal images.
+    false_alarms : float
+        Between 0 and 1.
     """
     rank = rank_of_threshold(len(values), false_alarms)
     if rank <= len(values):
@@ -229,15 +237,52 @@ def upper_threshold(values: np.ndarray, false_alarms: float) -> float:
     return float(max(values.max(), moments.mean + norm.isf(false_alarms) * moments.std))
 
 
+def is_anomalous(scores: ArrayLike, threshold: float) -> NDArray[np.bool_]:
+    """Whether scores lie above the threshold: what a model says of images.
+
+    Parameters
+    ----------
+    scores : float, or array of floats
+        Of any shape.
+    threshold : float
+        An infinite one calls nothing anomalous.
+
+    Returns
+    -------
+    ndarray of bool
+        Of the shape of ``scores``.
+    """
+    # The threshold is a float64, and NumPy would round it to the type of the scores.
+    return np.asarray(scores, np.float64) > threshold
+
+
 def score_row(calibration: Calibration, path: str, score: float) -> ScoreRow:
-    """The line of ``scores.csv`` for an image that was scored."""
+    """The line of ``scores.csv`` for an image that was scored.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        The model's.
+    path : str
+        Of the image, as the table is to name it.
+    score : float
+        Of the image.
+    """
     known = math.isfinite(calibration.threshold)
-    anomalous = str(int(score > calibration.threshold)) if known else ""
+    anomalous = str(int(is_anomalous(score, calibration.threshold))) if known else ""
     return ScoreRow(path, f"{score:.9g}", f"{calibration.share_above(score):.3g}", anomalous)
 
 
 def promise(calibration: Calibration, sure: float = 0.95) -> str:
-    """What the threshold promises, in a sentence for the user."""
+    """What the threshold promises, in a sentence for the user.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        With the scores of normal images.
+    sure : float
+        How certain the share of false alarms that is named last is to be, between 0 and 1.
+    """
     count, wanted = len(calibration.scores), calibration.false_alarms
     rank = rank_of_threshold(count, wanted)
     if rank > count:

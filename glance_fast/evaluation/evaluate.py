@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glance_fast.calibration import Calibration, score_row
+from glance_fast.calibration import Calibration, is_anomalous, score_row
 from glance_fast.data.files import atomic_write, write_text
 from glance_fast.data.folders import TestSample
 from glance_fast.data.images import resize_map, write_tiff
 from glance_fast.data.table import ScoreRow, printable, write_table
 from glance_fast.errors import UserError
 from glance_fast.evaluation.gallery import choose_pictures
-from glance_fast.evaluation.inputs import Category, find_category, read_photographs
+from glance_fast.evaluation.inputs import Category, Photographs, find_category, read_photographs
 from glance_fast.evaluation.overlay import display_range
 from glance_fast.evaluation.plots import plot_curves
 from glance_fast.evaluation.report import write_report
@@ -34,6 +34,7 @@ def evaluate(
     *,
     engine: str = "auto",
     precision: str = "auto",
+    photographs: Photographs | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score the test images of a category, and compare with the ground truth.
@@ -59,6 +60,9 @@ def evaluate(
         ========================================  =====================================================
     engine, precision : str
         As for ``Glance.score``.
+    photographs : Photographs, optional
+        What ``read_photographs`` read of the category for this model; read here if not given. Who reads them
+        before knows which are bad before anything is replaced.
     progress : callable, optional
         Called with (images scored, images in all).
 
@@ -78,7 +82,7 @@ def evaluate(
         Images or masks cannot be read: all of them are named, before anything is scored.
     UserError
         ``data`` is no such category, an image has no mask, two images would have one map, ``out`` lies among
-        the test images, a file cannot be written, or a score is not finite.
+        the test images, ``photographs`` are others, a file cannot be written, or a score is not finite.
 
     Notes
     -----
@@ -88,11 +92,15 @@ def evaluate(
     """
     out = Path(out)
     category = data if isinstance(data, Category) else find_category(data, out)
-    samples = category.samples
-    photographs = read_photographs(category, model.prepare, model.config.image_size)
+    samples, targets, size = category.samples, category.targets(out), model.config.image_size
+    photographs = photographs or read_photographs(category, model.prepare, size)
 
     count = len(samples)
-    maps = np.empty((count, *model.config.image_size), np.float32)
+    maps = np.empty((count, *size), np.float32)
+    if photographs.masks.shape != maps.shape:
+        raise UserError(
+            f"photographs: {list(photographs.masks.shape)} were read, and {list(maps.shape)} are to be scored"
+        )
     scores = np.empty(count, np.float32)
     seconds = photographs.seconds
     if progress:
@@ -104,15 +112,13 @@ def evaluate(
         seconds += time.perf_counter() - started
         maps[part], scores[part] = result.maps, result.scores
         _check_finite(samples[part], maps[part], scores[part])
-        for target, score_map, size in zip(
-            category.targets[part], maps[part], photographs.sizes[part], strict=True
-        ):
-            write_tiff(target, resize_map(score_map, size))
+        for target, score_map, own in zip(targets[part], maps[part], photographs.sizes[part], strict=True):
+            write_tiff(target, resize_map(score_map, own))
         if progress:
             progress(part.stop, count)
 
     threshold = model.calibration.threshold if math.isfinite(model.calibration.threshold) else None
-    anomalous = None if threshold is None else scores > threshold
+    anomalous = None if threshold is None else is_anomalous(scores, threshold)
     found = summarise(samples, maps, photographs.masks, photographs.kept, scores, threshold)
     # What "auto" stands for is the model's business, and part of the result.
     found |= {

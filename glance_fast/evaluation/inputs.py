@@ -28,18 +28,39 @@ class Category:
     data : Path
         Its folder.
     samples : list of TestSample
-    targets : list of Path
-        Where the map of each goes.
     """
 
     data: Path
     samples: list[TestSample]
-    targets: list[Path]
 
     @property
     def name(self) -> str:
         """That of its folder, however that was given."""
-        return _name(self.data)
+        return self.data.name if self.data.name not in ("", "..") else self.data.resolve().name
+
+    def targets(self, out: Path) -> list[Path]:
+        """Where below ``out`` the map of each sample goes.
+
+        Raises
+        ------
+        UserError
+            ``out`` lies among the test images, or two images would have one map.
+        """
+        test = self.data / "test"
+        if out.resolve().is_relative_to(test.resolve()):
+            raise UserError(
+                f"{out}: lies among the test images, and maps would be taken for images; choose another"
+            )
+        owners: dict[Path, Path] = {}
+        for sample in self.samples:
+            target = out / "maps" / self.name / "test" / sample.path.relative_to(test).with_suffix(".tiff")
+            if target in owners:
+                # MVTec's layout knows images by their names without suffix, and so do the masks.
+                raise UserError(
+                    f"{sample.path}: has the same name as {owners[target].name}; rename one of them"
+                )
+            owners[target] = sample.path
+        return list(owners)
 
 
 @dataclass(frozen=True)
@@ -71,14 +92,14 @@ class Photographs:
 
 
 def find_category(data: str | Path, out: str | Path) -> Category:
-    """The test images of a category, and where the map of each goes.
+    """The test images of a category, of which the maps can be written to a folder.
 
     Parameters
     ----------
     data : path
         A category in MVTec's layout.
     out : path
-        Folder to write to.
+        Folder to write to, for ``Category.targets``.
 
     Raises
     ------
@@ -86,21 +107,9 @@ def find_category(data: str | Path, out: str | Path) -> Category:
         ``data`` is no such category, an image has no mask, two images would have one map, or ``out`` lies
         among the test images.
     """
-    data, out = Path(data), Path(out)
-    samples = mvtec_test(data)
-    test = data / "test"
-    if out.resolve().is_relative_to(test.resolve()):
-        raise UserError(
-            f"{out}: lies among the test images, and maps would be taken for images; choose another"
-        )
-    owners: dict[Path, Path] = {}
-    for sample in samples:
-        target = out / "maps" / _name(data) / "test" / sample.path.relative_to(test).with_suffix(".tiff")
-        if target in owners:
-            # MVTec's layout knows images by their names without suffix, and so do the masks.
-            raise UserError(f"{sample.path}: has the same name as {owners[target].name}; rename one of them")
-        owners[target] = sample.path
-    return Category(data, samples, list(owners))
+    category = Category(Path(data), mvtec_test(data))
+    category.targets(Path(out))
+    return category
 
 
 def read_photographs(
@@ -148,7 +157,3 @@ def read_photographs(
     if errors:
         raise errors[0]
     return Photographs(prepared, masks, sizes, kept, shown, seconds)
-
-
-def _name(data: Path) -> str:
-    return data.name if data.name not in ("", "..") else data.resolve().name

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glance_fast.calibration import is_anomalous
 from glance_fast.data.folders import TestSample
 from glance_fast.data.table import printable
 from glance_fast.evaluation import metrics
@@ -46,10 +46,11 @@ def summarise(
     """
     defective = defective_of(samples)
     kinds = np.array([sample.defect for sample in samples])
-    called = scores > (math.inf if threshold is None else threshold)
+    called = None if threshold is None else is_anomalous(scores, threshold)
 
-    def missed(which: NDArray[np.bool_]) -> int | None:
-        return None if threshold is None else int((which & ~called).sum())
+    def wrong(which: NDArray[np.bool_], wanted: bool) -> int | None:
+        """How many of these are called otherwise; None where there are none, or no verdicts."""
+        return None if called is None or not which.any() else int((called[which] != wanted).sum())
 
     defects = {}
     for kind in dict.fromkeys(kinds[defective]):
@@ -57,7 +58,7 @@ def summarise(
         defects[printable(str(kind))] = {
             **_metrics(maps, masks, scores, defective, which | ~defective),
             "images": int(which.sum()),
-            "missed": missed(which),
+            "missed": wrong(which, True),
         }
     return {
         **_metrics(maps, masks, scores, defective, np.ones(len(samples), dtype=bool)),
@@ -66,8 +67,8 @@ def summarise(
         "defective_images": int(defective.sum()),
         "threshold": {
             "value": threshold,
-            "false_positives": None if threshold is None else int((called & ~defective).sum()),
-            "missed": missed(defective),
+            "false_positives": wrong(~defective, False),
+            "missed": wrong(defective, True),
         },
         "defects": defects,
         "notes": _notes(masks, kept, defective, threshold),

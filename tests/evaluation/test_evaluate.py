@@ -146,7 +146,7 @@ def test_everything_agrees_with_direct_calls(model, scored, tmp_path):
     table = rows(tmp_path / "out" / "scores.csv")
     # Those of score-dir, and the truth.
     assert list(table[0]) == [*ScoreRow._fields, "defect", "label"]
-    share = scored.calibration.share_above
+    share = model.calibration.share_above
     assert [row["above"] for row in table] == [f"{share(float(score)):.3g}" for score in scores]
     assert [row["path"] for row in table] == [s.path.relative_to(data).as_posix() for s in samples]
     assert [row["defect"] for row in table] == [s.defect for s in samples]
@@ -185,7 +185,7 @@ def test_a_test_set_without_defects_is_scored(model, tmp_path):
     data = build(tmp_path / "part", {"good": 2})
     found = run(model, data, tmp_path / "out")
     assert [found[name] for name in ("pro", "pixel_auroc", "image_auroc")] == [None] * 3
-    assert found["defects"] == {} and found["threshold"]["missed"] == 0
+    assert found["defects"] == {} and found["threshold"]["missed"] is None
     assert found["threshold"]["false_positives"] is not None
     [note] = found["notes"]
     assert "No defective images" in note
@@ -200,6 +200,7 @@ def test_a_test_set_without_good_images_has_pixel_metrics(model, scored, plain, 
     assert found["image_auroc"] is None and found["defects"]["cut"]["image_auroc"] is None
     assert found["pro"] == metrics.pro_auc(maps, masks) == found["defects"]["cut"]["pro"]
     assert "No good images" in found["notes"][0]
+    assert found["threshold"]["false_positives"] is None and found["threshold"]["missed"] is not None
 
 
 def test_empty_masks_count_for_images_alone(model, plain, tmp_path):
@@ -268,9 +269,24 @@ def test_every_file_is_listed_and_decoded_once(model, plain, tmp_path, monkeypat
         counted(module, "read_image")
     counted(folders, "read_mask")
     out = tmp_path / "out"
-    found = evaluate(model, inputs.find_category(data, out), out)
+    category = inputs.find_category(data, out)
+    photographs = inputs.read_photographs(category, model.prepare, model.config.image_size)
+    found = evaluate(model, category, out, photographs=photographs)
     files = [path for path in data.rglob("*.png") if path.is_file()]
     assert sorted(seen) == sorted([data, *files]) and len(files) == 8 and found["images"] == 5
+
+
+def test_maps_go_where_evaluate_is_told_and_no_other_photographs_are_taken(model, plain, tmp_path):
+    data = build(tmp_path / "part", {"good": 1, "cut": 1})
+    category = inputs.find_category(data, tmp_path / "first")
+    evaluate(model, category, tmp_path / "second")
+    assert not (tmp_path / "first").exists() and len(list(tmp_path.glob("second/maps/**/*.tiff"))) == 2
+    with pytest.raises(UserError, match="among the test images"):
+        evaluate(model, category, data / "test" / "result")
+    smaller = inputs.read_photographs(category, lambda image: image[:32, :32], (32, 32))
+    with pytest.raises(UserError, match=r"photographs: \[2, 32, 32\] were read, and \[2, 64, 64\] are to be"):
+        evaluate(model, category, tmp_path / "third", photographs=smaller)
+    assert not (tmp_path / "third").exists()
 
 
 def test_a_missing_mask_is_named(model, tmp_path):
