@@ -180,10 +180,15 @@ class Glance(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    @property
-    def at_once(self) -> int:
-        """Images that are best handed over together."""
-        return self.memory_share("fp32").together
+    def at_once(self, precision: str = "auto") -> int:
+        """Images that are best handed over together, scored in a precision as ``score`` takes it.
+
+        Raises
+        ------
+        UserError
+            As for ``memory_share``.
+        """
+        return self.memory_share(precision).together
 
     @property
     def memory_limit(self) -> int:
@@ -290,7 +295,7 @@ class Glance(nn.Module):
 
     @torch.inference_mode()
     def _score_chunks(self, images: Sequence[Any], engine: str, precision: str) -> Iterator[ScoreResult]:
-        together = self.at_once
+        together = self.at_once(precision)
         for start in range(0, len(images), together):
             with timed("resizing"):
                 batch = np.stack([self.prepare(image) for image in images[start : start + together]])

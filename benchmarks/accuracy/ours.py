@@ -138,7 +138,7 @@ def ablate(model: Glance, folder: Path) -> dict[str, dict[str, float]]:
 
 def _chunks(model: Glance, images: np.ndarray) -> Chunks:
     """Features of prepared images, a chunk at a time."""
-    step = model.at_once
+    step = model.at_once()
     return [model.features(images[i : i + step]) for i in range(0, len(images), step)]
 
 

@@ -105,8 +105,9 @@ def evaluate(
     seconds = photographs.seconds
     if progress:
         progress(0, count)
-    for start in range(0, count, model.at_once):
-        part = slice(start, min(start + model.at_once, count))
+    together = model.at_once(precision)
+    for start in range(0, count, together):
+        part = slice(start, min(start + together, count))
         started = time.perf_counter()
         result = model.score(photographs.prepared[part], engine, precision)
         seconds += time.perf_counter() - started

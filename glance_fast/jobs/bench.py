@@ -140,7 +140,7 @@ def bench(
     patchwise = patchwise and model.config.masked
     engines = ("dense", "grouped") if model.config.masked else ("auto",)
     ways = [_Way(engine, precision) for engine in engines for precision in precisions]
-    cases = [_Case(way, count) for way in ways for count in (1, model.at_once)]
+    cases = [_Case(way, count) for way in ways for count in sorted({1, model.at_once(way.precision)})]
     exact = cases[0]
     if patchwise:
         exact = _Case(_Way("patchwise", "fp32"), 1)

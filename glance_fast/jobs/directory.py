@@ -148,7 +148,7 @@ def score_directory(
         progress(done, len(paths))
     pool = ThreadPoolExecutor(2, thread_name_prefix="glance-files")
     try:
-        for part, read in _read_ahead(pool, todo, model, overlays):
+        for part, read in _read_ahead(pool, todo, model, precision, overlays):
             chunk = _score_chunk(model, images, out, part, read, engine, precision, pool)
             # After the maps: a row without an error tells that they are there.
             append_rows(table, chunk)
@@ -192,7 +192,7 @@ def deal_directory(
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, paths: list[Path], model: Glance, originals: bool
+    pool: ThreadPoolExecutor, paths: list[Path], model: Glance, precision: str, originals: bool
 ) -> Iterator[tuple[list[Path], list[_Photo | ImageError]]]:
     """Chunks of paths with their images; the next chunk is decoded while this one is scored."""
 
@@ -203,8 +203,8 @@ def _read_ahead(
             return error
         return _Photo(image.shape[:2], model.prepare(image), image if originals else None)
 
-    # Whole photographs are larger than what is made of them.
-    step = min(model.at_once, MOST_ORIGINALS) if originals else model.at_once
+    together = model.at_once(precision)
+    step = min(together, MOST_ORIGINALS) if originals else together
     files = Prefetcher(pool, read)
     for start in range(0, len(paths), step):
         chunk = paths[start : start + step]

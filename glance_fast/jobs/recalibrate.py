@@ -126,8 +126,9 @@ def _unseen(model: Glance, cache: ImageCache) -> np.ndarray:
     """Indices of the images that the model was not trained on, known by their pixels."""
     trained_on = set(model.calibration.trained_on)
     unseen = []
-    for start in range(0, len(cache), model.at_once):
-        indices = range(start, min(start + model.at_once, len(cache)))
+    together = model.at_once()
+    for start in range(0, len(cache), together):
+        indices = range(start, min(start + together, len(cache)))
         images = cache.batch(indices)
         unseen += [i for i, image in zip(indices, images, strict=True) if digest(image) not in trained_on]
     return np.array(unseen, dtype=np.intp)

@@ -208,8 +208,9 @@ def features_of(
     """Features of normal images, a chunk at a time."""
     # Rounding is noise far below what normal images differ by.
     precision = "bf16" if has_bf16(model.device) else "fp32"
-    for start in range(0, len(indices), model.at_once):
-        images = cache.batch(indices[start : start + model.at_once])
+    together = model.at_once(precision)
+    for start in range(0, len(indices), together):
+        images = cache.batch(indices[start : start + together])
         yield model.features(images, precision=precision)
         if progress:
             progress(start + len(images), len(indices))
@@ -469,7 +470,7 @@ def _statistics(model: Glance, scores: list[NormalScores], shares: Sequence[floa
 
 def _maps(model: Glance, scores: list[NormalScores]) -> Iterator[list[HeadMaps]]:
     """Maps of both heads, a few images at a time: of all of them together they may not fit."""
-    step = model.at_once
+    step = model.at_once()
     for start in range(0, len(scores[0].inconsistency), step):
         part = [NormalScores(*(t[start : start + step].to(model.device) for t in s)) for s in scores]
         yield [HeadMaps(*(m.cpu() for m in maps)) for maps in model.head_maps(part)]

@@ -157,7 +157,7 @@ def stop(*arguments):
     if len(calls) == 3:
         os.kill(os.getpid(), number)
     return score_chunk(*arguments)
-Glance.at_once, directory._score_chunk = 1, stop
+Glance.at_once, directory._score_chunk = lambda *_: 1, stop
 main()
 """
 

@@ -28,7 +28,7 @@ def accident(*arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         raise UserError("disk/file: is odd")
     return score_chunk(*arguments)
-Glance.at_once, directory._score_chunk = 1, accident
+Glance.at_once, directory._score_chunk = lambda *_: 1, accident
 main()
 """
 

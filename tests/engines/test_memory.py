@@ -235,3 +235,24 @@ def test_an_image_that_cannot_fit_is_refused_with_the_setting(net, request):
             model.score([np.zeros((96, 128, 3), np.uint8)])
     finally:
         model.memory_mib = None
+
+
+def test_bf16_needs_less_and_is_scored_where_fp32_does_not_fit(monkeypatch):
+    monkeypatch.setattr("glance_fast.model.has_bf16", lambda device: True)
+    model = Glance(Config(patch=32, stride=16))
+    for model.memory_mib in range(1, 99):
+        try:
+            model.memory_share("bf16")
+        except UserError:
+            continue
+        break
+    with pytest.raises(UserError, match="scoring takes"):
+        model.at_once("fp32")
+    assert model.at_once("bf16") >= 1
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    assert np.isfinite(model.score([image], precision="bf16").scores).all()
+    with pytest.raises(UserError, match="scoring takes"):
+        model.score([image])
+    # What the model scores in unless told otherwise counts.
+    model.precision = "bf16"
+    assert model.at_once() == model.at_once("bf16") and len(model.score([image]).scores) == 1

@@ -329,6 +329,14 @@ def test_scores_that_are_not_finite_are_the_models_fault(model, tmp_path, monkey
         run(model, data, tmp_path / "out")
 
 
+def test_chunks_are_as_large_as_the_precision_allows(model, plain, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Glance, "at_once", lambda _, precision="auto": asked.append(precision) or 3)
+    monkeypatch.setattr(glance_fast.model, "has_bf16", lambda device: True)
+    run(model, build(tmp_path / "part", {"good": 1, "cut": 1}), tmp_path / "out", precision="bf16")
+    assert set(asked) == {"bf16"}
+
+
 def test_an_unknown_engine_is_refused(model, tmp_path):
     data = build(tmp_path / "part", {"good": 1, "cut": 1})
     with pytest.raises(UserError, match="engine: 'fast' is none of"):

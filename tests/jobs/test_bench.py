@@ -102,7 +102,7 @@ def test_a_net_of_one_engine_is_compared_with_itself(run_folder, patchwise):
     steps = []
     result = bench(surround, noise(surround), patchwise=patchwise, progress=lambda *step: steps.append(step))
     precisions = ("fp32", "bf16") if surround.chosen_precision("bf16") == "bf16" else ("fp32",)
-    together = surround.at_once
+    together = surround.at_once()
     assert [(r.engine, r.precision, r.images) for r in result.rows] == [
         ("auto", p, n) for p in precisions for n in (1, together)
     ]

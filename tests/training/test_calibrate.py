@@ -430,7 +430,7 @@ def test_images_may_come_in_any_portions(monkeypatch):
     scores = normal_scores_of(model)
     found = []
     for together in (1, 7, 100):
-        monkeypatch.setattr(Glance, "at_once", together)
+        monkeypatch.setattr(Glance, "at_once", lambda *_, together=together: together)
         found.append(json.loads(calibration_of(model, scores).to_json()))
     for other in found[1:]:
         np.testing.assert_allclose(other["scores"], found[0]["scores"], rtol=1e-4, atol=1e-5)
