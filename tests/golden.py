@@ -14,7 +14,7 @@ from samples import draw_part
 
 from glance_fast.config import Config
 from glance_fast.model import Glance
-from glance_fast.training.calibrate import calibration_of, fit
+from glance_fast.training.calibrate import calibration_of, fit_whitening
 
 FILE = Path(__file__).with_name("golden.json")
 # The least that leaves a surrounding beside patches of 64.
@@ -39,7 +39,7 @@ def compute(name: str) -> dict[str, list[float]]:
     model = Glance(Config(image_size=SIZE, **SETTINGS[name]), seed=0).eval()
     with torch.inference_mode():
         normal = [_draw_features(rng, len(scale.grid), scale.local.features) for scale in model.scales]
-        model.calibration = calibration_of(model, fit(model, [normal]))
+        model.calibration = calibration_of(model, fit_whitening(model, [normal]))
     result = model.score(images, precision="fp32")
     patches = result.patch_scores if isinstance(result.patch_scores, tuple) else (result.patch_scores,)
     return {

@@ -16,6 +16,7 @@ from rich.console import Console
 from benchmarks.accuracy.beds import Bed, load_test
 from benchmarks.accuracy.measure import figures, milliseconds
 from benchmarks.accuracy.results import BLEND, LOCAL
+from glance_fast.calibration import is_anomalous
 from glance_fast.config import PRESETS, Config
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.folders import normal_images
@@ -23,8 +24,7 @@ from glance_fast.maps import combine
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
 from glance_fast.run import load
-from glance_fast.training.calibrate import calibration_of
-from glance_fast.training.calibrate import fit as fit_statistics
+from glance_fast.training.calibrate import calibration_of, fit_whitening
 from glance_fast.training.fit import fit
 
 # Features (z_l, z_g) of some images, a pair a scale, for each chunk of them.
@@ -111,7 +111,7 @@ def ablate(model: Glance, folder: Path) -> dict[str, dict[str, float]]:
     normal, (test, masks, labels) = cache.batch(range(len(cache))), load_test(folder, config.image_size)
     test_features = _chunks(model, test)
     maps, scores = _scored(model, test_features)
-    above = scores > model.calibration.threshold
+    above = is_anomalous(scores, model.calibration.threshold)
     out = {BLEND: figures(maps, scores, masks, labels)}
     out[BLEND] |= {"found": float(above[labels].mean()), "false_alarms": float(above[~labels].mean())}
     normal_features = _chunks(model, normal)
@@ -120,8 +120,8 @@ def ablate(model: Glance, folder: Path) -> dict[str, dict[str, float]]:
         judge.config = dataclasses.replace(judge.config, lambda_s=lambda_s)
         # What the patch sizes count by is the model's: the rows differ in scores alone.
         weights = [s.weight for s in judge.calibration.scales]
-        statistics = fit_statistics(judge, normal_chunks)
-        judge.calibration = calibration_of(judge, statistics, weights=weights)
+        normal_scores = fit_whitening(judge, normal_chunks)
+        judge.calibration = calibration_of(judge, normal_scores, weights=weights)
         out[name] = figures(*_scored(judge, test_chunks), masks, labels)
 
     for name, lambda_s in (("IAD alone", 1.0), ("DAD alone", 0.0)):

@@ -100,7 +100,7 @@ def calibrate(
     if len(held_out) and len(model.scales) > 1 and model.config.blend == "calibrated":
         weights = weights_of(r2_of_scales(features_of(model, cache, held_out)))
     with _leaving(model, _residual_bytes(model, len(chosen))):
-        scores = fit(model, features_of(model, cache, chosen, progress))
+        scores = fit_whitening(model, features_of(model, cache, chosen, progress))
     aspect = float(np.median([width / height for height, width in cache.shapes]))
     model.calibration = dataclasses.replace(
         calibration_of(model, scores, weights=weights), aspect=aspect, trained_on=digests(cache, indices)
@@ -248,10 +248,22 @@ def digest(image: np.ndarray) -> str:
 
 
 @torch.inference_mode()
-def fit(model: Glance, features: Iterable[Features]) -> list[NormalScores]:
+def fit_whitening(model: Glance, features: Iterable[Features]) -> list[NormalScores]:
     """Set the whitening of every scale from features (z_l, z_g) of normal images, and score them.
 
     Where the blend is the paper's there is no whitening, and they are scored as any other image.
+
+    Parameters
+    ----------
+    model : Glance
+        Changed in place: ``residual_mean`` and ``whitening``.
+    features : iterable of Features
+        As ``features_of`` gives them, a chunk at a time.
+
+    Returns
+    -------
+    list of NormalScores
+        One a scale; with a whitening, each image's by one that has not seen it.
     """
     residuals: list[list[Tensor]] = [[] for _ in model.scales]
     distortions: list[list[Tensor]] = [[] for _ in model.scales]

@@ -44,7 +44,7 @@ from glance_fast.training.calibrate import (
     calibration_of,
     cross_fitted,
     digest,
-    fit,
+    fit_whitening,
     r2_of_scales,
     recalibrate,
     room,
@@ -560,7 +560,8 @@ def test_fit_whitens_by_all_and_scores_by_the_others(settings_of):
     generator = torch.Generator().manual_seed(0)
     local = torch.randn(11, len(scale.grid), 128, generator=generator)
     global_ = local + 0.3 * torch.randn(local.shape, generator=generator)
-    (scores,) = fit(model, ([(a, b)] for a, b in zip(local.split(4), global_.split(4), strict=True)))
+    chunks = ([pair] for pair in zip(local.split(4), global_.split(4), strict=True))
+    (scores,) = fit_whitening(model, chunks)
     residual = (local - global_).half()
     mean, whitening = whole(residual, scale.grid, model.config.shrinkage)
     torch.testing.assert_close(scale.residual_mean, mean)
