@@ -224,6 +224,16 @@ def resize_map(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np
     return np.array(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
 
 
+def size_of_map(path: str | Path) -> tuple[int, int] | None:
+    """Height and width of a map that ``write_tiff`` wrote; None where there is no such file."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            return page.imagelength, page.imagewidth
+    except (OSError, *_DAMAGE):
+        return None
+
+
 def write_tiff(path: str | Path, map32: NDArray[np.float32]) -> None:
     """Write an anomaly map as a float32 TIFF of one channel, uncompressed, whole or not at all.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 
 from glance_fast.calibration import score_row
 from glance_fast.data.folders import list_images
-from glance_fast.data.images import read_image, resize_map, write_png, write_tiff
+from glance_fast.data.images import read_image, resize_map, size_of_map, write_png, write_tiff
 from glance_fast.data.prefetch import Prefetcher
 from glance_fast.data.table import ScoreRow, printable
 from glance_fast.errors import ImageError, UserError
@@ -31,8 +31,9 @@ from glance_fast.jobs.table import (
 )
 from glance_fast.model import Glance
 
-# Photographs of another shape than in training are stretched; beyond this share it is said.
+# Whole photographs in memory at a time, for overlays: they are larger than what is made of them.
 MOST_ORIGINALS = 8
+# Photographs of another shape than in training are stretched; beyond this share it is said.
 ASPECT_TOLERANCE = 0.05
 
 
@@ -40,6 +41,12 @@ class _Photo(NamedTuple):
     shape: tuple[int, int]
     resized: np.ndarray
     original: np.ndarray | None  # for an overlay
+
+
+class _Plan(NamedTuple):
+    kept: list[ScoreRow]
+    stretched: int  # of the images of ``paths`` whose rows are kept
+    todo: list[Path]
 
 
 def find_images(images: Path, out: Path) -> list[Path]:
@@ -129,18 +136,10 @@ def score_directory(
         check_provenance(run, provenance)
         rows = read_rows(table)
     write_run(run, provenance)
-    todo = []
-    for path in paths:
-        row = rows.get(printable(path.relative_to(images)))
-        files = _files(out, path.relative_to(images), overlays)
-        if row is None or row.error or not all(file.is_file() for file in files):
-            rows.pop(printable(path.relative_to(images)), None)
-            todo.append(path)
-    # Errors of images that are gone are of no use to anyone.
-    rows = {name: row for name, row in rows.items() if not row.error}
-    write_rows(table, rows.values())
-    scored, anomalous, errors, odd = len(rows), sum(row.anomalous == "1" for row in rows.values()), 0, 0
-    del rows
+    kept, stretched, todo = _plan(images, out, paths, rows, overlays, model.calibration.aspect)
+    write_rows(table, kept)
+    scored, anomalous, errors = len(kept), sum(row.anomalous == "1" for row in kept), 0
+    del rows, kept
 
     done = len(paths) - len(todo)
     started = time.monotonic()
@@ -155,7 +154,8 @@ def score_directory(
             scored += sum(not row.error for row in chunk)
             anomalous += sum(row.anomalous == "1" for row in chunk)
             errors += sum(bool(row.error) for row in chunk)
-            odd += sum(isinstance(p, _Photo) and _is_odd(p.shape, model.calibration.aspect) for p in read)
+            shapes = [photo.shape for photo in read if isinstance(photo, _Photo)]
+            stretched += sum(_is_odd(shape, model.calibration.aspect) for shape in shapes)
             done += len(part)
             if progress:
                 progress(done, len(paths))
@@ -172,15 +172,46 @@ def score_directory(
         "seconds_per_image": round(seconds / len(todo), 4) if todo else None,
     }
     if shard != WHOLE:
-        found["stretched"] = odd
+        found["stretched"] = stretched
     write_run(run, provenance | found)
-    return Summary(scored, anomalous, errors, remarks(odd))
+    return Summary(scored, anomalous, errors, remarks(stretched))
+
+
+def _plan(
+    images: Path, out: Path, paths: Sequence[Path], rows: dict[str, ScoreRow], overlays: bool, aspect: float
+) -> _Plan:
+    """What is left to do of ``paths``, and what stays of the rows of an earlier call."""
+    rows, todo, stretched = dict(rows), [], 0
+    for path in paths:
+        name = path.relative_to(images)
+        row = rows.get(printable(name))
+        score_map, *others = _files(out, name, overlays)
+        # A map has the size of its image. None is looked for where there is no score.
+        size = size_of_map(score_map) if row is not None and not row.error else None
+        if size is None or not all(file.is_file() for file in others):
+            rows.pop(printable(name), None)
+            todo.append(path)
+        else:
+            stretched += _is_odd(size, aspect)
+    # Errors of images that are gone are of no use to anyone.
+    return _Plan([row for row in rows.values() if not row.error], stretched, todo)
 
 
 def deal_directory(
     model: Glance, images: Path, out: Path, count: int, *, engine: str = "auto", precision: str = "auto"
 ) -> None:
     """Make all that was scored the work of so many shards, whatever it was before: each is to be resumed.
+
+    Parameters
+    ----------
+    model : Glance
+        Trained.
+    images, out : Path
+        Folders, as for ``score_directory``.
+    count : int
+        Of shards to be.
+    engine, precision : str
+        As for ``Glance.score``.
 
     Raises
     ------

@@ -384,6 +384,34 @@ def test_an_engine_that_the_net_has_not_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_resume_tells_of_all_images_that_are_stretched(model, photos, tmp_path, monkeypatch):
+    image = Image.open(photos / "2.png")
+    for name in ("1.png", "3.png", "b/c/2.png"):
+        image.resize((64, 40)).save(photos / name)
+    whole = score(model, photos, tmp_path / "whole")
+    assert whole.remarks[0].startswith("3 images have another shape")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        Counting(patch, fail_at=3)
+        with pytest.raises(KeyboardInterrupt):
+            score(model, photos, out)
+    assert score(model, photos, out, resume=True) == whole
+    # Nothing is left to do, or an image whose map has gone, or is damaged.
+    for damage in (None, lambda path: path.unlink(), lambda path: path.write_bytes(b"")):
+        if damage:
+            damage(out / "maps/3.png.tiff")
+        assert score(model, photos, out, resume=True) == whole
+
+
+@pytest.mark.parametrize("overlays", [False, True])
+def test_chunks_are_as_large_as_the_precision_allows(model, photos, tmp_path, monkeypatch, overlays):
+    asked = []
+    monkeypatch.setattr(Glance, "at_once", lambda _, precision="auto": asked.append(precision) or 3)
+    monkeypatch.setattr("glance_fast.model.has_bf16", lambda device: True)
+    score(model, photos, tmp_path / "out", precision="bf16", overlays=overlays)
+    assert set(asked) == {"bf16"}
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"text"'])
 def test_resume_with_a_damaged_run_file(model, photos, tmp_path, text):
     (tmp_path / "out").mkdir()
