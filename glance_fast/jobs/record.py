@@ -12,7 +12,7 @@ import glance_fast
 from glance_fast.data.files import write_text
 from glance_fast.data.table import printable
 from glance_fast.errors import UserError
-from glance_fast.jobs.table import ELSEWHERE
+from glance_fast.jobs.table import ELSEWHERE, OVERWRITE, way_out
 from glance_fast.model import Glance
 
 # What scores in one table must share, and how a difference is told.
@@ -66,8 +66,13 @@ def read_run(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: damaged; {ELSEWHERE}") from error
+        raise damaged(path) from error
     return record
+
+
+def damaged(path: Path) -> UserError:
+    """What to raise where a ``run.json`` does not say what it should."""
+    return UserError(f"{path}: damaged; {way_out(path)}")
 
 
 def write_run(path: Path, record: dict[str, Any]) -> None:
@@ -80,6 +85,5 @@ def check_provenance(path: Path, provenance: dict[str, Any]) -> None:
     before = read_run(path)
     changed = [] if before is None else [name for name in SAME if before[name] != provenance[name]]
     if changed:
-        # Overwriting is not for a shard: it would take the others' work with it.
-        way_out = "use another `out`" if "shard" in provenance else ELSEWHERE
-        raise UserError(f"{path.parent}: was begun with {SAME[changed[0]]}, or {way_out}")
+        advice = ELSEWHERE if "shard" in provenance else OVERWRITE
+        raise UserError(f"{path.parent}: was begun with {SAME[changed[0]]}, or {advice}")

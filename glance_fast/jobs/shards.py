@@ -15,13 +15,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glance_fast.errors import UserError
-from glance_fast.jobs.record import check_provenance, read_run, write_run
+from glance_fast.jobs.record import check_provenance, damaged, read_run, write_run
 from glance_fast.jobs.table import ScoreRow, Summary, read_rows, remarks, write_rows
 
 T = TypeVar("T")
 
 _NUMBER = r"([1-9][0-9]{0,8})"
 _PART = re.compile(rf"(?:scores-{_NUMBER}-of-{_NUMBER}\.csv|run-{_NUMBER}-of-{_NUMBER}\.json)")
+
+# What the ``run.json`` of joined shards, and of one that has finished, is to say beside the provenance.
+COUNTS = {"scored": int, "anomalous": int, "errors": int}
+FINISHED = {
+    **{"photographs": int, "listing": str, "stretched": int, "device": str, "seconds": float},
+    # None where nothing was left to do.
+    "seconds_per_image": float | None,
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -96,6 +104,15 @@ def files_of(out: Path, parts: Iterable[Shard]) -> list[Path]:
 
 def check_folder(out: Path, shard: Shard, resume: bool) -> bool:
     """Whether a shard is joined already, where all its work is done.
+
+    Parameters
+    ----------
+    out : Path
+        The folder; need not be there.
+    shard : Shard
+        What is to be scored; not ``WHOLE``.
+    resume : bool
+        Whether it is to go on, and not to begin.
 
     Raises
     ------
@@ -187,7 +204,7 @@ def _join(out: Path, shard: Shard) -> Summary | None:
         run = read_run(part.run(out))
         if run is None or "scored" not in run:
             return None
-        finished.append(run)
+        finished.append(_checked(run, part.run(out), FINISHED))
     first = finished[0]
     for part in parts:
         check_provenance(part.run(out), first)
@@ -241,10 +258,19 @@ def _join(out: Path, shard: Shard) -> Summary | None:
 
 def joined(out: Path, shard: Shard) -> Summary | None:
     """What the shards are joined to, if they are."""
-    run = read_run(WHOLE.run(out))
+    path = WHOLE.run(out)
+    run = read_run(path)
     if run is None or run.get("shards") != shard.count:
         return None
+    _checked(run, path, COUNTS)
     return Summary(run["scored"], run["anomalous"], run["errors"], ())
+
+
+def _checked(run: dict[str, Any], path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """A ``run.json`` that says what is wanted of it, each of its type."""
+    if not all(name in run and isinstance(run[name], kind) for name, kind in wanted.items()):
+        raise damaged(path)
+    return run
 
 
 def fold(out: Path, provenance: dict[str, Any]) -> None:

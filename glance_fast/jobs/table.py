@@ -12,8 +12,15 @@ from pathlib import Path
 from glance_fast.data.table import ScoreRow, as_csv, write_table
 from glance_fast.errors import UserError, cannot_write
 
-# What to do with a folder of ours that cannot be gone on with.
-ELSEWHERE = "use another `out`, or `overwrite=True` in place of `resume=True`"
+# What to do with a folder of ours that cannot be gone on with. Overwriting is not for a shard: it would take
+# the others' work with it.
+ELSEWHERE = "use another `out`"
+OVERWRITE = f"{ELSEWHERE}, or `overwrite=True` in place of `resume=True`"
+
+
+def way_out(path: Path) -> str:
+    """What to do where a table or a ``run.json`` cannot be gone on with, by whether it is a shard's."""
+    return OVERWRITE if path.name in ("scores.csv", "run.json") else ELSEWHERE
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,11 @@ def read_rows(path: Path) -> dict[str, ScoreRow]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except csv.Error as error:
-        raise UserError(f"{path}: damaged ({error}); {ELSEWHERE}") from error
+        raise UserError(f"{path}: damaged ({error}); {way_out(path)}") from error
     if lines and not text.endswith("\n"):
         lines.pop()
     if lines and tuple(lines[0]) != ScoreRow._fields:
-        raise UserError(f"{path}: not a table of score-dir; {ELSEWHERE}")
+        raise UserError(f"{path}: not a table of score-dir; {way_out(path)}")
     rows = (ScoreRow(*line) for line in lines[1:] if len(line) == len(ScoreRow._fields))
     return {row.path: row for row in rows if row.error or row.score}
 

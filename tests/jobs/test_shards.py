@@ -532,6 +532,51 @@ def test_a_part_that_lacks_rows_is_not_joined(model, photos, tmp_path):
     assert join(out, Shard(1, 2)).scored == 7 and list(read_rows(out / "scores.csv")) == NAMES
 
 
+def test_a_resumed_shard_remembers_what_was_stretched(model, photos, tmp_path):
+    summary, _ = whole(model, photos, tmp_path / "whole", 2)
+    assert summary.remarks[0].startswith("1 image has another")
+    out = tmp_path / "out"
+    for index in (1, 2):
+        score(model, photos, out, Shard(index, 2))
+        score(model, photos, out, Shard(index, 2), resume=True)
+    assert join(out, Shard(2, 2)).remarks == summary.remarks
+
+
+@pytest.mark.parametrize("name", [*shards.FINISHED, *shards.COUNTS])
+@pytest.mark.parametrize("damage", ["missing", "of another type"])
+def test_a_run_file_that_lacks_what_it_should_say_is_damaged(tmp_path, name, damage):
+    run = dict.fromkeys(("model", "images", "engine", "precision", "listing", "device"), "")
+    run |= dict.fromkeys(("photographs", "stretched", "scored", "anomalous", "errors"), 0)
+    run |= {"seconds": 0.5, "seconds_per_image": None}
+    joined = name in shards.COUNTS
+    part = WHOLE if joined else Shard(2, 2)
+    if joined:
+        run["shards"] = 2
+    for path in (Shard(1, 2).run(tmp_path), part.run(tmp_path)):
+        path.write_text(json.dumps(run))
+    damaged = {key: value for key, value in run.items() if key != name}
+    if damage != "missing":
+        damaged[name] = [1]
+    part.run(tmp_path).write_text(json.dumps(damaged))
+    before = contents(tmp_path)
+    # A shard's file cannot be overwritten: it would take the others with it.
+    end = "use another `out`" + (", or `overwrite=True` in place of `resume=True`" if joined else "")
+    with pytest.raises(UserError) as caught:
+        shards.joined(tmp_path, Shard(2, 2)) if joined else join(tmp_path, Shard(2, 2))
+    assert str(caught.value) == f"{part.run(tmp_path)}: damaged; {end}"
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("shard", [WHOLE, Shard(2, 3)])
+def test_overwriting_is_no_advice_for_a_shards_files(tmp_path, shard):
+    shard.table(tmp_path).write_text("name;value\n")
+    shard.run(tmp_path).write_text("{")
+    for read in (lambda: read_rows(shard.table(tmp_path)), lambda: shards.read_run(shard.run(tmp_path))):
+        with pytest.raises(UserError, match="; use another `out`") as caught:
+            read()
+        assert ("overwrite" in str(caught.value)) == (shard == WHOLE)
+
+
 @pytest.mark.parametrize(
     ("there", "resume", "message"),
     [
