@@ -201,7 +201,7 @@ def write_index(path: str | Path, rows: Sequence[IndexRow], title: str = "Anomal
         counts = [row.metrics["images"], threshold["missed"], threshold["false_positives"]]
         cells.append([printable(row.name), *map(_count, counts), *_numbers(row.metrics)])
     if len(rows) > 1:
-        means = {key: _mean([row.metrics[key] for row in rows]) for key in METRICS}
+        means = {key: mean([row.metrics[key] for row in rows]) for key in METRICS}
         cells.append(["Mean", "", "", "", *_numbers(means)])
     page = _TEMPLATES.get_template("index.html.j2").render(
         title=printable(title),
@@ -303,7 +303,8 @@ def _data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of a metric over categories; None where one of them has none."""
     # A mean over some of the categories would pass for one over all of them.
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -45,7 +46,8 @@ class Measured:
     memory_mib : float or None
         The most that the process held, or that was allocated on a GPU; None where nothing tells.
     difference : float
-        Largest difference of a patch score from that of what it is compared with, as a share of the largest.
+        Largest difference of a patch score from that of what it is compared with, as a share of the largest;
+        NaN, and None in ``Bench.as_dict``, where that is 0 or scores are not finite.
     agreement : float or None
         Spearman correlation with those patch scores, the least over the patch sizes; None where all are one.
     """
@@ -81,8 +83,12 @@ class Bench:
     about: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return {"about": self.about, "engines": [asdict(row) for row in self.rows], "stages": self.stages}
+        """For a JSON file, which has no NaN."""
+        engines = [asdict(row) for row in self.rows]
+        for engine in engines:
+            if not math.isfinite(engine["difference"]):
+                engine["difference"] = None
+        return {"about": self.about, "engines": engines, "stages": self.stages}
 
 
 @dataclass
@@ -220,7 +226,8 @@ def _measured(case: _Case, exact: _Case, patches: int) -> Measured:
         patches=patches / each,
         times=median(exact.seconds) / each,
         memory_mib=case.peak_mib,
-        difference=max(difference for difference, _ in apart),
+        # Unlike max, it does not pass over NaN.
+        difference=float(np.max([difference for difference, _ in apart])),
         agreement=_least([agreement for _, agreement in apart]),
     )
 
@@ -235,7 +242,8 @@ def _pairs(result: ScoreResult, exact: ScoreResult) -> list[tuple[np.ndarray, np
 
 def _compare(scores: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
     """Largest difference as a share of the largest score, and Spearman correlation."""
-    difference = float(np.abs(scores - exact).max() / np.abs(exact).max())
+    largest = float(np.abs(exact).max())
+    difference = float(np.abs(scores - exact).max()) / largest if largest > 0 else math.nan
     return difference, float(spearmanr(scores.ravel(), exact.ravel()).statistic)
 
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-import numpy as np
 import torch
 
 from glance_fast.config import Config
@@ -14,7 +13,7 @@ from glance_fast.data.demo import TEXTURES, build_demo
 from glance_fast.data.files import write_text
 from glance_fast.data.folders import normal_images
 from glance_fast.evaluation.evaluate import evaluate
-from glance_fast.evaluation.report import IndexRow, write_index
+from glance_fast.evaluation.report import METRICS, IndexRow, mean, write_index
 from glance_fast.progress import Reporter
 from glance_fast.training.fit import fit
 
@@ -24,7 +23,6 @@ SIZE = 128
 CONFIG = Config(
     image_size=SIZE, patch=32, stride=8, finetune_steps=120, steps=200, variants=120, validation=0.2
 )
-METRICS = ("pro", "pixel_auroc", "image_auroc")
 
 
 class Counts(TypedDict, total=False):
@@ -64,7 +62,7 @@ def run_demo(
     Returns
     -------
     dict
-        Metrics by texture, and under "overall" their means.
+        Metrics by texture, and under "overall" their means; None for what cannot be had of a texture.
     """
     with reporter.task("building the data set", None):
         build_demo(out / "data", size=config.image_size[0], seed=config.seed, **counts)
@@ -75,7 +73,7 @@ def run_demo(
         model = fit(normal_images(data), out / "runs" / texture, config, reporter=reporter, device=device)
         with reporter.task("evaluating", None) as advance:
             results[texture] = evaluate(model, data, out / "results" / texture, progress=advance)
-    results["overall"] = {name: float(np.mean([results[t][name] for t in TEXTURES])) for name in METRICS}
+    results["overall"] = {name: mean([results[t][name] for t in TEXTURES]) for name in METRICS}
     write_text(out / "metrics.json", json.dumps(results, indent=2) + "\n")
     rows = [IndexRow(t, out / "results" / t / "report.html", results[t]) for t in TEXTURES]
     write_index(out / "report.html", rows, "glance-fast demo: planted defects in three textures")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 
@@ -94,6 +95,24 @@ def test_scores_that_are_all_one_agree_with_nothing(model):
     alone = Glance(Config(**settings, net="pyramid", pretrained=False))
     result = bench(alone, noise(alone), patchwise=False)
     assert result.rows[0].agreement is None and json.dumps(result.as_dict(), allow_nan=False)
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+def test_scores_that_are_all_zero_or_not_finite_are_told_without_a_number(found):
+    zero, scores = np.zeros((1, 2, 2)), np.ones((1, 2, 2))
+    assert measure._compare(scores, 2 * scores)[0] == 0.5
+    for pair in ((zero, zero), (scores, zero), (scores * np.nan, scores)):
+        row = dataclasses.replace(found[0].rows[0], difference=measure._compare(*pair)[0])
+        told = dataclasses.replace(found[0], rows=[row]).as_dict()
+        assert told["engines"][0]["difference"] is None and json.dumps(told, allow_nan=False)
+
+
+def test_where_one_image_is_all_that_fits_each_case_is_measured_once(run_folder, monkeypatch):
+    surround = load(run_folder, "cpu")
+    monkeypatch.setattr(Glance, "at_once", lambda *_: 1)
+    monkeypatch.setattr(measure, "ROUNDS", dict.fromkeys(measure.ROUNDS, 1))
+    rows = bench(surround, noise(surround)).rows
+    assert len({(row.engine, row.precision) for row in rows}) == len(rows)
 
 
 @pytest.mark.parametrize("patchwise", [False, True])

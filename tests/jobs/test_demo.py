@@ -3,6 +3,10 @@
 import dataclasses
 import json
 
+import pytest
+
+from glance_fast import Glance
+from glance_fast.jobs import demo
 from glance_fast.jobs.demo import CONFIG, run_demo
 
 
@@ -20,3 +24,20 @@ def test_demo_trains_scores_evaluates_and_reports(tmp_path, reporter):
         assert f"results/{texture}/report.html" in page
         assert (tmp_path / "results" / texture / "report.html").is_file()
         assert (tmp_path / "runs" / texture / "model.safetensors").is_file()
+
+
+def untrained(paths, out, config, **more):
+    return Glance(config)
+
+
+@pytest.mark.parametrize(
+    ("counts", "known"),
+    [({"good": 0, "per_defect": 1}, {"pro", "pixel_auroc"}), ({"good": 1, "per_defect": 0}, set())],
+)
+def test_means_that_cannot_be_had_are_none(tmp_path, reporter, monkeypatch, counts, known):
+    monkeypatch.setattr(demo, "fit", untrained)
+    config = dataclasses.replace(CONFIG, image_size=96, patch=32, stride=16, width=8)
+    overall = run_demo(tmp_path, reporter, config, train=1, **counts)["overall"]
+    assert {name for name, value in overall.items() if value is not None} == known
+    written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert written["overall"] == overall and (tmp_path / "report.html").is_file()
