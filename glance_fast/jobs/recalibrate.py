@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from glance_fast.calibration import Calibration, with_thresholds
+from glance_fast.config import allowed, json_schema
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.files import remove_stale, write_text
 from glance_fast.data.folders import normal_images
@@ -18,10 +19,7 @@ from glance_fast.model import Glance
 from glance_fast.progress import Reporter
 from glance_fast.run import CALIBRATION, load
 from glance_fast.training.calibrate import digest, recalibrate
-
-# As many as training takes: the moments of fewer say little.
-LEAST_PHOTOGRAPHS = 8
-LEAST_FALSE_ALARMS, MOST_FALSE_ALARMS = 1e-5, 0.5
+from glance_fast.training.fit import LEAST_IMAGES
 
 
 def calibrate_run(
@@ -66,10 +64,10 @@ def calibrate_run(
         raise UserError(
             f"{run}: nothing to calibrate with; give a folder of photographs of good parts, or `false_alarms`"
         )
-    if false_alarms is not None and not LEAST_FALSE_ALARMS <= false_alarms <= MOST_FALSE_ALARMS:
+    limits = json_schema()["properties"]["false_alarms"]
+    if false_alarms is not None and not limits["minimum"] <= false_alarms <= limits["maximum"]:
         raise UserError(
-            f"false alarms: {false_alarms} does not lie between 0.00001 and {MOST_FALSE_ALARMS}; "
-            "0.01 is one in a hundred"
+            f"false_alarms: expected {allowed(limits)}, got {false_alarms}; 0.01 is one in a hundred"
         )
     # What is wrong with the folder is said before the model is read.
     paths = normal_images(good) if good is not None else []
@@ -102,11 +100,12 @@ def _calibrate_on(model: Glance, good: Path, paths: list[Path], reporter: Report
             reporter.say(f"left out: {error}")
         new = _unseen(model, cache)
         seen = len(cache) - len(new)
-        if len(new) < LEAST_PHOTOGRAPHS:
+        # Of as many as training takes: the moments of fewer say little.
+        if len(new) < LEAST_IMAGES:
             reason = f" ({seen} more were trained on)" if seen else ""
             raise UserError(
                 f"{good}: {len(new)} {_photographs(len(new))} to calibrate with{reason}; at least "
-                f"{LEAST_PHOTOGRAPHS} are needed, of good parts and new to the model"
+                f"{LEAST_IMAGES} are needed, of good parts and new to the model"
             )
         if seen:
             reporter.say(

@@ -200,7 +200,8 @@ def test_false_alarms_alone_need_no_photographs(cli, run):
 def test_false_alarms_out_of_range(run, good, share):
     for arguments in ((), (good,)):
         line = refused(run, *arguments, false_alarms=share)
-        assert line == f"false alarms: {share} does not lie between 0.00001 and 0.5; 0.01 is one in a hundred"
+        expected = f"expected a number from 1e-05 to 0.5, got {share}"
+        assert line == f"false_alarms: {expected}; 0.01 is one in a hundred"
 
 
 @pytest.mark.parametrize("share", [0.00001, 0.5])
@@ -306,7 +307,7 @@ def test_wrong_arguments(cli, run):
     code, out, err = cli(run, "--false-alarms", "few")
     assert code == 2 and out == "" and "Invalid value for '--false-alarms'" in err
     code, out, err = cli(run, "--false-alarms", "2")
-    assert code == 1 and out == "" and err.startswith("glance-fast: false alarms: 2.0 does not lie between")
+    assert code == 1 and out == "" and err.startswith("glance-fast: false_alarms: expected a number from")
     code, out, err = cli()
     assert code == 2 and "Missing argument 'RUN'" in err
 
