@@ -37,7 +37,8 @@ BY_NET = {
 PRESETS: dict[str, dict[str, Any]] = {
     "surround": {},
     "pyramid": {"net": "pyramid"},
-    # The paper as literally as it can be had: one patch size, Eq. 13 as it stands, no smoothing, one hole.
+    # The paper as literally as it can be had: one patch size, Eq. 13 as it stands, no smoothing, one hole. Of
+    # symmetry it says nothing, and "auto" stays; symmetry = "none" trains without turns and mirroring.
     "paper": {
         "net": "paper",
         "patch": 32,
@@ -273,15 +274,18 @@ class Config:
         default=0.1,
         ge=0.01,
         le=0.5,
-        description="Share of the images held out of training, for calibration and the figures in the log.",
+        description="Share of the images that no net is trained on. They tell which symmetry there is, what "
+        "each patch size counts by in the map, and the figures in the log. Calibration takes all images.",
     )
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of everything random.")
     cache_mib: int = Field(
         default=2048,
         ge=1,
         le=1 << 24,
-        description="Memory for decoded images, and as much for augmented copies, MiB. Images that do not "
-        "fit are decoded anew by threads; of copies, fewer are made.",
+        description="Memory for decoded images, and as much for augmented copies and their features, MiB. "
+        "Images that do not fit are decoded anew by threads; of copies fewer are made, though never fewer "
+        "than 8. Fine-tuning takes up to one and a half times as much beside it, for turned copies and what "
+        "the teacher says of both.",
     )
     checkpoint_minutes: float = Field(
         default=2.0, ge=0, le=1e6, description="Time between checkpoints, minutes."
@@ -446,7 +450,15 @@ class Config:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of a masked net at strides 4, 8, 16, 32."""
+        """Channels of a masked net at strides 4, 8, 16, 32.
+
+        Raises
+        ------
+        UserError
+            The net is "surround", which has no such strides.
+        """
+        if not self.masked:
+            raise UserError(f"widths: net {self.net!r} has one width alone, {self.width} (`width`)")
         return tuple(max(1, round(self.width * factor)) for factor in MASKED[self.net][0])
 
     def holes_of(self, scale: int) -> int:

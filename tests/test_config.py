@@ -92,6 +92,11 @@ def test_what_a_preset_sets_can_be_overruled(values, blocks, readout, widths):
     assert (config.blocks, config.readout, config.widths) == (blocks, readout, widths)
 
 
+def test_net_surround_has_no_widths():
+    with pytest.raises(UserError, match="widths: net 'surround' has one width alone, 64"):
+        _ = Config().widths
+
+
 @pytest.mark.parametrize("blend", ["calibrated", "paper"])
 def test_lambda_s_is_the_papers_unless_given(blend):
     assert Config(blend=blend).lambda_s == 0.8

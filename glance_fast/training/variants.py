@@ -89,8 +89,17 @@ def make_variants(
 def number_of_variants(images: int, config: Config) -> int:
     """How many copies are trained on.
 
-    One of every image at least, and at most twice ``variants``; fewer where they and their features would
-    take more than ``cache_mib``.
+    As many as there are images, but ``variants`` at least and twice that at most. Fewer where the copies,
+    without and with stains, their masks, and the features of the patch size that has most would take more
+    than ``cache_mib``; though never fewer than 8. What fine-tuning adds, turned copies and the teacher's
+    maps, is not counted.
+
+    Parameters
+    ----------
+    images : int
+        That are trained on.
+    config : Config
+        Settings.
     """
     wanted = min(max(images, config.variants), 2 * config.variants)
     # Pixels without and with stains, the mask, and features of both, half precision, a patch size at a time.
