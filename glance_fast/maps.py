@@ -89,6 +89,10 @@ def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> t
     ----------
     maps : list of HeadMaps
         One a scale.
+    config : Config
+        Its ``blend`` decides.
+    calibration : Calibration
+        Statistics of the scales, and of an image's score.
 
     Returns
     -------

@@ -1,11 +1,12 @@
 """A data set to try everything on, made of three photographs that ship with scikit-image: no download.
 
 Grass, gravel and brick, 512 x 512 pixels each. Training images are cut from the left of the picture, test
-images from the right, and no pixel is in both: the texture of a test image has never been seen. The test part
-gets one crop's width and a quarter of the columns that are left over, so that its crops can still be at many
-places. Pixels stay native (nothing is resized), every other crop is mirrored from left to right, and each
-gets its own brightness, contrast, tint, slope of the light and noise. One generator per image, seeded by what
-the image is: an image does not depend on how many others are made.
+images from the right, and no pixel is in both: the texture of a test image has never been seen. What is put
+into one as a defect may come from anywhere in a picture (swap). The test part gets one crop's width and a
+quarter of the columns that are left over, so that its crops can still be at many places. Crops stay native
+(they are not resized), each is mirrored from left to right or not, as a coin falls, and each gets its own
+brightness, contrast, tint, slope of the light and noise. One generator per image, seeded by what the image
+is: an image does not depend on how many others are made.
 """
 
 from __future__ import annotations

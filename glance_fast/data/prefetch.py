@@ -30,7 +30,13 @@ class Prefetcher(Generic[Key, Value]):
         self._ahead: tuple[tuple[Key, ...], list[Future[Value]]] | None = None
 
     def batch(self, keys: Sequence[Key]) -> list[Value]:
-        """What the keys stand for, in their order; raises what reading raised."""
+        """What the keys stand for, in their order; raises what reading raised.
+
+        Parameters
+        ----------
+        keys : sequence
+            Any; read now where they were not announced.
+        """
         wanted = tuple(keys)
         if self._ahead is not None and self._ahead[0] == wanted:
             futures, self._ahead = self._ahead[1], None
@@ -42,14 +48,18 @@ class Prefetcher(Generic[Key, Value]):
         """Begin to read the batch that will be asked for next, by the same keys in the same order.
 
         One batch can wait: a second call gives up the first.
+
+        Parameters
+        ----------
+        keys : sequence
+            May be empty.
         """
         wanted = tuple(keys)
         if self._ahead is None or self._ahead[0] != wanted:
-            self.drop()
+            self._drop()
             self._ahead = wanted, self._submit(wanted)
 
-    def drop(self) -> None:
-        """Give up what was announced."""
+    def _drop(self) -> None:
         if self._ahead is not None:
             for future in self._ahead[1]:
                 future.cancel()

@@ -19,7 +19,8 @@ class ScoreRow(NamedTuple):
     path : str
         Of the image, below the folder that was scored.
     score : str
-        In deviations; nine digits, which hold a float32 exactly.
+        In deviations from those of normal images; for the paper's blend, the largest value of the map. Nine
+        digits, which hold a float32 exactly.
     above : str
         Share of normal images that score as high (``Calibration.share_above``).
     anomalous : str

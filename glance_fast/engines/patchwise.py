@@ -1,4 +1,4 @@
-"""Global features patch by patch: the paper's procedure, the definition that every other engine meets."""
+"""Global features patch by patch: the paper's procedure, the definition that engine "dense" meets."""
 
 from __future__ import annotations
 

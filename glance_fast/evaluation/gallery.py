@@ -13,7 +13,7 @@ from glance_fast.evaluation.report import Example, Group
 
 # The most that are shown of a kind: a model that misses everything would otherwise make a report that no
 # browser opens.
-MOST_WRONG, BEST_GOOD = 24, 3
+MOST_WRONG, HIGHEST_GOOD = 24, 3
 
 
 def choose_pictures(
@@ -58,7 +58,7 @@ def choose_pictures(
         ranked = members[defect]
         if defect == "good":
             wrong = [i for i in ranked if anomalous is not None and anomalous[i]]
-            picked = dict.fromkeys(ranked[:BEST_GOOD] + wrong[:MOST_WRONG], "")
+            picked = dict.fromkeys(ranked[:HIGHEST_GOOD] + wrong[:MOST_WRONG], "")
             title, kind = "Good images with the highest scores", "false alarms"
         else:
             wrong = [i for i in reversed(ranked) if anomalous is not None and not anomalous[i]]

@@ -59,7 +59,19 @@ def plot_curves(curves: Curves, dark: bool = False) -> bytes:
 def plot_scores(
     scores: NDArray[np.float32], defective: NDArray[np.bool_], threshold: float | None, dark: bool = False
 ) -> bytes:
-    """Histogram of the image scores, good and defective, and the threshold, as a PNG."""
+    """Histogram of the image scores, good and defective, and the threshold, as a PNG.
+
+    Parameters
+    ----------
+    scores : ndarray
+        float32 [N], at least one.
+    defective : ndarray
+        bool [N].
+    threshold : float or None
+        None where the model has none.
+    dark : bool
+        Whether for a dark page.
+    """
     figure, axes = _figure(dark, "Image score", "Images")
     values = np.asarray(scores, dtype=np.float64)
     every = values if threshold is None else np.append(values, threshold)

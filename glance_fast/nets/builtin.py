@@ -23,7 +23,7 @@ def builtin_teacher() -> Teacher:
 
 
 def start_global_net(net: MaskedNet) -> bool:
-    """Give a Global-Net the built-in start, if it is of the default shape; whether it was."""
+    """Give a Global-Net the built-in start, if it has the default shape of net "pyramid"; whether it has."""
     with as_file(files("glance_fast.nets") / "weights" / "global.safetensors") as path:
         state = load_global_start(path, net.patch)
     wanted = net.state_dict()

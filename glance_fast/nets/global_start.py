@@ -16,7 +16,7 @@ BODY = ("stem", "stages")
 
 
 class GlobalStart(nn.Module):
-    """Global-Nets of the default shape, one for each patch size, that share all but their heads.
+    """Global-Nets as net "pyramid" has them by default, one a patch size, that share all but their heads.
 
     Parameters
     ----------
