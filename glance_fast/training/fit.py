@@ -148,9 +148,9 @@ def fit(
                 stage = global_stage(scale, index, config, cache, train, held_out, symmetry, bf16)
             else:
                 with reporter.task(f"features of patches of {patch}", None) as advance:
-                    features = features_of(scale, variants, bf16, advance)
+                    features = features_of(scale, variants, config.seed, bf16, advance)
                     apart = _held_out_variants(cache, held_out, config)
-                    others = features_of(scale, apart, bf16)
+                    others = features_of(scale, apart, config.seed, bf16)
                 stage = surround_stage(f"global-{patch}", scale, features, others, config, bf16)
             run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
 

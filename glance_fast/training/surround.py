@@ -2,8 +2,9 @@
 
 Global-Net sees surroundings of clean and of stained variants alike, and is to say in both cases what
 Local-Net says of the clean patch: a defect that reaches beyond its patch must not predict itself. The
-distortion head learns from patches whose middle is stained, with the surroundings that go with them, stained
-too.
+distortion head learns from two kinds of stained patches. Some lie in stains of whole images, large ones
+among them, with surroundings that are stained too: most of these lie wholly within a stain, where nothing
+shows it. Others are tiles, each with a small stain of its own, as the paper has them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from glance_fast.config import Config
+from glance_fast.data.stains import stain
 from glance_fast.geometry import PatchGrid
 from glance_fast.model import Scale
 from glance_fast.nets.heads import distortion_loss, inconsistency_loss
@@ -34,6 +36,8 @@ EVERY = 2
 # Patches of each kind that the distortion head sees a step.
 PATCHES = 1500
 AT_ONCE = 8
+# Tiles that are stained at a time.
+TILES_AT_ONCE = 512
 # Share of a grid's sides that a transplanted box has at most.
 MOST_TRANSPLANTED = 0.7
 # A patch is clean, or its middle is stained, or only its edge: neither.
@@ -52,27 +56,102 @@ class Features:
         float16 [N, rows, cols, D].
     kinds : Tensor
         int8 [N, rows, cols]: whether a patch is CLEAN, STAINED or NEITHER in ``stained``.
+    tiles : Tensor
+        float16 [N, T, D], of patches that have a stain of their own each.
+    cells : Tensor
+        Int64 [N, T, 2], (row, column) of the tiles in the grid.
     """
 
     clean: Tensor
     stained: Tensor
     kinds: Tensor
+    tiles: Tensor
+    cells: Tensor
 
 
 def features_of(
-    scale: Scale, variants: Variants, bf16: bool, progress: Callable[[int, int], None] | None = None
+    scale: Scale,
+    variants: Variants,
+    seed: int,
+    bf16: bool,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Features:
-    """Local-Net's features of all patches of variants."""
-    found = []
-    for number, images in enumerate((variants.clean, variants.stained)):
-        parts = []
-        for start in range(0, len(images), AT_ONCE):
-            parts.append(local_features(scale, images[start : start + AT_ONCE], bf16).half().cpu())
-            if progress:
-                progress(number * len(images) + start + len(parts[-1]), 2 * len(images))
-        found.append(torch.cat(parts))
-    clean, stained = found
-    return Features(clean, stained, patch_kinds(variants.masks, scale.grid))
+    """Local-Net's features of all patches of variants, and of tiles with stains.
+
+    Parameters
+    ----------
+    scale : Scale
+        Local-Net and the grid.
+    variants : Variants
+    seed : int
+        Of the tiles and their stains.
+    bf16 : bool
+        Whether Local-Net computes in bfloat16.
+    progress : callable, optional
+        Called with (variants done, variants in all).
+    """
+    generator = step_generator(seed, f"tiles of {scale.grid.patch}", 0)
+
+    def features(images: NDArray[np.uint8]) -> Tensor:
+        return local_features(scale, images, bf16).half().cpu()
+
+    parts = []
+    for start in range(0, len(variants), AT_ONCE):
+        clean, stained = (v[start : start + AT_ONCE] for v in (variants.clean, variants.stained))
+        tiled, cells = stain_tiles(clean, scale.grid, generator)
+        places = torch.arange(len(cells))[:, None], cells[..., 0], cells[..., 1]
+        parts.append((features(clean), features(stained), features(tiled)[places], cells))
+        if progress:
+            progress(start + len(clean), len(variants))
+    of_clean, of_stained, of_tiles, places_of_tiles = map(torch.cat, zip(*parts, strict=True))
+    kinds = patch_kinds(variants.masks, scale.grid)
+    return Features(of_clean, of_stained, kinds, of_tiles, places_of_tiles)
+
+
+def stain_tiles(
+    images: NDArray[np.uint8], grid: PatchGrid, generator: torch.Generator
+) -> tuple[NDArray[np.uint8], Tensor]:
+    """Images laid out with tiles that are patches of the grid, each with a stain of its own.
+
+    Parameters
+    ----------
+    images : ndarray, uint8 [B, H, W, 3]
+    grid : PatchGrid
+    generator : torch.Generator
+        Of where the tiles of each image begin, and of the stains.
+
+    Returns
+    -------
+    images : ndarray, uint8 [B, H, W, 3]
+        Copies. What Local-Net says of a tile depends on its own pixels alone, and so on its stain alone.
+    cells : Tensor
+        Int64 [B, T, 2], (row, column) of the tiles; T is 0 where no patch lies wholly within the image.
+    """
+    side, step = grid.patch, -(-grid.patch // grid.stride)
+    first = -(-grid.frame // grid.stride)
+    # Tiles lie within the image: what is mirrored beyond it would show a stain twice.
+    room = [(size - side + grid.frame) // grid.stride - first + 1 for size in (grid.height, grid.width)]
+    starts = [min(step, max(r, 0)) for r in room]
+    counts = [-(-(r - s + 1) // step) if r > 0 else 0 for r, s in zip(room, starts, strict=True)]
+    out = images.copy()
+    if not min(counts):
+        return out, torch.zeros(len(images), 0, 2, dtype=torch.int64)
+    begin = torch.stack([torch.randint(0, s, (len(images),), generator=generator) for s in starts], 1)
+    lattice = torch.cartesian_prod(*(step * torch.arange(count) for count in counts)).reshape(-1, 2)
+    cells = first + begin[:, None] + lattice
+    corners = (cells * grid.stride - grid.frame).tolist()
+    places = [
+        (number, slice(top, top + side), slice(left, left + side))
+        for number, tiles in enumerate(corners)
+        for top, left in tiles
+    ]
+    # Two at least: stains take pieces of other tiles.
+    for part in np.array_split(np.arange(len(places)), max(len(places) // TILES_AT_ONCE, 1)):
+        clean = torch.from_numpy(np.stack([images[places[i]] for i in part])).permute(0, 3, 1, 2)
+        stained = stain(clean.float(), generator) if len(part) > 1 else clean.float()
+        for i, tile in zip(part, stained.clamp(0, 255).round().byte().permute(0, 2, 3, 1), strict=True):
+            out[places[i]] = tile.numpy()
+    return out, cells
 
 
 @torch.inference_mode()
@@ -131,6 +210,11 @@ def surround_stage(
         context = torch.cat([transplanted(stained[:half], clean[half:], generator), clean[half:]])
         noise = torch.randn(context.shape, generator=generator).to(device)
         y, x = torch.randint(0, EVERY, (2,), generator=generator).tolist()
+        tiles = torch.from_numpy(indices)
+        tiles, cells = features.tiles[tiles], features.cells[tiles]
+        # Those whose z_g is computed.
+        image, tile = (cells % EVERY == torch.tensor([y, x])).all(-1).nonzero(as_tuple=True)
+        cells = cells[image, tile] // EVERY
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             z_g = net(context + NOISE * deviation * noise, EVERY, (y, x)).float()
         clean, stained = (t[:, y::EVERY, x::EVERY] for t in (clean, stained))
@@ -142,11 +226,15 @@ def surround_stage(
         all_clean = torch.full_like(kinds[half:], CLEAN)
         kinds = torch.cat([kinds[:half], all_clean, kinds[half:]]).flatten()
         chosen = draw_pairs(kinds, PATCHES, generator).to(device)
-        if chosen.numel():
-            logits = head(z[chosen], told[chosen])
-            distortion = distortion_loss(*logits.chunk(2))
-        else:
-            distortion = z_g.new_zeros(())
+        place = image.to(device), *cells.to(device).unbind(1)
+        own = torch.cat([clean[place], tiles[image, tile].to(device).float()])
+        distortion = z_g.new_zeros(())
+        if len(chosen) + len(own):
+            # One batch for all: BatchNorm must not tell them apart by whose batch it is.
+            pairs = torch.cat([z[chosen], own]), torch.cat([told[chosen], z_g[place], z_g[place]])
+            both = head(*pairs).split([len(chosen), len(own)])
+            losses = [distortion_loss(*logits.chunk(2)) for logits in both if len(logits)]
+            distortion = torch.stack(losses).mean()
         # In deviations of z_l: what a patch's features vary by differs from one category to the next.
         loss = inconsistency / variance + config.lambda_t * distortion
         return loss, {

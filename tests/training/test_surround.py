@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from glance_fast.training.surround import (
     Features,
     draw_pairs,
     patch_kinds,
+    stain_tiles,
     surround_stage,
 )
 
@@ -39,6 +42,39 @@ def test_kinds_by_the_definition():
             middle = patch[8:-8, 8:-8].sum()
             expected = STAINED if middle > LEAST else NEITHER if patch.any() else CLEAN
             assert kind == expected
+
+
+@pytest.mark.parametrize(
+    ("grid", "tiles"),
+    [
+        (PatchGrid(256, 192, 32, 8, 8), 7 * 5),
+        (PatchGrid(256, 256, 64, 16, 16), 3 * 3),
+        (PatchGrid(96, 96, 32, 32, 0), 3 * 3),
+        (GRID, 1),
+        (PatchGrid(48, 80, 32, 32, 8), 0),
+    ],
+    ids=["32", "64", "no overlap", "one", "none fits"],
+)
+def test_each_tile_is_a_patch_of_the_grid_with_a_stain_of_its_own(grid, tiles):
+    images = np.random.default_rng(0).integers(0, 256, (5, grid.height, grid.width, 3), np.uint8)
+    before = images.copy()
+    out, cells = stain_tiles(images, grid, torch.Generator().manual_seed(0))
+    assert (images == before).all() and cells.shape == (5, tiles, 2)
+    holes = grid.holes.reshape(grid.rows, grid.cols, 4)
+    changed, within = (images != out).any(-1), np.zeros(images.shape[:3], bool)
+    for number, places in enumerate(cells.tolist()):
+        for row, column in places:
+            top, left, bottom, right = holes[row, column]
+            assert top >= 0 and left >= 0 and bottom <= grid.height and right <= grid.width
+            place = number, slice(top, bottom), slice(left, right)
+            assert changed[place].any() and not within[place].any()
+            within[place] = True
+    assert not (changed & ~within).any()
+    again = stain_tiles(images, grid, torch.Generator().manual_seed(0))
+    assert (again[0] == out).all() and torch.equal(again[1], cells)
+    if tiles > 1 and grid.stride < grid.patch:
+        # They begin at other places in other images.
+        assert len(cells[:, 0].unique(dim=0)) > 1
 
 
 def test_pairs_are_as_many_clean_as_stained():
@@ -69,7 +105,10 @@ def learnable():
         kinds[:, : rows // 2] = STAINED
         # Stained patches lie far off, in the surrounding of the others too.
         stained = torch.where(kinds[..., None] == STAINED, clean + 3, clean)
-        return Features(clean.half(), stained.half(), kinds)
+        cells = torch.stack([torch.randperm(rows * cols, generator=generator)[:6] for _ in range(count)])
+        cells = torch.stack([cells // cols, cells % cols], -1)
+        tiles = clean[torch.arange(count)[:, None], cells[..., 0], cells[..., 1]] - 3
+        return Features(clean.half(), stained.half(), kinds, tiles.half(), cells)
 
     return config, scale, draw(64), draw(16)
 
@@ -89,6 +128,34 @@ def test_it_learns_what_the_surrounding_tells_stained_or_not(learnable, tmp_path
         # Told from a stained surrounding, it says what is clean, not what is there.
         assert (told - clean).square().mean() < 0.5 * (told - stained).square().mean()
     assert distorted[held_out.kinds == STAINED].mean() > 0.8 > 0.2 > distorted[:, -1].mean()
+
+
+@pytest.mark.parametrize("kind", ["stains of images alone", "tiles alone", "neither"])
+def test_the_distortion_head_learns_from_stained_patches_of_either_kind(learnable, kind, tmp_path):
+    config, scale, features, held_out = learnable
+    changes = {}
+    if kind != "stains of images alone":
+        changes["kinds"] = torch.full_like(features.kinds, CLEAN)
+    if kind != "tiles alone":
+        changes |= {"tiles": features.tiles[:, :0], "cells": features.cells[:, :0]}
+    stage = surround_stage(
+        "global-32", scale, dataclasses.replace(features, **changes), held_out, config, False
+    )
+    before = [p.clone() for p in scale.distortion.parameters()]
+    run_stage(stage, tmp_path, Log(tmp_path / "log.csv"), lambda *_: None, 99)
+    with torch.inference_mode():
+        clean = held_out.clean.float()
+        told = scale.global_net(clean)
+        image = torch.arange(len(clean))[:, None]
+        place = image, held_out.cells[..., 0], held_out.cells[..., 1]
+        tiles = torch.sigmoid(-scale.distortion(held_out.tiles.float(), told[place])).mean()
+        fine = torch.sigmoid(-scale.distortion(clean, told)).mean()
+        stained = torch.sigmoid(-scale.distortion(held_out.stained.float(), told))
+        stained = stained[held_out.kinds == STAINED].mean()
+    if kind == "neither":
+        assert all(torch.equal(a, b) for a, b in zip(before, scale.distortion.parameters(), strict=True))
+    else:
+        assert fine < 0.2 and (tiles if kind == "tiles alone" else stained) > 0.8
 
 
 def test_steps_depend_on_seed_and_number_alone(learnable):
