@@ -36,7 +36,7 @@ class Reporter:
     Parameters
     ----------
     console : Console
-        Where to; bars if it is a terminal, lines if not.
+        Where to; bars if it is a terminal, lines if not, nothing if it is quiet.
     """
 
     def __init__(self, console: Console) -> None:
@@ -48,7 +48,8 @@ class Reporter:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            # Bars take stdout and stderr over: a quiet console would swallow what others print there.
+            disable=console.quiet or not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
         self._said = time.monotonic()

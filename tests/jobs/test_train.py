@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import numpy as np
 import pytest
 
 import glance_fast
 from glance_fast import Config, UserError
 from glance_fast.data.folders import normal_images
+from glance_fast.jobs.train import CallbackReporter
 
 
 @pytest.fixture
@@ -80,3 +84,21 @@ def test_errors_are_one_line(images, more, words, tmp_path, monkeypatch, small):
     with pytest.raises(UserError, match=words) as caught:
         glance_fast.fit(images, Config(**small), **more)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_what_the_caller_prints_in_a_terminal_is_seen(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as terminal, os.fdopen(master, "rb", buffering=0) as screen:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with CallbackReporter(lambda event: None):
+            print("out of the callback")
+            print("a warning", file=sys.stderr)
+        print("the end", flush=True)
+        monkeypatch.undo()
+        seen = b""
+        while b"the end" not in seen:
+            seen += screen.read(1000)
+        assert seen.split() == b"out of the callback a warning the end".split()
