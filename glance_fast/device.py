@@ -31,13 +31,18 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"device {name}: no such device; use auto, cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name}: not supported; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name}: this PyTorch ({torch.__version__}) finds no CUDA device")
     if device.type == "cuda" and device.index is not None:
+        devices = torch.cuda.device_count()
+        if device.index >= devices:
+            raise UserError(
+                f"device {name}: this machine's CUDA devices number {devices}, the last is cuda:{devices - 1}"
+            )
         torch.cuda.set_device(device)
     return device
 

@@ -65,6 +65,20 @@ def test_devices_that_there_are_not(name, words):
         pick_device(name)
 
 
+def test_nothing_is_no_device():
+    with pytest.raises(UserError, match=r"^device None: no such device; use auto, cpu or cuda$"):
+        pick_device(None)
+
+
+@pytest.mark.parametrize("name", ["cuda:2", torch.device("cuda", 7)])
+def test_a_device_beyond_the_last_one(two_devices, name):
+    with pytest.raises(
+        UserError, match=f"^device {name}: this machine's CUDA devices number 2, the last is cuda:1$"
+    ):
+        pick_device(name)
+    assert not two_devices
+
+
 @pytest.mark.parametrize("name", ["auto", "cuda"])
 def test_each_process_takes_a_device(two_devices, name):
     assert [device_of_process(name, rank, 2) for rank in (0, 1)] == ["cuda:0", "cuda:1"] == two_devices
