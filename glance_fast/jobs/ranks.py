@@ -6,7 +6,8 @@ import contextlib
 import datetime
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from glance_fast.errors import UserError
 
@@ -30,6 +31,8 @@ class Ranks:
         The same on this machine.
     launched : bool
         Whether torchrun started it.
+    group : ProcessGroup, optional
+        Those that wait for each other; all if not given.
     """
 
     rank: int = 0
@@ -37,6 +40,7 @@ class Ranks:
     local_rank: int = 0
     local_count: int = 1
     launched: bool = False
+    group: Any = None
 
     def wait(self) -> None:
         """Wait until all processes are here; ends this one where another has failed."""
@@ -45,7 +49,7 @@ class Ranks:
         from torch import distributed
 
         try:
-            distributed.barrier()
+            distributed.barrier(self.group)
         except RuntimeError as error:
             if "by peer" in str(error):
                 raise AnotherFailed from error
@@ -79,7 +83,11 @@ def ranks() -> Iterator[Ranks]:
         return
     from torch import distributed
 
-    distributed.init_process_group("gloo", timeout=PATIENCE)
+    if distributed.is_initialized():
+        # The caller's own may be of another backend, and stays.
+        here = replace(here, group=distributed.new_group(backend="gloo", timeout=PATIENCE))
+    else:
+        distributed.init_process_group("gloo", timeout=PATIENCE)
     yield here
     # Only now: after an error, it would be one more thing to wait for.
-    distributed.destroy_process_group()
+    distributed.destroy_process_group(here.group)
