@@ -17,8 +17,8 @@ def as_flags(message: str, command: Any) -> str:
     ----------
     message : str
         `` `resume=True` `` in it becomes ``--resume``, `` `shard=2/4` `` becomes ``--shard 2/4``, and a
-        value of a setting, `` `net=pyramid` ``, becomes ``--set net=pyramid``. Other names only lose their
-        quotes.
+        value of a setting, `` `net=pyramid` ``, becomes ``--set net=pyramid`` where the command has
+        ``--set``. Other names only lose their quotes.
     command : click.Command or None
         The one that was called. Its options are the flags.
 
@@ -39,7 +39,7 @@ def as_flags(message: str, command: Any) -> str:
         name, value = found.groups()
         if name in options:
             return options[name] if value in (None, "True") else f"{options[name]} {value}"
-        if name in settings and value is not None:
+        if name in settings and value is not None and "set" in options:
             return f"--set {name}={value}"
         return name if value is None else f"{name}={value}"
 

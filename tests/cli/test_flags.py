@@ -22,6 +22,7 @@ COMMANDS = typer.main.get_command(app).commands
         ("score-dir", "`shard=2/4` with `resume=True` makes them", "--shard 2/4 with --resume makes them"),
         ("score-dir", "allow more (`memory_mib`)", "allow more (--memory-mib)"),
         ("train", "or a masked net (`net=pyramid`)", "or a masked net (--set net=pyramid)"),
+        ("score-dir", "or a masked net (`net=pyramid`)", "or a masked net (net=pyramid)"),
         ("train", "`steps=9` and `shard`", "--steps 9 and shard"),
         ("evaluate", "a smaller `image_size`", "a smaller image_size"),
         ("evaluate", "odd`name.png: `resume=yes or no`", "odd`name.png: resume=yes or no"),
