@@ -107,7 +107,7 @@ def score_dir(
         tell(told if found.whole else f"shard {found.shard}: {told}")
     if found.before:
         say("for what is new or failed, give --resume without --shard")
-    elif summary.errors:
+    if summary.errors:
         complain(
             f"{count(summary.errors, 'image')} could not be scored; column error of {found.table} says why"
         )

@@ -41,7 +41,11 @@ def test_a_shard_and_the_whole_tell_of_images_that_failed(cli, run_folder, photo
     assert f"1 image could not be scored; column error of {out}/scores-3-of-3.csv says why\n" in err
     code, said, err = score_dir(cli, run_folder, photos, out, "--shard", "1/3")
     assert code == 3 and said.startswith("2 images scored")
-    assert f"1 image could not be scored; column error of {out}/scores.csv says why\n" in err
+    told = f"1 image could not be scored; column error of {out}/scores.csv says why\n"
+    assert told in err
+    # Joined already, it is asked for again.
+    code, said, err = score_dir(cli, run_folder, photos, out, "--shard", "1/3", "--resume")
+    assert code == 3 and said.startswith("shard 1/3 is done, and joined") and err.endswith(told)
 
 
 def test_one_shard_of_one_is_the_plain_command(cli, run_folder, photos, tmp_path):
