@@ -37,9 +37,9 @@ EngineOption = Annotated[
     Engine,
     typer.Option(
         metavar="NAME",
-        help="For masked nets (net = pyramid or paper); others have auto alone. auto, dense: the paper's "
-        "numbers. patchwise: the same by the paper's procedure, slowly. grouped: nearly the same; "
-        "glance-fast bench says whether it is faster.",
+        help="For masked nets (net = pyramid or paper); others have auto alone. auto, dense: the scores of a "
+        "pass per patch of the same model. patchwise: such passes themselves, slowly. grouped: nearly the "
+        "same; glance-fast bench says whether it is faster.",
     ),
 ]
 PrecisionOption = Annotated[

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from glance_fast.cli.console import console, tell
-from glance_fast.cli.options import Device, Memory, Overwrite, Quiet, Resume, Threads, parse_setting
+from glance_fast.cli.options import Device, Overwrite, Quiet, Resume, Threads, parse_setting
 from glance_fast.errors import UserError
 from glance_fast.jobs.output import one_of
 
@@ -71,7 +71,15 @@ def train(
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
-    memory: Memory = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            "--memory-mib",
+            min=1,
+            metavar="N",
+            help="MiB that calibration may take beside the model; 2048, on a GPU 8192.",
+        ),
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,

@@ -41,6 +41,16 @@ def test_help_of_all_names_commands_and_exit_codes(cli):
     assert "glance-fast train photos/good --out run" in text
 
 
+def test_help_promises_no_more_than_there_is(cli):
+    def helped(command):
+        return " ".join(cli(command, "--help")[1].replace("│", " ").split())
+
+    assert "MiB that calibration may take" in helped("train") and "scoring" not in helped("train")
+    for command in ("score-dir", "evaluate"):
+        assert "MiB that scoring may take" in helped(command)
+        assert "the scores of a pass per patch of the same model" in helped(command)
+
+
 def test_the_command_line_does_not_wait_for_pytorch():
     code = "import sys, glance_fast.cli, glance_fast\n"
     code += "slow = {'torch', 'numpy', 'numba', 'scipy', 'matplotlib', 'skimage'} & set(sys.modules)\n"
