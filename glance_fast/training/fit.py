@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -112,14 +113,24 @@ def fit(
         locals_ = {patch: student.local.to(device) for patch, student in students.items()}
         symmetry = _symmetry(config, locals_[config.patches[0]], cache, train, held_out, reporter)
 
-        count = number_of_variants(len(train), config)
-        if count < len(train):
-            limit = config.cache_mib
-            reporter.say(
-                f"{count} augmented copies of {len(train)} images: cache_mib = {limit} holds no more"
-            )
-        with reporter.task("augmenting", count) as advance:
-            variants = make_variants(cache, train, count, config, symmetry, "variants", advance)
+        # A masked net that is not fine-tuned needs no copies.
+        @functools.cache
+        def variants() -> Variants:
+            count = number_of_variants(len(train), config)
+            if count < len(train):
+                limit = config.cache_mib
+                reporter.say(
+                    f"{count} augmented copies of {len(train)} images: cache_mib = {limit} holds no more"
+                )
+            with reporter.task("augmenting", count) as advance:
+                return make_variants(cache, train, count, config, symmetry, "variants", advance)
+
+        @functools.cache
+        def held_out_variants() -> Variants:
+            """The held-out images as they are, and stained."""
+            still = dataclasses.replace(config, shift=0, brightness=0.0)
+            return make_variants(cache, held_out, len(held_out), still, Symmetry(False, False), "held out")
+
         targets = None
         steps = [config.finetune_steps_of(index) for index in range(len(config.patches))]
         if any(steps):
@@ -127,10 +138,11 @@ def fit(
             # Stained copies show what the category does not: they may be turned, too, whatever it allows.
             square = config.image_size[0] == config.image_size[1]
             anyhow = Symmetry(turns=square, mirrors=True)
-            turned = make_variants(cache, train, min(count, MOST), config, anyhow, "turned variants")
+            count = min(len(variants()), MOST)
+            turned = make_variants(cache, train, count, config, anyhow, "turned variants")
             with reporter.task("asking the teacher", None) as advance:
                 limit = config.cache_mib << 19
-                targets = Targets(teacher, variants.clean, turned.stained, limit, bf16, advance)
+                targets = Targets(teacher, variants().clean, turned.stained, limit, bf16, advance)
 
         for index, scale in enumerate(model.scales):
             patch = config.patches[index]
@@ -138,7 +150,7 @@ def fit(
             if targets is not None and steps[index]:
                 stage = finetune_stage(f"local-{patch}", local, targets, steps[index], config.seed, bf16)
                 run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
-                whiten(local, variants)
+                whiten(local, variants())
             scale.local.load_state_dict(local.state_dict())
             scale.local.requires_grad_(False)
             net = scale.global_net
@@ -147,10 +159,10 @@ def fit(
                     reporter.say("Global-Net is not of the built-in shape: no built-in weights to start from")
                 stage = global_stage(scale, index, config, cache, train, held_out, symmetry, bf16)
             else:
+                made = variants()
                 with reporter.task(f"features of patches of {patch}", None) as advance:
-                    features = features_of(scale, variants, config.seed, bf16, advance)
-                    apart = _held_out_variants(cache, held_out, config)
-                    others = features_of(scale, apart, config.seed, bf16)
+                    features = features_of(scale, made, config.seed, bf16, advance)
+                    others = features_of(scale, held_out_variants(), config.seed, bf16)
                 stage = surround_stage(f"global-{patch}", scale, features, others, config, bf16)
             run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
 
@@ -171,12 +183,6 @@ def split(count: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng(config.seed).permutation(count)
     held_out = max(2, round(count * config.validation))
     return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-
-def _held_out_variants(cache: ImageCache, held_out: np.ndarray, config: Config) -> Variants:
-    """The held-out images as they are, and stained."""
-    still = dataclasses.replace(config, shift=0, brightness=0.0)
-    return make_variants(cache, held_out, len(held_out), still, Symmetry(False, False), "held out")
 
 
 def _symmetry(

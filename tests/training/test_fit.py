@@ -148,6 +148,29 @@ def test_resume_on_other_images_is_refused(parts, tmp_path, small, reporter):
         fit(paths, run, Config(**small, lambda_t=0.5), reporter=reporter)
 
 
+def test_copies_are_made_once_and_only_where_they_are_needed(parts, tmp_path, small, reporter, monkeypatch):
+    made = []
+
+    def counted(cache, indices, count, config, symmetry, name, progress=None):
+        made.append(name)
+        return variants_module.make_variants(cache, indices, count, config, symmetry, name, progress)
+
+    monkeypatch.setattr(training, "make_variants", counted)
+    small |= {"image_size": 128, "patch": [32, 64], "stride": [16, 32], "steps": 1}
+    names = {}
+    for net, finetune in (("surround", 1), ("surround", 0), ("pyramid", 1), ("pyramid", 0)):
+        made.clear()
+        config = Config(**small | {"net": net, "finetune_steps": finetune})
+        fit(normal_images(parts), tmp_path / f"{net}{finetune}", config, reporter=reporter)
+        names[net, finetune] = sorted(made)
+    assert names == {
+        ("surround", 1): ["held out", "turned variants", "variants"],
+        ("surround", 0): ["held out", "variants"],
+        ("pyramid", 1): ["turned variants", "variants"],
+        ("pyramid", 0): [],
+    }
+
+
 @pytest.mark.parametrize("net", ["surround", "pyramid"])
 def test_streamed_images_give_the_model_that_held_ones_give(tmp_path, small, reporter, net):
     rng = np.random.default_rng(0)
