@@ -164,6 +164,7 @@ def fit(
                     features = features_of(scale, made, config.seed, bf16, advance)
                     others = features_of(scale, held_out_variants(), config.seed, bf16)
                 stage = surround_stage(f"global-{patch}", scale, features, others, config, bf16)
+            stage.advice = f"lower the learning rate (`learning_rate={config.learning_rate / 10:g}`)"
             run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
 
         used = room(model, len(cache))

@@ -50,6 +50,10 @@ class Stage:
     validate : callable, optional
         To the columns ``held_out_loss``, ``r2`` and, where there is one, ``held_out_distortion`` of the log,
         from held-out images; called ``VALIDATIONS`` times in all.
+    row : dict
+        Of the log, as far as it is known; set by every step.
+    advice : str
+        What to do where the loss is not finite, if anything can be done.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Stage:
     batch: int
     validate: Callable[[], dict[str, float]] | None = None
     row: dict = field(default_factory=dict)
+    advice: str = ""
 
 
 VALIDATIONS = 10
@@ -215,10 +220,8 @@ def take_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int) -> tu
     loss, parts = stage.step(number)
     value = loss.item()
     if not math.isfinite(value):
-        raise UserError(
-            f"training diverged at step {number} of {stage.name}: lower the learning rate "
-            "(`learning_rate=0.001`)"
-        )
+        advice = f"; {stage.advice}" if stage.advice else ""
+        raise UserError(f"training diverged at step {number} of {stage.name}{advice}")
     loss.backward()
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
     optimizer.step()

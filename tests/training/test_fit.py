@@ -172,6 +172,19 @@ def test_copies_are_made_once_and_only_where_they_are_needed(parts, tmp_path, sm
 
 
 @pytest.mark.parametrize("net", ["surround", "pyramid"])
+def test_a_learning_rate_is_advised_only_where_there_is_one(parts, tmp_path, small, reporter, net):
+    advice = {}
+
+    def seen(stage, done):
+        advice[stage.name] = stage.advice
+
+    reporter.step = seen
+    config = Config(**small | {"net": net, "learning_rate": 0.004})
+    fit(normal_images(parts), tmp_path / "run", config, reporter=reporter)
+    assert advice == {"local-32": "", "global-32": "lower the learning rate (`learning_rate=0.0004`)"}
+
+
+@pytest.mark.parametrize("net", ["surround", "pyramid"])
 def test_streamed_images_give_the_model_that_held_ones_give(tmp_path, small, reporter, net):
     rng = np.random.default_rng(0)
     for i in range(90):  # 90 images of 64x64 are just over 1 MiB

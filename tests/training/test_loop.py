@@ -116,7 +116,10 @@ def test_damaged_checkpoint_is_named(tmp_path, damage):
 def test_divergence_is_said(tmp_path):
     stage = make_stage()
     stage.step = lambda number: (torch.tensor(float("nan"), requires_grad=True), {})
-    with pytest.raises(UserError, match="diverged at step 0"):
+    with pytest.raises(UserError, match=r"diverged at step 0 of toy$"):
+        run(stage, tmp_path)
+    stage.advice = "do this"
+    with pytest.raises(UserError, match=r"diverged at step 0 of toy; do this$"):
         run(stage, tmp_path)
 
 
