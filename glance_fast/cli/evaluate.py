@@ -60,6 +60,7 @@ def evaluate(
     model = load(run, device, memory_mib=memory)
     # Before what an earlier one wrote is replaced.
     model.check(engine.value, precision.value)
+    model.memory_share("fp32")
     tell_precision(model, precision.value)
     ours = ("metrics.json", "scores.csv", "curves.png", "report.html", "maps")
     with (

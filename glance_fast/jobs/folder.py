@@ -134,6 +134,7 @@ def score_folder(
             model = _model(run, here, device, memory_mib)
             # Before what an earlier one wrote is replaced.
             model.check(engine, precision)
+            model.memory_share("fp32")
             if precision not in ("auto", model.chosen_precision(precision)):
                 reporter.say(NO_BF16)
             folder.enter_context(output(out, ours, overwrite, resume, shared))

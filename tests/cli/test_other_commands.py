@@ -46,6 +46,19 @@ def test_evaluate_refuses_an_engine_that_the_net_has_not(cli, run_folder, parts,
     assert (out / "metrics.json").read_text() == "{}"
 
 
+def test_evaluate_that_fits_no_memory_is_refused_before_a_report_is_replaced(
+    cli, run_folder, parts, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.json").write_text("{}")
+    # A model this small would fit into a whole one.
+    monkeypatch.setattr("glance_fast.model.MIB", 1 << 16)
+    command = ("evaluate", run_folder, parts, "--out", out, "--device", "cpu", "--memory-mib", "1")
+    assert one_line(cli(*command, "--overwrite")).startswith("image_size 64x64: scoring takes ")
+    assert (out / "metrics.json").exists()
+
+
 def test_distill_takes_the_built_in_teacher_unless_told(cli, photos, tmp_path, monkeypatch):
     seen = []
     module = "glance_fast.training.distill"

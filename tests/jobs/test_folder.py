@@ -97,3 +97,14 @@ def test_nothing_is_loaded_for_what_is_refused(run_folder, photos, tmp_path, mon
     monkeypatch.setattr("glance_fast.jobs.folder.load", never)
     with pytest.raises(UserError, match="no such folder"):
         score_folder(run_folder, tmp_path / "none", tmp_path / "out")
+
+
+def test_what_fits_no_memory_is_refused_before_scores_are_replaced(run_folder, photos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    score_folder(run_folder, photos, out, device="cpu")
+    before = tree(out)
+    # A model this small would fit into a whole one.
+    monkeypatch.setattr("glance_fast.model.MIB", 1 << 16)
+    with pytest.raises(UserError, match=r"image_size 64x64: scoring takes "):
+        score_folder(run_folder, photos, out, device="cpu", overwrite=True, memory_mib=1)
+    assert tree(out) == before
