@@ -16,6 +16,8 @@ from glance_fast.model import PRECISIONS, Glance
 
 MODEL, CONFIG, CALIBRATION = "model.safetensors", "config.toml", "calibration.json"
 LOG, CHECKPOINT = "log.csv", "checkpoint"
+# What a training was begun with: where it is missing, there is nothing to go on with.
+BEGUN = f"{CHECKPOINT}/images.json"
 # Its name in a ``state_dict``.
 CALIBRATION_STATE = "_extra_state"
 # In the notes of the weights; another one where their meaning changes.
@@ -32,6 +34,38 @@ def save_model(model: Glance, run: Path) -> None:
 def weights(model: Glance) -> dict[str, Tensor]:
     """The model's ``state_dict`` without the calibration, which has a file of its own."""
     return {name: value for name, value in model.state_dict().items() if name != CALIBRATION_STATE}
+
+
+def is_unfinished(run: Path) -> bool:
+    """Whether a training was broken off there, after it had begun."""
+    return (run / BEGUN).is_file() and not (run / MODEL).exists()
+
+
+def settings_of(run: Path) -> Config:
+    """What ``config.toml`` says.
+
+    Raises
+    ------
+    UserError
+        It cannot be read, or a setting in it is refused.
+    """
+    values = load_config(run / CONFIG)
+    try:
+        return Config(**values)
+    except UserError as error:
+        raise UserError(f"{run / CONFIG}: {error}") from error
+
+
+def check_memory(memory_mib: int | None) -> None:
+    """Refuse what is no number of MiB.
+
+    Raises
+    ------
+    UserError
+        It is less than 1.
+    """
+    if memory_mib is not None and memory_mib < 1:
+        raise UserError(f"memory_mib: at least 1 is needed, got {memory_mib}")
 
 
 def load(
@@ -66,8 +100,7 @@ def load(
     run = Path(run)
     if precision not in PRECISIONS:
         raise UserError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")
-    if memory_mib is not None and memory_mib < 1:
-        raise UserError(f"memory_mib: at least 1 is needed, got {memory_mib}")
+    check_memory(memory_mib)
     chosen = pick_device(device)
     if not run.is_dir():
         what = "is a file" if run.exists() else "no such folder"
@@ -75,18 +108,14 @@ def load(
     if not (run / MODEL).is_file():
         hint = (
             "training is unfinished: go on with glance-fast train --resume"
-            if (run / CHECKPOINT).is_dir()
+            if is_unfinished(run)
             else "not a run folder of glance-fast train"
         )
         raise UserError(f"{run}: no {MODEL} in it; {hint}")
     for name in (CONFIG, CALIBRATION):
         if not (run / name).is_file():
             raise UserError(f"{run / name}: missing; the run folder is incomplete, train again")
-    values = load_config(run / CONFIG)
-    try:
-        config = Config(**values)
-    except UserError as error:
-        raise UserError(f"{run / CONFIG}: {error}") from error
+    config = settings_of(run)
     try:
         text = (run / CALIBRATION).read_text(encoding="utf-8", errors="replace")
     except OSError as error:

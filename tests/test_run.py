@@ -72,6 +72,9 @@ def test_places_that_are_no_run_folder(tmp_path):
     with pytest.raises(UserError, match="file: is a file; a run folder is what"):
         load(tmp_path / "file")
     (tmp_path / "checkpoint").mkdir()
+    with pytest.raises(UserError, match=r"no model\.safetensors in it; not a run folder"):
+        load(tmp_path)
+    (tmp_path / "checkpoint/images.json").touch()
     with pytest.raises(UserError, match="training is unfinished: go on with glance-fast train --resume"):
         load(tmp_path)
 

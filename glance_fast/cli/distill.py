@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from glance_fast.cli.console import console, tell
+from glance_fast.cli.group import RESUMABLE
 from glance_fast.cli.options import Device, Overwrite, Quiet, Resume
 from glance_fast.errors import UserError
 from glance_fast.jobs.output import one_of
@@ -24,6 +25,7 @@ class StudentKind(StrEnum):
 
 
 def distill(
+    ctx: typer.Context,
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of photographs of anything.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write (.safetensors).")],
     teacher_weights: Annotated[
@@ -66,6 +68,7 @@ def distill(
 
     one_of(resume, overwrite)
     work = out.with_name(out.name + ".checkpoint") if out.name else out
+    ctx.meta[RESUMABLE] = work.exists
     if out.is_dir():
         raise UserError(f"{out}: is a folder; --out names a file, such as {out / 'local-32.safetensors'}")
     if out.exists() and not overwrite:

@@ -14,10 +14,16 @@ from glance_fast.errors import UserError, elsewhere
 from glance_fast.jobs.ranks import AnotherFailed, this_process
 
 FAILED, SOME_IMAGES_FAILED, STOPPED = 1, 3, 130
-# Commands that go on where they were stopped.
-RESUMABLE = ("train", "score-dir", "distill")
-# Commands that only score.
-SCORING = ("score-dir", "calibrate", "evaluate", "bench")
+# What takes less memory, by command; the others have no setting for it.
+SMALLER = {
+    **dict.fromkeys(("score-dir", "calibrate", "evaluate", "bench"), "use a smaller --memory-mib"),
+    "train": "use a smaller image_size, batch or cache_mib",
+}
+# Commands that leave something that only --overwrite replaces, and that none goes on with.
+REPLACING = ("evaluate", "demo")
+# In the ``meta`` of a command's context: a function that says, once the command has stopped, whether there is
+# something for --resume.
+RESUMABLE = "glance_fast.resumable"
 
 
 class Commands(TyperGroup):
@@ -29,9 +35,9 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except UserError as error:
             said = as_flags(str(error), self.get_command(ctx, ctx.invoked_subcommand or ""))
-            line = f"{said}{after_full_disk(error.__cause__, ctx.invoked_subcommand)}"
+            line = f"{said}{after_full_disk(error.__cause__, ctx)}"
         except KeyboardInterrupt:
-            goes_on = ctx.invoked_subcommand in RESUMABLE
+            goes_on = ctx.meta.get(RESUMABLE, bool)()
             if this_process().rank == 0:  # torchrun stops them all
                 complain(
                     "glance-fast: stopped" + ("; the same command with --resume goes on" if goes_on else "")
@@ -45,7 +51,7 @@ class Commands(TyperGroup):
             raise  # the reader of our output has gone: Typer ends quietly
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            advice = elsewhere(error) + after_full_disk(error, ctx.invoked_subcommand)
+            advice = elsewhere(error) + after_full_disk(error, ctx)
             line = f"{where}{error.strerror or error}{advice}"
         except RuntimeError as error:
             # PyTorch's own errors for it are no MemoryError, on the CPU not even a class of their own.
@@ -58,15 +64,15 @@ class Commands(TyperGroup):
 
 def after_full_memory(command: str | None) -> str:
     """That memory is full, and what to do."""
-    smaller = "--memory-mib" if command in SCORING else "image_size, batch or cache_mib"
-    return f"out of memory; use a smaller {smaller}"
+    advice = SMALLER.get(command or "", "end other programs that use it, or choose another --device")
+    return f"out of memory; {advice}"
 
 
-def after_full_disk(cause: BaseException | None, command: str | None) -> str:
+def after_full_disk(cause: BaseException | None, ctx: Any) -> str:
     """What to do after an error, if a full disk caused it."""
     if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ""
     again = "; make room there, then the same command"
-    if command == "calibrate":
-        return f"{again} again"
-    return f"{again} with " + ("--resume goes on" if command in RESUMABLE else "--overwrite begins anew")
+    if ctx.meta.get(RESUMABLE, bool)():
+        return f"{again} with --resume goes on"
+    return again + (" with --overwrite begins anew" if ctx.invoked_subcommand in REPLACING else " again")

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from glance_fast.cli.console import complain, console, count, say, tell, tell_json
-from glance_fast.cli.group import SOME_IMAGES_FAILED
+from glance_fast.cli.group import RESUMABLE, SOME_IMAGES_FAILED
 from glance_fast.cli.options import (
     Device,
     Engine,
@@ -29,6 +29,7 @@ from glance_fast.jobs.ranks import this_process
 
 
 def score_dir(
+    ctx: typer.Context,
     run: Run,
     images: Annotated[
         Path, typer.Argument(metavar="IMAGES", help="Folder of photographs, searched with its subfolders.")
@@ -74,9 +75,11 @@ def score_dir(
     [dim]glance-fast score-dir run photos/new --out scores --overlays[/dim]
     """
     from glance_fast.device import use_threads
-    from glance_fast.jobs.folder import score_folder
+    from glance_fast.jobs.folder import is_begun, score_folder
+    from glance_fast.jobs.shards import WHOLE, parse_shard
     from glance_fast.progress import Reporter
 
+    ctx.meta[RESUMABLE] = lambda: is_begun(out, parse_shard(shard) if shard else WHOLE)
     use_threads(threads)
     with Reporter(console if this_process().rank == 0 else Console(quiet=True)) as reporter:
         found = score_folder(

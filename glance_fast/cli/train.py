@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,8 @@ from typing import Annotated
 import typer
 
 from glance_fast.cli.console import console, tell
+from glance_fast.cli.group import RESUMABLE
 from glance_fast.cli.options import Device, Overwrite, Quiet, Resume, Threads, parse_setting
-from glance_fast.errors import UserError
 from glance_fast.jobs.output import one_of
 
 
@@ -24,6 +25,7 @@ class Preset(StrEnum):
 
 
 def train(
+    ctx: typer.Context,
     data: Annotated[
         Path,
         typer.Argument(
@@ -98,31 +100,19 @@ def train(
     """
     from glance_fast.config import PRESETS, Config, checked_names, load_config
     from glance_fast.device import use_threads
-    from glance_fast.jobs.train import is_unfinished, train_folder
+    from glance_fast.jobs.train import settings_of_unfinished, train_folder
     from glance_fast.progress import Reporter
-    from glance_fast.run import CONFIG, MODEL
+    from glance_fast.run import is_unfinished
 
     use_threads(threads)
+    ctx.meta[RESUMABLE] = lambda: is_unfinished(out)
     one_of(resume, overwrite)
-    begun = is_unfinished(out)
-    if resume and (out / MODEL).exists():
-        raise UserError(f"{out}: this training is finished; --overwrite trains anew")
-    if resume and not begun:
-        raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
-    if begun and not (resume or overwrite):
-        raise UserError(
-            f"{out}: an unfinished training is there; --resume goes on with it, --overwrite begins anew"
-        )
-    before = load_config(out / CONFIG) if resume else {}
+    before = asdict(settings_of_unfinished(out)) if resume else {}
     given = dict(PRESETS[preset]) if preset else {}
     given |= load_config(config) if config else {}
     given |= checked_names(dict(parse_setting(text) for text in settings or []), "--set")
     given |= {k: v for k, v in (("seed", seed), ("steps", steps)) if v is not None}
     resolved = Config(**(before | given))
-    if resume and resolved != Config(**before):
-        raise UserError(
-            f"{out}: --resume goes on with the settings in config.toml; --overwrite begins with others"
-        )
     wanted = given.get("image_size", resolved.image_size)
     started = time.monotonic()
     with Reporter(console) as reporter:

@@ -129,7 +129,7 @@ def score_folder(
                 assert done is not None  # or the folder would have been refused
                 return Scored(WHOLE.table(out), part, True, True, done)
             ours = ("scores.csv", "run.json", "maps", "overlays", *parts)
-            if resume and not any((out / name).is_file() for name in ("scores.csv", "run.json", *parts)):
+            if resume and not is_begun(out):
                 raise UserError(f"{out}: nothing to resume there; leave `resume` away to begin")
             model = _model(run, here, device, memory_mib)
             # Before what an earlier one wrote is replaced.
@@ -155,6 +155,12 @@ def score_folder(
         raise UserError(f"{out}: not what the other processes wrote to; `out` must be on a disk that all see")
     table = WHOLE.table(out) if whole else part.table(out)
     return Scored(table, part, whole is not None, False, whole or summary)
+
+
+def is_begun(out: Path, part: Shard = WHOLE) -> bool:
+    """Whether there is something to resume: of a shard or, without one, of any."""
+    parts = parts_in(out) if part == WHOLE else [part]
+    return any(path.is_file() for path in files_of(out, [WHOLE, *parts]))
 
 
 def _model(run: str | Path | Glance, here: Ranks, device: str, memory_mib: int | None) -> Glance:

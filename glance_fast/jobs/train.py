@@ -12,17 +12,17 @@ import torch
 from rich.console import Console
 
 from glance_fast.config import Config
-from glance_fast.data.files import write_text
 from glance_fast.data.folders import normal_images
 from glance_fast.device import pick_device
 from glance_fast.errors import UserError
-from glance_fast.jobs.output import apart, output
+from glance_fast.jobs.output import apart, one_of, output
 from glance_fast.model import Glance
 from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import load_teacher
 from glance_fast.progress import Reporter, Steps
-from glance_fast.run import CALIBRATION, CHECKPOINT, CONFIG, LOG, MODEL
+from glance_fast.run import CALIBRATION, CHECKPOINT, CONFIG, LOG, MODEL, is_unfinished, settings_of
 from glance_fast.training import fit as training
+from glance_fast.training.loop import begun_with
 
 OURS = (MODEL, CONFIG, CALIBRATION, LOG, CHECKPOINT)
 
@@ -42,8 +42,8 @@ class Event:
     total : int or None
         How many there are, where that is known.
     figures : dict of str to float
-        Of a step: the row of ``log.csv`` so far, such as ``loss``, ``images_per_second`` and, of the last
-        step, ``r2``.
+        Of a step: the row of ``log.csv`` so far, such as ``loss``, ``images_per_second`` and, about ten times
+        a stage, ``r2``.
     """
 
     kind: str
@@ -119,9 +119,9 @@ def fit(
     Raises
     ------
     UserError
-        ``images`` holds too few that can be read; ``out`` holds a finished model, or was begun with other
-        images or settings; a net is none, or for a patch size that the model does not have; the device is not
-        available; or memory or the disk does not suffice.
+        ``images`` holds too few that can be read; ``out`` holds a finished model or something else, or was
+        begun with other images, settings or nets; a net is none, or for a patch size that the model does not
+        have; the device is not available; or memory or the disk does not suffice.
 
     Examples
     --------
@@ -148,10 +148,19 @@ def fit(
         )
 
 
-def is_unfinished(run: Path) -> bool:
-    """Whether a training was broken off there."""
-    # Until the model is written, config.toml is what tells of a training.
-    return (run / CONFIG).is_file() and not (run / MODEL).exists()
+def settings_of_unfinished(out: Path) -> Config:
+    """Settings of the training that is to be gone on with.
+
+    Raises
+    ------
+    UserError
+        There is none, or its settings cannot be read.
+    """
+    if (out / MODEL).exists():
+        raise UserError(f"{out}: this training is finished; `overwrite=True` trains anew")
+    if not is_unfinished(out):
+        raise UserError(f"{out}: nothing to resume there; leave `resume` away to begin")
+    return settings_of(out)
 
 
 def train_folder(
@@ -190,6 +199,14 @@ def train_folder(
     UserError
         As for ``fit``; or ``out`` holds something, and is neither to be gone on with nor to be replaced.
     """
+    one_of(resume, overwrite)
+    if resume and settings_of_unfinished(out) != config:
+        raise begun_with("other settings, those in config.toml", out)
+    if is_unfinished(out) and not (resume or overwrite):
+        raise UserError(
+            f"{out}: an unfinished training is there; `resume=True` goes on with it, `overwrite=True` begins "
+            "anew"
+        )
     chosen = pick_device(device)
     teacher = load_teacher(Path(teacher_weights)) if teacher_weights else None
     nets = [Path(path) for path in local_nets]
@@ -207,22 +224,15 @@ def train_folder(
     if len(paths) < least:
         number = f"{len(paths)} image{'' if len(paths) == 1 else 's'}"
         raise UserError(f"{source}{number}; at least {least} are needed to train")
+    training.untrained(config, len(paths), chosen, memory_mib)
     with output(out, OURS, overwrite, resume):
-        if not resume:
-            write_text(out / CONFIG, config.to_toml())
-        try:
-            return training.fit(
-                paths,
-                out,
-                config,
-                reporter=reporter,
-                device=chosen,
-                local_nets=nets,
-                teacher=teacher,
-                memory_mib=memory_mib,
-            )
-        except UserError:
-            if not (out / CHECKPOINT).is_dir():
-                # Nothing was begun: the same call, with better images, needs no overwrite.
-                (out / CONFIG).unlink(missing_ok=True)
-            raise
+        return training.fit(
+            paths,
+            out,
+            config,
+            reporter=reporter,
+            device=chosen,
+            local_nets=nets,
+            teacher=teacher,
+            memory_mib=memory_mib,
+        )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache as cache_result
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.student import BATCH, Student
 from glance_fast.nets.teacher import Teacher
 from glance_fast.progress import Reporter
-from glance_fast.training.loop import Log, Stage, run_stage
+from glance_fast.training.loop import Log, Stage, digest_of_images, digest_of_net, remember, run_stage
 from glance_fast.training.pretrain import global_start_stage
 from glance_fast.training.sampling import augment, draw_indices, step_generator
 from glance_fast.training.symmetry import Symmetry, vary
@@ -40,6 +40,15 @@ LAMBDA_K, LAMBDA_C = 1.0, 1.0
 WEIGHT_DECAY = 1e-4
 # The stem comes from the teacher and moves slowly.
 STEM_RATE = 0.1
+# What a distillation must be gone on with, as messages call it.
+BEGUN = "begun.json"
+NAMES = {
+    "student": "another student",
+    "images": "other photographs",
+    "teacher": "another teacher",
+    "steps": "another number of steps",
+    "seed": "another seed",
+}
 # Of augmentation: pixels, and share.
 SHIFT, BRIGHTNESS = 16, 0.2
 
@@ -144,17 +153,19 @@ def distill_local(
     Raises
     ------
     UserError
-        Fewer than 16 photographs can be read, the device is not available, or something cannot be written.
+        Fewer than 16 photographs can be read, what ``work`` holds was begun with something else, the device
+        is not available, or something cannot be written.
     """
     device = pick_device(device)
-    with _open(paths, seed, reporter) as photographs:
+    name = f"local-{patch}"
+    given = {"student": name, "teacher": digest_of_net(teacher), "steps": steps, "seed": seed}
+    with _open(paths, work, given, reporter) as photographs:
         student = Student(patch)
         student.local.start_from(teacher)
         student, teacher = student.to(device), teacher.to(device)
         sample = torch.from_numpy(photographs.cache.batch(photographs.train[:SAMPLE]))
         student.measure_teacher(teacher, sample)
         bf16 = has_bf16(device)
-        name = f"local-{patch}"
         stage = local_stage(name, student, teacher, photographs, steps=steps, seed=seed, bf16=bf16)
         loss = _train(stage, work, reporter)
         student.whiten(sample)
@@ -180,7 +191,8 @@ def distill_global_start(
     ``distill_local``.
     """
     device = pick_device(device)
-    with _open(paths, seed, reporter) as photographs:
+    given = {"student": "global", "teacher": None, "steps": steps, "seed": seed}
+    with _open(paths, work, given, reporter) as photographs:
         start = GlobalStart(Config(net="pyramid").patches).to(device)
         bf16 = has_bf16(device)
         stage = global_start_stage(start, *photographs, steps=steps, symmetry=MIRRORS, seed=seed, bf16=bf16)
@@ -192,8 +204,10 @@ def distill_global_start(
 
 
 @contextmanager
-def _open(paths: Sequence[Path], seed: int, reporter: Reporter) -> Iterator[Photographs]:
-    """Read photographs, choose those that are held out, and seed what is random."""
+def _open(
+    paths: Sequence[Path], work: Path, given: dict[str, Any], reporter: Reporter
+) -> Iterator[Photographs]:
+    """Read photographs, note what is begun, choose those that are held out, and seed what is random."""
     with reporter.task("reading images", len(paths)) as advance:
         cache = ImageCache(paths, (SIZE, SIZE), progress=advance)
     with cache:
@@ -201,9 +215,10 @@ def _open(paths: Sequence[Path], seed: int, reporter: Reporter) -> Iterator[Phot
             reporter.say(f"left out: {error}")
         if len(cache) < LEAST_IMAGES:
             raise UserError(f"{len(cache)} usable photographs: at least {LEAST_IMAGES} are needed to distill")
-        order = np.random.default_rng(seed).permutation(len(cache))
+        remember(work / BEGUN, {**given, "images": digest_of_images(cache)}, NAMES, work)
+        order = np.random.default_rng(given["seed"]).permutation(len(cache))
         count = min(MOST_HELD_OUT, len(cache) // 8)
-        torch.manual_seed(seed)
+        torch.manual_seed(given["seed"])
         yield Photographs(cache, np.sort(order[count:]), np.sort(order[:count]))
 
 

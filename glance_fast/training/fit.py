@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,16 +24,24 @@ from glance_fast.nets.masked import MaskedNet
 from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher
 from glance_fast.progress import Reporter
-from glance_fast.run import CHECKPOINT, LOG, save_model
+from glance_fast.run import BEGUN, CHECKPOINT, CONFIG, LOG, check_memory, save_model
 from glance_fast.training.calibrate import MOST_IMAGES, calibrate, room
 from glance_fast.training.finetune import MOST, Targets, finetune_stage, whiten
-from glance_fast.training.loop import Log, run_stage
+from glance_fast.training.loop import Log, digest_of_images, digest_of_net, remember, run_stage
 from glance_fast.training.masked import global_stage
 from glance_fast.training.surround import features_of, surround_stage
 from glance_fast.training.symmetry import Symmetry, find_symmetry
 from glance_fast.training.variants import Variants, make_variants, number_of_variants
 
 LEAST_IMAGES = 8
+# What a training must be gone on with, as messages call it.
+NAMES = {
+    "images": "other images",
+    "sha256": "other images",
+    "config": "other settings",
+    "local_nets": "other Local-Nets",
+    "teacher": "another teacher",
+}
 # Images from which the symmetry of the category is found.
 SYMMETRY_IMAGES = 100
 
@@ -83,15 +89,13 @@ def fit(
     Raises
     ------
     UserError
-        Too few images can be read, images of this size take more than ``memory_mib``, a checkpoint does not
-        fit, the device is not available, or the disk is full.
+        Too few images can be read, images of this size take more than ``memory_mib``, the training in ``run``
+        was begun with other images, settings or nets, a checkpoint does not fit, the device is not available,
+        or the disk is full.
     """
     device = pick_device(device)
     bf16 = has_bf16(device)
-    model = Glance(config, config.seed).to(device)
-    model.memory_mib = memory_mib
-    # What could not be calibrated is refused before hours of training.
-    room(model, len(paths))
+    model = untrained(config, len(paths), device, memory_mib)
     with reporter.task("reading images", len(paths)) as advance:
         cache = ImageCache(paths, config.image_size, config.cache_mib << 20, progress=advance)
     with cache:
@@ -106,10 +110,10 @@ def fit(
             f"{'bfloat16' if bf16 else 'float32'} on {device}"
         )
         checkpoints = run / CHECKPOINT
-        _remember_images(checkpoints / "images.json", cache, config)
+        own = {student.local.patch: student for student in map(Student.load, local_nets)}
+        _remember(run, cache, config, own, teacher)
         log = Log(run / LOG)
-        students = {p: builtin_local_net(p) for p in config.patches}
-        students |= {s.local.patch: s for s in map(Student.load, local_nets)}
+        students = {p: own.get(p) or builtin_local_net(p) for p in config.patches}
         locals_ = {patch: student.local.to(device) for patch, student in students.items()}
         symmetry = _symmetry(config, locals_[config.patches[0]], cache, train, held_out, reporter)
 
@@ -179,6 +183,32 @@ def fit(
     return model
 
 
+def untrained(config: Config, images: int, device: torch.device, memory_mib: int | None = None) -> Glance:
+    """A model to train, if memory holds what its calibration takes.
+
+    Parameters
+    ----------
+    config : Config
+        Settings; the seed is that of its weights.
+    images : int
+        How many it is to be trained on.
+    device : torch.device
+        Where it is to be.
+    memory_mib : int, optional
+        That calibration may take beside it, as for ``load``.
+
+    Raises
+    ------
+    UserError
+        Memory does not suffice, which is better known before hours of training than after.
+    """
+    check_memory(memory_mib)
+    model = Glance(config, config.seed).to(device)
+    model.memory_mib = memory_mib
+    room(model, images)
+    return model
+
+
 def split(count: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images to train on and of those held out, drawn by the seed."""
     order = np.random.default_rng(config.seed).permutation(count)
@@ -204,20 +234,19 @@ def _symmetry(
     return symmetry
 
 
-def _remember_images(path: Path, cache: ImageCache, config: Config) -> None:
-    """Refuse to resume on other images than the run was begun with."""
-    digest = hashlib.sha256()
-    for file, start in zip(cache.paths, range(len(cache)), strict=True):
-        digest.update(file.name.encode("utf-8", "surrogateescape"))
-        digest.update(cache.batch([start]).tobytes())
-    found = {"images": len(cache), "sha256": digest.hexdigest(), "config": config.to_toml()}
-    if not path.is_file():
-        write_text(path, json.dumps(found, indent=2) + "\n")
-        return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged; `overwrite=True` begins anew") from error
-    if before != found:
-        what = "settings" if before.get("sha256") == found["sha256"] else "images"
-        raise UserError(f"{path.parent.parent}: was begun with other {what}; `overwrite=True` begins anew")
+def _remember(
+    run: Path, cache: ImageCache, config: Config, own: dict[int, Student], teacher: Teacher | None
+) -> None:
+    """Write what the training is begun with, or refuse to resume with anything else."""
+    if not (run / BEGUN).is_file():
+        # One that was stopped earlier than here left no more than this file, and is not gone on with.
+        write_text(run / CONFIG, config.to_toml())
+    given = {
+        "images": len(cache),
+        "sha256": digest_of_images(cache),
+        "config": config.to_toml(),
+        # None: built-in ones.
+        "local_nets": {str(patch): digest_of_net(net.local) for patch, net in own.items()} or None,
+        "teacher": digest_of_net(teacher) if teacher else None,
+    }
+    remember(run / BEGUN, given, NAMES, run)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import math
 import signal
 import threading
@@ -12,10 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from glance_fast.data.cache import ImageCache
 from glance_fast.data.files import read_tensors, write_tensors, write_text
 from glance_fast.errors import UserError
 
@@ -111,6 +115,60 @@ def _of_this_version(row: dict[str, str]) -> dict[str, str]:
 
 def _format(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def remember(path: Path, given: dict[str, Any], names: dict[str, str], place: Path) -> None:
+    """Keep what a training is begun with, and refuse to go on with anything else.
+
+    Parameters
+    ----------
+    path : Path
+        JSON file beside the checkpoints; written where there is none yet.
+    given : dict
+        What the result depends on, as JSON has it. What a file of an earlier version lacks counts as None.
+    names : dict of str
+        What people call another value of each entry of ``given``.
+    place : Path
+        Where people find the training.
+
+    Raises
+    ------
+    UserError
+        The training was begun with something else, the file is damaged, or it cannot be written.
+    """
+    if not path.is_file():
+        write_text(path, json.dumps(given, indent=2) + "\n")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in given if before.get(key) != given[key]]
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged; `overwrite=True` begins anew") from error
+    if changed:
+        raise begun_with(names[changed[0]], place)
+
+
+def begun_with(what: str, place: Path) -> UserError:
+    """What to raise where the training at ``place`` was begun with something else than is given now."""
+    return UserError(f"{place}: was begun with {what}; give the same, or `overwrite=True` begins anew")
+
+
+def digest_of_images(cache: ImageCache) -> str:
+    """Of the names of images and of their pixels."""
+    digest = hashlib.sha256()
+    for index, path in enumerate(cache.paths):
+        digest.update(path.name.encode("utf-8", "surrogateescape"))
+        digest.update(cache.batch([index]).tobytes())
+    return digest.hexdigest()
+
+
+def digest_of_net(net: nn.Module) -> str:
+    """Of the weights of a net."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def one_cycle(step: int, steps: int) -> float:

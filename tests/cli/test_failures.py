@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands import one_line, score_dir
 
-from glance_fast import UserError
+from glance_fast import Config, UserError
 from glance_fast.jobs.table import Summary
 
 COMMANDS = ("train", "score-dir", "calibrate", "evaluate", "bench", "distill", "demo")
@@ -40,7 +40,7 @@ def full_disk(*arguments, **more):
             OSError(errno.EROFS, "Read-only file system", "disk/file"),
             "disk/file: Read-only file system; choose another folder",
         ),
-        (FULL, "disk/file: No space left on device; make room there, then the same command with --resume"),
+        (FULL, "disk/file: No space left on device; make room there, then the same command again"),
         (UserError("model: is odd"), "model: is odd"),
     ],
     ids=["memory", "CUDA memory", "CPU memory", "permission", "read-only", "full disk", "user"],
@@ -62,15 +62,37 @@ def test_a_mistake_of_ours_is_not_hidden(cli, run_folder, photos, tmp_path, monk
         score_dir(cli, run_folder, photos, tmp_path / "out")
 
 
+def begin_training(out):
+    (out / "checkpoint").mkdir(parents=True)
+    (out / "checkpoint/images.json").touch()
+    (out / "config.toml").write_text(Config().to_toml())
+
+
+def test_advice_after_a_full_memory_fits_the_command(cli, parts, photos, tmp_path, monkeypatch):
+    def fail(*arguments, **more):
+        raise MemoryError
+
+    monkeypatch.setattr("glance_fast.training.fit.fit", fail)
+    monkeypatch.setattr("glance_fast.training.distill.distill_local", fail)
+    monkeypatch.setattr("glance_fast.jobs.demo.run_demo", fail)
+    line = one_line(cli("train", parts, "--out", tmp_path / "a"))
+    assert line == "out of memory; use a smaller image_size, batch or cache_mib"
+    for command in (("distill", photos, "--out", tmp_path / "b"), ("demo", "--out", tmp_path / "c")):
+        assert one_line(cli(*command)) == (
+            "out of memory; end other programs that use it, or choose another --device"
+        )
+
+
 def test_advice_after_a_full_disk_fits_the_command(cli, run_folder, parts, tmp_path, monkeypatch):
     monkeypatch.setattr("glance_fast.training.fit.fit", full_disk)
     monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", full_disk)
     monkeypatch.setattr("glance_fast.jobs.demo.run_demo", full_disk)
-    told = (
-        "disk/file: cannot be written: No space left on device; make room there, then the same command with"
-    )
-    assert one_line(cli("train", parts, "--out", tmp_path / "a")) == f"{told} --resume goes on"
-    anew = f"{told} --overwrite begins anew"
+    told = "disk/file: cannot be written: No space left on device; make room there, then the same command"
+    assert one_line(cli("train", parts, "--out", tmp_path / "a")) == f"{told} again", "nothing was begun"
+    begin_training(tmp_path / "a")
+    command = ("train", parts, "--out", tmp_path / "a", "--resume")
+    assert one_line(cli(*command)) == f"{told} with --resume goes on"
+    anew = f"{told} with --overwrite begins anew"
     assert one_line(cli("evaluate", run_folder, parts, "--out", tmp_path / "b")) == anew
     assert one_line(cli("demo", "--out", tmp_path / "c")) == anew
 
@@ -81,7 +103,39 @@ def test_ctrl_c_promises_a_resume_only_where_there_is_one(cli, run_folder, parts
 
     monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", stop)
     result = cli("evaluate", run_folder, parts, "--out", tmp_path / "out")
-    assert result == (130, "", "glance-fast: stopped\n")
+    stopped = (130, "", "glance-fast: stopped\n")
+    goes_on = (130, "", "glance-fast: stopped; the same command with --resume goes on\n")
+    assert result == stopped
+    # What is stopped before it has begun has nothing to go on with.
+    monkeypatch.setattr("glance_fast.training.fit.fit", stop)
+    monkeypatch.setattr("glance_fast.training.distill.distill_local", stop)
+    monkeypatch.setattr("glance_fast.jobs.folder.load", stop)
+    for command, out, begin in (
+        (("train", parts), "run", begin_training),
+        (("distill", parts / "train"), "net", lambda out: out.with_name("net.checkpoint").mkdir()),
+        (("score-dir", run_folder, parts), "scores", begin_scoring),
+    ):
+        command = (*command, "--out", tmp_path / out)
+        assert cli(*command) == stopped
+        begin(tmp_path / out)
+        assert cli(*command, "--resume") == goes_on
+
+
+def begin_scoring(out):
+    out.mkdir()
+    (out / "scores.csv").touch()
+
+
+def test_ctrl_c_in_a_shard_promises_what_that_shard_can_do(cli, run_folder, parts, tmp_path, monkeypatch):
+    def stop(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glance_fast.jobs.folder.load", stop)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/scores-1-of-2.csv").touch()
+    command = ("score-dir", run_folder, parts, "--out", tmp_path / "out", "--shard")
+    assert cli(*command, "2/2") == (130, "", "glance-fast: stopped\n")
+    assert cli(*command, "1/2", "--resume")[2].endswith("--resume goes on\n")
 
 
 def test_what_fails_before_it_wrote_leaves_no_folder(cli, run_folder, parts, photos, tmp_path, monkeypatch):
@@ -131,7 +185,7 @@ def test_half_written_files_of_a_killed_process_go(cli, run_folder, parts, photo
     monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", lambda *arguments, **more: {})
     stale = ".tmp-0123456789abcdef"
     for command, begun, inner in (
-        (("train", parts, "--resume"), "config.toml", "checkpoint"),
+        (("train", parts, "--resume"), "checkpoint/images.json", "checkpoint"),
         (("train", parts, "--overwrite"), "config.toml", "checkpoint"),
         (("score-dir", run_folder, photos, "--resume"), "run.json", "maps/deep"),
         (("evaluate", run_folder, parts, "--overwrite"), "metrics.json", "maps/deep"),
@@ -140,6 +194,8 @@ def test_half_written_files_of_a_killed_process_go(cli, run_folder, parts, photo
         for name in (begun, f"{stale}.json", f"{inner}/{stale}.tiff", ".tmp-notes"):
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).touch()
+        if command[0] == "train":
+            (out / "config.toml").write_text(Config().to_toml())
         assert cli(*command, "--out", out)[0] == 0
         left = {p.name for p in out.rglob("*") if p.is_file()}
         assert ".tmp-notes" in left and not any(name.startswith(stale) for name in left)

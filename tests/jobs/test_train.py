@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 import numpy as np
 import pytest
+from commands import never, tree
 
 import glance_fast
 from glance_fast import Config, UserError
 from glance_fast.data.folders import normal_images
-from glance_fast.jobs.train import CallbackReporter
+from glance_fast.jobs.train import CallbackReporter, train_folder
 
 
 @pytest.fixture
@@ -77,9 +79,12 @@ def test_events_tell_what_a_tracker_wants(parts, config):
         ([], {}, "at least 8 are needed to train"),
         ("nowhere", {}, "nowhere"),
         ([], {"device": "tpu"}, "device tpu: no such device"),
+        ("good", {"memory_mib": 0}, "memory_mib: at least 1 is needed, got 0"),
+        ("good", {"memory_mib": -5}, "memory_mib: at least 1 is needed, got -5"),
     ],
 )
-def test_errors_are_one_line(images, more, words, tmp_path, monkeypatch, small):
+def test_errors_are_one_line(images, more, words, parts, tmp_path, monkeypatch, small):
+    (tmp_path / "good").symlink_to(parts / "train/good")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=words) as caught:
         glance_fast.fit(images, Config(**small), **more)
@@ -102,3 +107,78 @@ def test_what_the_caller_prints_in_a_terminal_is_seen(monkeypatch):
         while b"the end" not in seen:
             seen += screen.read(1000)
         assert seen.split() == b"out of the callback a warning the end".split()
+
+
+@pytest.fixture
+def break_off(parts, tmp_path):
+    """Break a training off as soon as an event tells of ``name``; gives its folder."""
+
+    def run(name, config, **more):
+        def listen(event):
+            if event.name == name:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            glance_fast.fit(parts, config, tmp_path / "run", device="cpu", callback=listen, **more)
+        return tmp_path / "run"
+
+    return run
+
+
+@pytest.mark.parametrize("text", ["title = 'mine'\n", Config().to_toml()], ids=["foreign", "of a training"])
+def test_a_folder_with_a_config_of_the_user_is_no_training(parts, config, tmp_path, text):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text(text)
+    (run / "notes.txt").write_text("mine")
+    before = tree(run)
+    with pytest.raises(UserError, match="run: is not empty; "):
+        glance_fast.fit(parts, config, run, device="cpu")
+    with pytest.raises(UserError, match=r"run: holds 'notes.txt', which this command did not write"):
+        glance_fast.fit(parts, config, run, device="cpu", overwrite=True)
+    with pytest.raises(UserError, match="run: nothing to resume there"):
+        train_folder(parts, run, config, resume=True, reporter=None)
+    assert tree(run) == before
+
+
+def test_a_training_is_gone_on_with_by_its_own_settings_alone(parts, config, small, break_off):
+    run = break_off("local-32", config)
+    before = tree(run)
+    with pytest.raises(UserError, match=r"run: was begun with other settings, those in config\.toml; "):
+        glance_fast.fit(parts, Config(**small, seed=1), run, device="cpu")
+    with pytest.raises(UserError, match="run: an unfinished training is there; `resume=True` goes on"):
+        train_folder(parts, run, config, reporter=None)
+    with pytest.raises(UserError, match="exclude each other"):
+        train_folder(parts, run, config, resume=True, overwrite=True, reporter=None)
+    shutil.copy(run / "config.toml", run.parent)
+    with (run / "config.toml").open("a") as file:
+        file.write("colour = 3\n")
+    with pytest.raises(UserError, match=r"config\.toml: no setting 'colour'"):
+        glance_fast.fit(parts, config, run, device="cpu")
+    shutil.copy(run.parent / "config.toml", run)
+    assert tree(run) == before, "what fails takes nothing away"
+
+
+def test_a_training_stopped_before_it_began_stands_in_nobodys_way(parts, config, small, break_off):
+    run = break_off("reading images", config)
+    assert not run.exists()
+    # So may be left where it was killed.
+    run.mkdir()
+    (run / "config.toml").write_text(config.to_toml())
+    other = Config(**small, seed=1)
+    glance_fast.fit(parts, other, run, device="cpu", overwrite=True)
+    assert glance_fast.load(run).config == other
+
+
+def test_what_fits_no_memory_is_refused_before_a_model_is_replaced(parts, run_folder, tmp_path):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    before = tree(run)
+    with pytest.raises(UserError, match="image_size 256x256: scoring takes"):
+        glance_fast.fit(parts, Config(), run, device="cpu", overwrite=True, memory_mib=20)
+    assert tree(run) == before
+
+
+def test_nothing_is_read_for_a_finished_training(parts, config, run_folder, monkeypatch):
+    monkeypatch.setattr("glance_fast.training.fit.fit", never)
+    with pytest.raises(UserError, match="this training is finished; `overwrite=True` trains anew"):
+        train_folder(parts, run_folder, config, resume=True, reporter=None)

@@ -85,6 +85,39 @@ def test_an_interrupted_distillation_resumes_to_the_same_file(photographs, tmp_p
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_a_distillation_goes_on_with_what_it_was_begun_with(photographs, tmp_path, teacher, reporter):
+    class Stop(Exception):
+        pass
+
+    def stop(stage, done):
+        raise Stop
+
+    reporter.step, work, out = stop, tmp_path / "work", tmp_path / "out.safetensors"
+    torch.manual_seed(1)
+    other = Teacher().eval().requires_grad_(False)
+
+    def run(paths=photographs, patch=32, teacher=teacher, steps=3, seed=0):
+        distill_local(paths, out, work, patch, teacher, steps=steps, seed=seed, reporter=reporter)
+
+    with pytest.raises(Stop):
+        run()
+    for change, words in (
+        ({"paths": [*photographs[1:], photographs[1]]}, "other photographs"),
+        ({"patch": 64}, "another student"),
+        ({"teacher": other}, "another teacher"),
+        ({"steps": 4}, "another number of steps"),
+        ({"seed": 1}, "another seed"),
+    ):
+        with pytest.raises(
+            UserError, match=f"work: was begun with {words}; give the same, or `overwrite=True`"
+        ):
+            run(**change)
+    with pytest.raises(UserError, match="another student"):
+        distill_global_start(photographs, out, work, steps=3, seed=0, reporter=reporter)
+    with pytest.raises(Stop):
+        run()
+
+
 def test_too_few_photographs_are_refused(photographs, tmp_path, teacher, reporter):
     with pytest.raises(UserError, match="at least 16"):
         make(photographs[:15], tmp_path, teacher, reporter)

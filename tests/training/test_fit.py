@@ -24,6 +24,7 @@ from glance_fast.errors import UserError
 from glance_fast.model import Glance
 from glance_fast.nets.builtin import builtin_local_net, builtin_teacher, start_global_net
 from glance_fast.nets.preprocess import to_input
+from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher
 from glance_fast.progress import Reporter
 from glance_fast.training import fit as training
@@ -146,6 +147,54 @@ def test_resume_on_other_images_is_refused(parts, tmp_path, small, reporter):
         fit(paths[1:], run, Config(**small), reporter=reporter)
     with pytest.raises(UserError, match="begun with other settings"):
         fit(paths, run, Config(**small, lambda_t=0.5), reporter=reporter)
+
+
+@pytest.mark.parametrize("own", ["local_nets", "teacher"])
+def test_resume_with_other_nets_is_refused(parts, tmp_path, small, reporter, own):
+    class Stop(Exception):
+        pass
+
+    def stop(stage, done):
+        raise Stop
+
+    reporter.step = stop
+    torch.manual_seed(0)
+    Student(32).save(tmp_path / "own.safetensors", {})
+    nets = {"local_nets": [tmp_path / "own.safetensors"], "teacher": Teacher().eval().requires_grad_(False)}
+    words = {"local_nets": "begun with other Local-Nets", "teacher": "begun with another teacher"}[own]
+    paths, given = normal_images(parts), {own: nets[own]}
+    for name, first, then in (("with", given, {}), ("without", {}, given)):
+        with pytest.raises(Stop):
+            fit(paths, tmp_path / name, Config(**small), reporter=reporter, **first)
+        with pytest.raises(UserError, match=f"{name}: was {words}; give the same, or"):
+            fit(paths, tmp_path / name, Config(**small), reporter=reporter, **then)
+        with pytest.raises(Stop):
+            fit(paths, tmp_path / name, Config(**small), reporter=reporter, **first)
+    # An earlier version did not note nets: it may go on with the built-in ones.
+    notes = tmp_path / "without/checkpoint/images.json"
+    before = json.loads(notes.read_text())
+    notes.write_text(json.dumps({name: before[name] for name in ("images", "sha256", "config")}))
+    with pytest.raises(UserError, match=words):
+        fit(paths, tmp_path / "without", Config(**small), reporter=reporter, **given)
+    with pytest.raises(Stop):
+        fit(paths, tmp_path / "without", Config(**small), reporter=reporter)
+
+
+def test_a_training_that_was_not_begun_leaves_no_settings_to_the_next(parts, tmp_path, small, reporter):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text(Config().to_toml())
+
+    class Stop(Exception):
+        pass
+
+    def stop(stage, done):
+        raise Stop
+
+    reporter.step = stop
+    with pytest.raises(Stop):
+        fit(normal_images(parts), run, Config(**small), reporter=reporter)
+    assert (run / "config.toml").read_text() == Config(**small).to_toml()
 
 
 def test_copies_are_made_once_and_only_where_they_are_needed(parts, tmp_path, small, reporter, monkeypatch):

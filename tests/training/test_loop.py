@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from glance_fast.errors import UserError
-from glance_fast.training.loop import Log, Stage, one_cycle, run_stage
+from glance_fast.training.loop import Log, Stage, one_cycle, remember, run_stage
 from glance_fast.training.sampling import step_generator
 
 
@@ -121,6 +121,18 @@ def test_divergence_is_said(tmp_path):
     stage.advice = "do this"
     with pytest.raises(UserError, match=r"diverged at step 0 of toy; do this$"):
         run(stage, tmp_path)
+
+
+def test_what_a_training_is_begun_with_is_kept(tmp_path):
+    path = tmp_path / "work/begun.json"
+    remember(path, {"seed": 1, "teacher": None}, {}, tmp_path)
+    remember(path, {"seed": 1, "teacher": None, "later": None}, {}, tmp_path)
+    with pytest.raises(UserError, match=f"^{tmp_path}: was begun with another seed; give the same, or"):
+        remember(path, {"seed": 2, "teacher": None}, {"seed": "another seed"}, tmp_path)
+    for text in ("{", "[]"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"begun\.json: damaged; `overwrite=True` begins anew"):
+            remember(path, {"seed": 1}, {}, tmp_path)
 
 
 def test_schedule_rises_then_falls_to_nothing():
