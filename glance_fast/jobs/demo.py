@@ -13,6 +13,7 @@ from glance_fast.data.demo import TEXTURES, build_demo
 from glance_fast.data.files import write_text
 from glance_fast.data.folders import normal_images
 from glance_fast.evaluation.evaluate import evaluate
+from glance_fast.evaluation.inputs import find_category
 from glance_fast.evaluation.report import METRICS, IndexRow, mean, write_index
 from glance_fast.progress import Reporter
 from glance_fast.training.fit import fit
@@ -63,16 +64,23 @@ def run_demo(
     -------
     dict
         Metrics by texture, and under "overall" their means; None for what cannot be had of a texture.
+
+    Raises
+    ------
+    UserError
+        There is no test image, or as for ``build_demo``, ``fit`` and ``evaluate``.
     """
     with reporter.task("building the data set", None):
         build_demo(out / "data", size=config.image_size[0], seed=config.seed, **counts)
+    # Without test images it ends here, before any training.
+    categories = {t: find_category(out / "data" / t, out / "results" / t) for t in TEXTURES}
     results: dict[str, dict] = {}
-    for texture in TEXTURES:
+    for texture, category in categories.items():
         reporter.say(f"- {texture} -")
-        data = out / "data" / texture
-        model = fit(normal_images(data), out / "runs" / texture, config, reporter=reporter, device=device)
+        paths = normal_images(category.data)
+        model = fit(paths, out / "runs" / texture, config, reporter=reporter, device=device)
         with reporter.task("evaluating", None) as advance:
-            results[texture] = evaluate(model, data, out / "results" / texture, progress=advance)
+            results[texture] = evaluate(model, category, out / "results" / texture, progress=advance)
     results["overall"] = {name: mean([results[t][name] for t in TEXTURES]) for name in METRICS}
     write_text(out / "metrics.json", json.dumps(results, indent=2) + "\n")
     rows = [IndexRow(t, out / "results" / t / "report.html", results[t]) for t in TEXTURES]

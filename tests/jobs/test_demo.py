@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from glance_fast import Glance
+from glance_fast import Glance, UserError
 from glance_fast.jobs import demo
 from glance_fast.jobs.demo import CONFIG, run_demo
 
@@ -41,3 +41,9 @@ def test_means_that_cannot_be_had_are_none(tmp_path, reporter, monkeypatch, coun
     assert {name for name, value in overall.items() if value is not None} == known
     written = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert written["overall"] == overall and (tmp_path / "report.html").is_file()
+
+
+def test_no_test_images_are_refused_before_anything_is_trained(tmp_path, reporter, monkeypatch):
+    monkeypatch.setattr(demo, "fit", lambda *_, **more: pytest.fail("must not be reached"))
+    with pytest.raises(UserError, match="no folder 'test'"):
+        run_demo(tmp_path, reporter, CONFIG, train=1, good=0, per_defect=0)
