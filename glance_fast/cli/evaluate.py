@@ -60,7 +60,10 @@ def evaluate(
     model = load(run, device, memory_mib=memory)
     # Before what an earlier one wrote is replaced.
     model.check(engine.value, precision.value)
-    model.memory_share("fp32")
+    model.memory_share(precision.value)
+    photographs = None
+    if overwrite:
+        photographs = evaluation.read_photographs(category, model.prepare, model.config.image_size)
     tell_precision(model, precision.value)
     ours = ("metrics.json", "scores.csv", "curves.png", "report.html", "maps")
     with (
@@ -69,7 +72,13 @@ def evaluate(
         reporter.task("evaluating", None) as advance,
     ):
         metrics = evaluation.evaluate(
-            model, category, out, engine=engine.value, precision=precision.value, progress=advance
+            model,
+            category,
+            out,
+            engine=engine.value,
+            precision=precision.value,
+            progress=advance,
+            photographs=photographs,
         )
     if as_json:
         tell_json(metrics)

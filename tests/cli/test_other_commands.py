@@ -1,6 +1,7 @@
 """``glance-fast evaluate``, ``distill`` and ``demo``."""
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -24,6 +25,16 @@ def test_evaluate_with_wrong_folders(cli, run_folder, parts, photos, tmp_path, m
     ):
         assert message in one_line(cli("evaluate", run, data, "--out", out, "--overwrite"))
     assert (out / "metrics.json").exists(), "kept until something better can be made"
+
+
+def test_a_mask_that_cannot_be_read_replaces_no_evaluation(cli, run_folder, parts, tmp_path):
+    data, out = shutil.copytree(parts, tmp_path / "data"), tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.json").write_text("of an earlier one")
+    mask = next((data / "ground_truth").rglob("*.png"))
+    mask.write_text("no image")
+    line = one_line(cli("evaluate", run_folder, data, "--out", out, "--overwrite"))
+    assert mask.name in line and (out / "metrics.json").read_text() == "of an earlier one"
 
 
 def test_evaluate_prints_its_metrics(cli, run_folder, parts, tmp_path, monkeypatch):
