@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numba
 import torch
 
@@ -87,14 +89,15 @@ def use_threads(count: int | None) -> int:
     Parameters
     ----------
     count : int, optional
-        At least 1; what PyTorch has (``OMP_NUM_THREADS``, or the processor's cores) if not given.
+        At least 1; what PyTorch has (``OMP_NUM_THREADS``, or the processor's cores) if not given. More than
+        there are processors are as many as these: hundreds would only wait for each other.
 
     Returns
     -------
     int
         The number.
     """
-    count = count or torch.get_num_threads()
+    count = min(count or torch.get_num_threads(), max(os.cpu_count() or 1, torch.get_num_threads()))
     # Numba takes no more than it found processors when it was imported.
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # there at run time
     # Last: Numba starts its pool here, and with it sets PyTorch's threads to as many as there are processors.

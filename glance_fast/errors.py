@@ -40,6 +40,11 @@ def elsewhere(error: OSError) -> str:
     return ""
 
 
+def on_one_line(text: str) -> str:
+    """Text with control characters escaped: a file's name may hold a line break or a terminal's commands."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def cannot_write(path: str | Path, error: OSError) -> UserError:
     """What to raise, from ``error``, where a file cannot be written."""
     return UserError(f"{path}: cannot be written: {error.strerror or error}{elsewhere(error)}")

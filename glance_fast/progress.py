@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from glance_fast.errors import on_one_line
+
 # Seconds between lines where there is no terminal.
 QUIET = 30.0
 
@@ -63,7 +65,7 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Print one line."""
-        self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.console.print(on_one_line(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int | None) -> Iterator[Callable[..., None]]:

@@ -10,7 +10,7 @@ import torch
 
 import glance_fast
 from glance_fast import UserError
-from glance_fast.device import device_of_process, pick_device
+from glance_fast.device import device_of_process, pick_device, use_threads
 from glance_fast.jobs.demo import run_demo
 from glance_fast.jobs.folder import score_folder
 from glance_fast.jobs.recalibrate import calibrate_run
@@ -137,3 +137,12 @@ def test_pytorch_and_numba_keep_to_one_number_of_threads(asked, variable, expect
         timeout=200,
     )
     assert done.stdout.split() == [str(expected)] * 5, done.stderr
+
+
+def test_threads_are_no_more_than_processors(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr("numba.set_num_threads", lambda count: None)
+    assert [use_threads(count) for count in (1000, 3, None)] == told == [4, 3, 1]

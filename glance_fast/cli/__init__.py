@@ -30,7 +30,7 @@ where others differ.
 
 [dim]glance-fast train photos/good --out run
 glance-fast score-dir run photos/new --out scores --overlays[/dim]""",
-    epilog="Exit codes: 0 done; 1 failed, and the last line says why; 2 wrong arguments; "
+    epilog="Exit codes: 0 done; 1 failed, and the last line says why; 2 wrong use of options; "
     "3 some images could not be scored; 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

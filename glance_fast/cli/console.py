@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from glance_fast.errors import on_one_line
+
 if TYPE_CHECKING:
     from glance_fast.model import Glance
 
@@ -33,12 +35,12 @@ def count(number: int, noun: str) -> str:
 def say(line: str) -> None:
     """A remark."""
     # Not print: a path may look like markup or like an emoji.
-    console.out(line, highlight=False)
+    console.out(on_one_line(line), highlight=False)
 
 
 def complain(line: str) -> None:
     """An error."""
-    error_console.out(line, highlight=False)
+    error_console.out(on_one_line(line), highlight=False)
 
 
 def tell(line: str) -> None:

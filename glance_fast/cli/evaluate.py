@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from glance_fast.cli.console import console, print_metrics, tell, tell_json, tell_precision
+from glance_fast.cli.console import console, print_metrics, say, tell, tell_json, tell_precision
 from glance_fast.cli.options import (
     Device,
     Engine,
@@ -83,5 +83,7 @@ def evaluate(
     if as_json:
         tell_json(metrics)
     else:
-        print_metrics({data.resolve().name: metrics})
+        print_metrics({category.name: metrics})
+        for note in metrics["notes"]:
+            say(note)
         tell(f"report: {out / 'report.html'}")

@@ -139,6 +139,11 @@ def read_tensors(path: str | Path, hint: str) -> tuple[dict[str, Tensor], dict[s
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; {hint}")
     try:
+        with Path(path).open("rb"):
+            pass  # safetensors says of a file that may not be read that it is not there
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
         tensors = load_file(path)
         notes = read_notes(path)
     except (SafetensorError, OSError) as error:

@@ -154,6 +154,9 @@ def draw_outline(
     line = find_boundaries(region, connectivity=2, mode="outer")
     line = ndimage.binary_dilation(line, iterations=width - 1) if width > 1 else line
     line &= ~region
+    if region.all():
+        # There is no outside: along the picture's border.
+        line[:width] = line[-width:] = line[:, :width] = line[:, -width:] = True
     rim = ndimage.binary_dilation(line, iterations=width) & ~line & ~region
     picture[rim] //= 2
     picture[line] = colour

@@ -137,6 +137,11 @@ def score_folder(
             model.memory_share("fp32")
             if precision not in ("auto", model.chosen_precision(precision)):
                 reporter.say(NO_BF16)
+            if is_begun(out) and not (resume or overwrite or shared):
+                raise UserError(
+                    f"{out}: is not empty; `resume=True` goes on with the scoring there, `overwrite=True` "
+                    "replaces it, or choose another `out`"
+                )
             folder.enter_context(output(out, ours, overwrite, resume, shared))
             if resume and here.count > 1:
                 deal_directory(model, images, out, here.count, **how)

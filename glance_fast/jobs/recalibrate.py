@@ -98,8 +98,9 @@ def _calibrate_on(model: Glance, good: Path, paths: list[Path], reporter: Report
     with cache:
         for error in cache.errors:
             reporter.say(f"left out: {error}")
-        new = _unseen(model, cache)
-        seen = len(cache) - len(new)
+        new, seen = _unseen(model, cache)
+        if copies := len(cache) - len(new) - seen:
+            reporter.say(f"left out: {copies} {_photographs(copies)} with the same pixels as another")
         # Of as many as training takes: the moments of fewer say little.
         if len(new) < LEAST_IMAGES:
             reason = f" ({seen} more were trained on)" if seen else ""
@@ -121,16 +122,24 @@ def _calibrate_on(model: Glance, good: Path, paths: list[Path], reporter: Report
             recalibrate(model, cache, new, advance)
 
 
-def _unseen(model: Glance, cache: ImageCache) -> np.ndarray:
-    """Indices of the images that the model was not trained on, known by their pixels."""
+def _unseen(model: Glance, cache: ImageCache) -> tuple[np.ndarray, int]:
+    """Indices of the images that are new to the model, each once, and how many it was trained on.
+
+    Images are known by their pixels.
+    """
     trained_on = set(model.calibration.trained_on)
-    unseen = []
+    unseen: dict[str, int] = {}
+    seen = 0
     together = model.at_once()
     for start in range(0, len(cache), together):
         indices = range(start, min(start + together, len(cache)))
         images = cache.batch(indices)
-        unseen += [i for i, image in zip(indices, images, strict=True) if digest(image) not in trained_on]
-    return np.array(unseen, dtype=np.intp)
+        for index, image in zip(indices, images, strict=True):
+            name = digest(image)
+            seen += name in trained_on
+            if name not in trained_on:
+                unseen.setdefault(name, index)
+    return np.array(list(unseen.values()), dtype=np.intp), seen
 
 
 def _photographs(count: int) -> str:

@@ -17,7 +17,7 @@ from glance_fast.model import Glance
 
 # What scores in one table must share, and how a difference is told.
 SAME = {
-    "model": "another model; give the same run",
+    "model": "another model, or before it was calibrated anew; give the same run",
     "images": "another folder of images; give the same",
     "engine": "another `engine`; give the same",
     "precision": "another `precision`; give the same",

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from glance_fast.config import Config
+from glance_fast.data.cache import ImageCache
 from glance_fast.data.folders import normal_images
 from glance_fast.device import pick_device
 from glance_fast.errors import UserError
@@ -209,6 +210,8 @@ def train_folder(
         )
     chosen = pick_device(device)
     teacher = load_teacher(Path(teacher_weights)) if teacher_weights else None
+    if isinstance(local_nets, (str, Path)):
+        local_nets = [local_nets]
     nets = [Path(path) for path in local_nets]
     for path in nets:
         patch = Student.load(path).local.patch
@@ -225,6 +228,13 @@ def train_folder(
         number = f"{len(paths)} image{'' if len(paths) == 1 else 's'}"
         raise UserError(f"{source}{number}; at least {least} are needed to train")
     training.untrained(config, len(paths), chosen, memory_mib)
+    if overwrite:
+        # Read twice, so that an old model is not lost to photographs that cannot be read.
+        with ImageCache(paths, config.image_size, memory_limit=0) as readable:
+            if len(readable) < least:
+                raise UserError(
+                    f"{source}{len(readable)} usable images; at least {least} are needed to train"
+                )
     with output(out, OURS, overwrite, resume):
         return training.fit(
             paths,

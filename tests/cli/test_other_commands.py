@@ -27,6 +27,16 @@ def test_evaluate_with_wrong_folders(cli, run_folder, parts, photos, tmp_path, m
     assert (out / "metrics.json").exists(), "kept until something better can be made"
 
 
+def test_evaluate_tells_what_could_not_be_had_and_on_one_line(cli, run_folder, parts, tmp_path):
+    data = tmp_path / "da\nta"
+    shutil.copytree(parts / "test/good", data / "test/good")
+    code, _, err = cli("evaluate", run_folder, data, "--out", tmp_path / "out")
+    assert code == 0 and "No defective images" in err
+    (data / "test/good/bad.png").write_text("no image")
+    line = one_line(cli("evaluate", run_folder, data, "--out", tmp_path / "other"))
+    assert r"da\nta/test/good/bad.png" in line
+
+
 def test_a_mask_that_cannot_be_read_replaces_no_evaluation(cli, run_folder, parts, tmp_path):
     data, out = shutil.copytree(parts, tmp_path / "data"), tmp_path / "out"
     out.mkdir()
@@ -38,7 +48,7 @@ def test_a_mask_that_cannot_be_read_replaces_no_evaluation(cli, run_folder, part
 
 
 def test_evaluate_prints_its_metrics(cli, run_folder, parts, tmp_path, monkeypatch):
-    found = {"pro": 0.875, "pixel_auroc": None, "image_auroc": 1.0}
+    found = {"pro": 0.875, "pixel_auroc": None, "image_auroc": 1.0, "notes": []}
     found["defects"] = {"[red]": {"pro": 0.25, "pixel_auroc": 0.5, "image_auroc": 0.75}}
     monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", lambda *arguments, **more: found)
     code, out, _ = cli("evaluate", run_folder, parts, "--out", tmp_path / "out")

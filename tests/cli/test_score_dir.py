@@ -71,7 +71,9 @@ def test_score_dir_replaces_only_what_it_wrote_and_only_when_told(cli, run_folde
     out = tmp_path / "out"
     score_dir(cli, run_folder, photos, out)
     before = tree(out)
-    assert "is not empty; --overwrite replaces" in one_line(score_dir(cli, run_folder, photos, out))
+    assert "is not empty; --resume goes on with the scoring there" in one_line(
+        score_dir(cli, run_folder, photos, out)
+    )
     # What is wrong is found before anything is removed.
     one_line(score_dir(cli, run_folder, tmp_path / "none", out, "--overwrite"))
     one_line(score_dir(cli, tmp_path / "none", photos, out, "--overwrite"))
@@ -105,3 +107,13 @@ def test_a_folder_that_may_not_be_written(cli, run_folder, photos, tmp_path, mon
     line = one_line(score_dir(cli, run_folder, photos, tmp_path / "out"))
     assert line.endswith("out: cannot be written to; change its permissions or choose another --out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scoring_that_was_broken_off_is_not_advised_away(cli, run_folder, photos, tmp_path):
+    out = tmp_path / "out"
+    assert score_dir(cli, run_folder, photos, out)[0] == 0
+    line = one_line(score_dir(cli, run_folder, photos, out))
+    assert line == (
+        f"{out}: is not empty; --resume goes on with the scoring there, --overwrite replaces it, "
+        "or choose another --out"
+    )

@@ -53,7 +53,7 @@ def test_one_shard_of_one_is_the_plain_command(cli, run_folder, photos, tmp_path
     for more in ((), ("--resume",), ("--overwrite",)):
         code, said, err = score_dir(cli, run_folder, photos, out, "--shard", "1/1", *more)
         assert code == 0 and said.endswith(f" anomalous: {out}/scores.csv\n") and "shard" not in err
-    assert "is not empty; --overwrite" in one_line(score_dir(cli, run_folder, photos, out, "--shard", "1/1"))
+    assert "is not empty; --resume" in one_line(score_dir(cli, run_folder, photos, out, "--shard", "1/1"))
 
 
 def test_shards_that_are_refused(cli, run_folder, photos, tmp_path, monkeypatch):
@@ -69,7 +69,7 @@ def test_shards_that_are_refused(cli, run_folder, photos, tmp_path, monkeypatch)
         (["--shard", "1/2", "--overwrite", "--resume"], "--overwrite would delete what other shards did"),
         (["--shard", "2/3"], f"{out}: holds shard 1/2; give --shard K/2 there, or choose another --out"),
         (["--shard", "2/2", "--resume"], f"{out}: nothing of shard 2/2 to resume there; leave --resume away"),
-        ([], f"{out}: is not empty; --overwrite replaces what is in it"),
+        ([], f"{out}: is not empty; --resume goes on with the scoring there"),
     ):
         assert one_line(score_dir(cli, run_folder, photos, out, *more)).startswith(message)
     (tmp_path / "file").touch()

@@ -72,7 +72,8 @@ def test_processes_of_torchrun_share_the_work(cli, torchrun, run_folder, parts, 
     code, said, err = torchrun(images, out)
     assert code == 1 and said == ""
     assert ours(err) == [
-        f"glance-fast: {out}: is not empty; --overwrite replaces what is in it, or choose another --out"
+        f"glance-fast: {out}: is not empty; --resume goes on with the scoring there, --overwrite replaces "
+        "it, or choose another --out"
     ]
     (images / "good/bad.png").write_text("no image")
     command = ("--no-python", Path(sys.executable).with_name("glance-fast"))

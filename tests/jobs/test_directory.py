@@ -349,8 +349,8 @@ def test_resume_of_something_else_is_refused(model, photos, tmp_path, monkeypatc
     smoother = copy.deepcopy(model)
     smoother.config = dataclasses.replace(model.config, smoothing=1.0)
     for text, arguments in (
-        ("another model; give the same run", (other, photos)),
-        ("another model; give the same run", (smoother, photos)),
+        ("another model, or before it was calibrated anew; give the same run", (other, photos)),
+        ("another model, or before it was calibrated anew; give the same run", (smoother, photos)),
         ("another folder of images", (model, photos / "b")),
     ):
         with pytest.raises(UserError, match=f"out: was begun with {text}.*`overwrite=True`"):

@@ -131,6 +131,14 @@ def test_photographs_that_were_trained_on_are_left_out(cli, run, good, parts):
     )
 
 
+def test_copies_of_a_photograph_count_once(cli, run, good):
+    for number, path in enumerate(sorted(good.iterdir())[:4]):
+        shutil.copy(path, good / f"copy {number}{path.suffix}")
+    code, _, err = cli(run, good, "--device", "cpu")
+    assert code == 0 and len(calibration_of(run).scores) == 10
+    assert "left out: 4 photographs with the same pixels as another\n" in err
+
+
 def test_too_few_photographs_are_refused(cli, run, good, parts):
     for i in range(3):
         (good / f"{i}.png").unlink()

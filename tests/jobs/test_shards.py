@@ -463,7 +463,7 @@ def test_shards_of_something_else_are_refused(masked_run, photos, tmp_path, monk
     other = Glance(model.config, seed=4)
     other.calibration = model.calibration
     for text, arguments, more in (
-        ("another model; give the same run", (other, photos), {}),
+        ("another model, or before it was calibrated anew; give the same run", (other, photos), {}),
         ("another folder of images; give the same", (model, photos / "b"), {}),
         ("another `engine`; give the same", (model, photos), {"engine": "dense"}),
         ("another `precision`; give the same", (model, photos), {"precision": "bf16"}),

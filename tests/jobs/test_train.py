@@ -182,3 +182,21 @@ def test_nothing_is_read_for_a_finished_training(parts, config, run_folder, monk
     monkeypatch.setattr("glance_fast.training.fit.fit", never)
     with pytest.raises(UserError, match="this training is finished; `overwrite=True` trains anew"):
         train_folder(parts, run_folder, config, resume=True, reporter=None)
+
+
+def test_photographs_that_cannot_be_read_cost_no_old_model(parts, config, run_folder, tmp_path):
+    run, bad = (
+        shutil.copytree(run_folder, tmp_path / "run"),
+        shutil.copytree(parts / "train/good", tmp_path / "bad"),
+    )
+    for path in sorted(bad.iterdir())[7:]:
+        path.write_text("no image")
+    with pytest.raises(UserError, match="bad: 7 usable images; at least 8 are needed to train"):
+        glance_fast.fit(bad, config, run, overwrite=True, device="cpu")
+    for path in run_folder.iterdir():
+        assert (run / path.name).read_bytes() == path.read_bytes()
+
+
+def test_one_local_net_may_be_given_alone(parts, config, tmp_path):
+    with pytest.raises(UserError, match=r"none\.safetensors: no such file"):
+        glance_fast.fit(parts, config, local_nets=str(tmp_path / "none.safetensors"), device="cpu")
