@@ -182,7 +182,7 @@ def test_half_written_files_of_a_killed_process_go(cli, run_folder, parts, photo
 
     monkeypatch.setattr("glance_fast.jobs.folder.score_directory", done)
     monkeypatch.setattr("glance_fast.training.fit.fit", done)
-    monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", lambda *arguments, **more: {})
+    monkeypatch.setattr("glance_fast.evaluation.evaluate.evaluate", lambda *arguments, **more: {"notes": []})
     stale = ".tmp-0123456789abcdef"
     for command, begun, inner in (
         (("train", parts, "--resume"), "checkpoint/images.json", "checkpoint"),

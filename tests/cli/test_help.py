@@ -36,7 +36,7 @@ def test_help_of_all_names_commands_and_exit_codes(cli):
     code, out, _ = cli("--help")
     assert code == 0 and all(command in out for command in COMMANDS)
     text = " ".join(out.split())
-    for meaning in ("0 done", "1 failed", "2 wrong arguments", "3 some images", "130 stopped"):
+    for meaning in ("0 done", "1 failed", "2 wrong use of options", "3 some images", "130 stopped"):
         assert meaning in text
     assert "glance-fast train photos/good --out run" in text
 
