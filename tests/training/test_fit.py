@@ -35,6 +35,22 @@ from glance_fast.training.symmetry import Symmetry
 
 fit = partial(training.fit, device="cpu")
 
+
+class Stop(Exception):
+    """What breaks a training off."""
+
+
+def break_off(paths, run, config, reporter, **more):
+    """Begin a training, and stop it at its first step."""
+
+    def stop(stage, done):
+        raise Stop
+
+    reporter.step = stop
+    with pytest.raises(Stop):
+        fit(paths, run, config, reporter=reporter, **more)
+
+
 COMMAND = [sys.executable, "-c", "from glance_fast.cli import main; main()"]
 
 
@@ -134,15 +150,7 @@ def test_resume_on_other_images_is_refused(parts, tmp_path, small, reporter):
     run = tmp_path / "run"
     paths = normal_images(parts)
 
-    class Stop(Exception):
-        pass
-
-    def stop(stage, done):
-        raise Stop
-
-    reporter.step = stop
-    with pytest.raises(Stop):
-        fit(paths, run, Config(**small), reporter=reporter)
+    break_off(paths, run, Config(**small), reporter)
     with pytest.raises(UserError, match="begun with other images"):
         fit(paths[1:], run, Config(**small), reporter=reporter)
     with pytest.raises(UserError, match="begun with other settings"):
@@ -151,33 +159,23 @@ def test_resume_on_other_images_is_refused(parts, tmp_path, small, reporter):
 
 @pytest.mark.parametrize("own", ["local_nets", "teacher"])
 def test_resume_with_other_nets_is_refused(parts, tmp_path, small, reporter, own):
-    class Stop(Exception):
-        pass
-
-    def stop(stage, done):
-        raise Stop
-
-    reporter.step = stop
     torch.manual_seed(0)
     Student(32).save(tmp_path / "own.safetensors", {})
     nets = {"local_nets": [tmp_path / "own.safetensors"], "teacher": Teacher().eval().requires_grad_(False)}
     words = {"local_nets": "begun with other Local-Nets", "teacher": "begun with another teacher"}[own]
     paths, given = normal_images(parts), {own: nets[own]}
     for name, first, then in (("with", given, {}), ("without", {}, given)):
-        with pytest.raises(Stop):
-            fit(paths, tmp_path / name, Config(**small), reporter=reporter, **first)
+        break_off(paths, tmp_path / name, Config(**small), reporter, **first)
         with pytest.raises(UserError, match=f"{name}: was {words}; give the same, or"):
             fit(paths, tmp_path / name, Config(**small), reporter=reporter, **then)
-        with pytest.raises(Stop):
-            fit(paths, tmp_path / name, Config(**small), reporter=reporter, **first)
+        break_off(paths, tmp_path / name, Config(**small), reporter, **first)
     # An earlier version did not note nets: it may go on with the built-in ones.
     notes = tmp_path / "without/checkpoint/images.json"
     before = json.loads(notes.read_text())
     notes.write_text(json.dumps({name: before[name] for name in ("images", "sha256", "config")}))
     with pytest.raises(UserError, match=words):
         fit(paths, tmp_path / "without", Config(**small), reporter=reporter, **given)
-    with pytest.raises(Stop):
-        fit(paths, tmp_path / "without", Config(**small), reporter=reporter)
+    break_off(paths, tmp_path / "without", Config(**small), reporter)
 
 
 def test_a_training_that_was_not_begun_leaves_no_settings_to_the_next(parts, tmp_path, small, reporter):
@@ -185,15 +183,7 @@ def test_a_training_that_was_not_begun_leaves_no_settings_to_the_next(parts, tmp
     run.mkdir()
     (run / "config.toml").write_text(Config().to_toml())
 
-    class Stop(Exception):
-        pass
-
-    def stop(stage, done):
-        raise Stop
-
-    reporter.step = stop
-    with pytest.raises(Stop):
-        fit(normal_images(parts), run, Config(**small), reporter=reporter)
+    break_off(normal_images(parts), run, Config(**small), reporter)
     assert (run / "config.toml").read_text() == Config(**small).to_toml()
 
 
