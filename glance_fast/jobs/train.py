@@ -231,10 +231,7 @@ def train_folder(
     if overwrite:
         # Read twice, so that an old model is not lost to photographs that cannot be read.
         with ImageCache(paths, config.image_size, memory_limit=0) as readable:
-            if len(readable) < least:
-                raise UserError(
-                    f"{source}{len(readable)} usable images; at least {least} are needed to train"
-                )
+            training.check_images(readable, source)
     with output(out, OURS, overwrite, resume):
         return training.fit(
             paths,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +12,10 @@ import torch
 from glance_fast.calibration import promise
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.files import write_text
+from glance_fast.data.files import digest_of, write_text
 from glance_fast.device import has_bf16, pick_device
 from glance_fast.errors import UserError
-from glance_fast.model import Glance
+from glance_fast.model import Glance, Scale
 from glance_fast.nets.builtin import builtin_local_net, builtin_teacher, start_global_net
 from glance_fast.nets.local_net import LocalNet
 from glance_fast.nets.masked import MaskedNet
@@ -25,13 +23,13 @@ from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher
 from glance_fast.progress import Reporter
 from glance_fast.run import BEGUN, CHECKPOINT, CONFIG, LOG, check_memory, save_model
-from glance_fast.training.calibrate import MOST_IMAGES, calibrate, room
-from glance_fast.training.finetune import MOST, Targets, finetune_stage, whiten
-from glance_fast.training.loop import Log, digest_of_images, digest_of_net, remember, run_stage
+from glance_fast.training.calibrate import MOST_IMAGES, calibrate, digests, room
+from glance_fast.training.copies import Copies
+from glance_fast.training.finetune import finetune_stage, whiten
+from glance_fast.training.loop import Log, Stage, digest_of_images, remember, run_stage
 from glance_fast.training.masked import global_stage
 from glance_fast.training.surround import features_of, surround_stage
 from glance_fast.training.symmetry import Symmetry, find_symmetry
-from glance_fast.training.variants import Variants, make_variants, number_of_variants
 
 LEAST_IMAGES = 8
 # What a training must be gone on with, as messages call it.
@@ -42,6 +40,8 @@ NAMES = {
     "local_nets": "other Local-Nets",
     "teacher": "another teacher",
 }
+# Images that are looked through for copies: where so many show the same, there is nothing to learn.
+COMPARED = 100
 # Images from which the symmetry of the category is found.
 SYMMETRY_IMAGES = 100
 
@@ -101,75 +101,37 @@ def fit(
     with cache:
         for error in cache.errors:
             reporter.say(f"left out: {error}")
-        if len(cache) < LEAST_IMAGES:
-            raise UserError(f"{len(cache)} usable images: at least {LEAST_IMAGES} are needed to train")
+        check_images(cache)
         train, held_out = split(len(cache), config)
         reporter.say(
             f"{len(train)} images to train on, {len(held_out)} held out; "
             f"{config.image_size[0]}x{config.image_size[1]} pixels, "
             f"{'bfloat16' if bf16 else 'float32'} on {device}"
         )
-        checkpoints = run / CHECKPOINT
         own = {student.local.patch: student for student in map(Student.load, local_nets)}
         _remember(run, cache, config, own, teacher)
-        log = Log(run / LOG)
         students = {p: own.get(p) or builtin_local_net(p) for p in config.patches}
         locals_ = {patch: student.local.to(device) for patch, student in students.items()}
         symmetry = _symmetry(config, locals_[config.patches[0]], cache, train, held_out, reporter)
-
-        # A masked net that is not fine-tuned needs no copies.
-        @functools.cache
-        def variants() -> Variants:
-            count = number_of_variants(len(train), config)
-            if count < len(train):
-                limit = config.cache_mib
-                reporter.say(
-                    f"{count} augmented copies of {len(train)} images: cache_mib = {limit} holds no more"
-                )
-            with reporter.task("augmenting", count) as advance:
-                return make_variants(cache, train, count, config, symmetry, "variants", advance)
-
-        @functools.cache
-        def held_out_variants() -> Variants:
-            """The held-out images as they are, and stained."""
-            still = dataclasses.replace(config, shift=0, brightness=0.0)
-            return make_variants(cache, held_out, len(held_out), still, Symmetry(False, False), "held out")
-
-        targets = None
+        copies = Copies(cache, train, held_out, config, symmetry, reporter)
         steps = [config.finetune_steps_of(index) for index in range(len(config.patches))]
+        targets = None
         if any(steps):
-            teacher = (teacher or builtin_teacher()).to(device)
-            # Stained copies show what the category does not: they may be turned, too, whatever it allows.
-            square = config.image_size[0] == config.image_size[1]
-            anyhow = Symmetry(turns=square, mirrors=True)
-            count = min(len(variants()), MOST)
-            turned = make_variants(cache, train, count, config, anyhow, "turned variants")
-            with reporter.task("asking the teacher", None) as advance:
-                limit = config.cache_mib << 19
-                targets = Targets(teacher, variants().clean, turned.stained, limit, bf16, advance)
+            targets = copies.targets((teacher or builtin_teacher()).to(device), bf16)
+        log = Log(run / LOG)
 
-        for index, scale in enumerate(model.scales):
-            patch = config.patches[index]
+        def train_stage(stage: Stage) -> None:
+            run_stage(stage, run / CHECKPOINT, log, reporter.step, config.checkpoint_minutes)
+
+        for index, (scale, patch) in enumerate(zip(model.scales, config.patches, strict=True)):
             local = locals_[patch]
             if targets is not None and steps[index]:
-                stage = finetune_stage(f"local-{patch}", local, targets, steps[index], config.seed, bf16)
-                run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
-                whiten(local, variants())
+                name = f"local-{patch}"
+                train_stage(finetune_stage(name, local, targets, steps[index], config.seed, bf16))
+                whiten(local, copies.trained)
             scale.local.load_state_dict(local.state_dict())
             scale.local.requires_grad_(False)
-            net = scale.global_net
-            if isinstance(net, MaskedNet):
-                if config.pretrained and not start_global_net(net) and index == 0:
-                    reporter.say("Global-Net is not of the built-in shape: no built-in weights to start from")
-                stage = global_stage(scale, index, config, cache, train, held_out, symmetry, bf16)
-            else:
-                made = variants()
-                with reporter.task(f"features of patches of {patch}", None) as advance:
-                    features = features_of(scale, made, config.seed, bf16, advance)
-                    others = features_of(scale, held_out_variants(), config.seed, bf16)
-                stage = surround_stage(f"global-{patch}", scale, features, others, config, bf16)
-            stage.advice = f"lower the learning rate (`learning_rate={config.learning_rate / 10:g}`)"
-            run_stage(stage, checkpoints, log, reporter.step, config.checkpoint_minutes)
+            train_stage(_global_stage(scale, index, copies, bf16))
 
         used = room(model, len(cache))
         if used < min(len(cache), MOST_IMAGES):
@@ -179,8 +141,27 @@ def fit(
             calibrate(model, cache, np.arange(len(cache)), advance, held_out)
         reporter.say(promise(model.calibration))
         save_model(model, run)
-        shutil.rmtree(checkpoints)
+        shutil.rmtree(run / CHECKPOINT)
     return model
+
+
+def _global_stage(scale: Scale, index: int, copies: Copies, bf16: bool) -> Stage:
+    """The stage that trains Global-Net and the distortion head of a scale, whose Local-Net is trained."""
+    config, reporter = copies.config, copies.reporter
+    net, patch = scale.global_net, config.patches[index]
+    if isinstance(net, MaskedNet):
+        if config.pretrained and not start_global_net(net) and index == 0:
+            reporter.say("Global-Net is not of the built-in shape: no built-in weights to start from")
+        images = copies.cache, copies.train, copies.held_out
+        stage = global_stage(scale, index, config, *images, copies.symmetry, bf16)
+    else:
+        trained = copies.trained
+        with reporter.task(f"features of patches of {patch}", None) as advance:
+            features = features_of(scale, trained, config.seed, bf16, advance)
+            others = features_of(scale, copies.still, config.seed, bf16)
+        stage = surround_stage(f"global-{patch}", scale, features, others, config, bf16)
+    stage.advice = f"lower the learning rate (`learning_rate={config.learning_rate / 10:g}`)"
+    return stage
 
 
 def untrained(config: Config, images: int, device: torch.device, memory_mib: int | None = None) -> Glance:
@@ -207,6 +188,32 @@ def untrained(config: Config, images: int, device: torch.device, memory_mib: int
     model.memory_mib = memory_mib
     room(model, images)
     return model
+
+
+def check_images(cache: ImageCache, place: str = "") -> None:
+    """Refuse images that are too few to train on, or of which too few differ.
+
+    Parameters
+    ----------
+    cache : ImageCache
+        The images.
+    place : str
+        Where they lie, to begin the message with.
+
+    Raises
+    ------
+    UserError
+        They are.
+    """
+    usable = f"{place}{len(cache)} usable images"
+    if len(cache) < LEAST_IMAGES:
+        raise UserError(f"{usable}; at least {LEAST_IMAGES} are needed to train")
+    different = len(set(digests(cache, range(min(len(cache), COMPARED)))))
+    if different < LEAST_IMAGES:
+        raise UserError(
+            f"{usable}, but only {different} different ones among them; at least {LEAST_IMAGES} are needed "
+            "to train"
+        )
 
 
 def split(count: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +253,7 @@ def _remember(
         "sha256": digest_of_images(cache),
         "config": config.to_toml(),
         # None: built-in ones.
-        "local_nets": {str(patch): digest_of_net(net.local) for patch, net in own.items()} or None,
-        "teacher": digest_of_net(teacher) if teacher else None,
+        "local_nets": {str(patch): digest_of(net.local.state_dict()) for patch, net in own.items()} or None,
+        "teacher": digest_of(teacher.state_dict()) if teacher else None,
     }
     remember(run / BEGUN, given, NAMES, run)

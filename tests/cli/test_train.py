@@ -166,4 +166,4 @@ def test_train_names_every_unreadable_image_and_goes_on(cli, parts, tmp_path, sm
     for i in range(5):
         (data / f"{i:03}.png").write_text("no image")
     code, _, err = cli("train", data, "--out", tmp_path / "other", "--device", "cpu", *settings)
-    assert code == 1 and err.splitlines()[-1].startswith("glance-fast: 7 usable images: at least 8")
+    assert code == 1 and err.splitlines()[-1].startswith("glance-fast: 7 usable images; at least 8")

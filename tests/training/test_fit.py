@@ -142,8 +142,16 @@ def test_unreadable_images_are_named_and_left_out(parts, tmp_path, small, capsys
 
 def test_too_few_images_are_refused(parts, tmp_path, small, reporter):
     paths = normal_images(parts)[:7]
-    with pytest.raises(UserError, match="7 usable images: at least 8"):
+    with pytest.raises(UserError, match="7 usable images; at least 8"):
         fit(paths, tmp_path / "run", Config(**small), reporter=reporter)
+
+
+def test_copies_of_few_images_are_refused(parts, tmp_path, small, reporter):
+    for number in range(20):
+        shutil.copy(normal_images(parts)[number % 7], tmp_path / f"{number}.png")
+    expected = "20 usable images, but only 7 different ones among them; at least 8 are needed"
+    with pytest.raises(UserError, match=expected):
+        fit(normal_images(tmp_path), tmp_path / "run", Config(**small), reporter=reporter)
 
 
 def test_resume_on_other_images_is_refused(parts, tmp_path, small, reporter):
@@ -194,7 +202,7 @@ def test_copies_are_made_once_and_only_where_they_are_needed(parts, tmp_path, sm
         made.append(name)
         return variants_module.make_variants(cache, indices, count, config, symmetry, name, progress)
 
-    monkeypatch.setattr(training, "make_variants", counted)
+    monkeypatch.setattr("glance_fast.training.copies.make_variants", counted)
     small |= {"image_size": 128, "patch": [32, 64], "stride": [16, 32], "steps": 1}
     names = {}
     for net, finetune in (("surround", 1), ("surround", 0), ("pyramid", 1), ("pyramid", 0)):
@@ -305,7 +313,7 @@ def test_only_stained_copies_are_turned_beyond_what_the_category_allows(
     def near(one, other):
         return np.abs(one.astype(int) - other).mean((-3, -2, -1))
 
-    monkeypatch.setattr("glance_fast.training.fit.Targets", asked)
+    monkeypatch.setattr("glance_fast.training.copies.Targets", asked)
     monkeypatch.setattr(variants_module, "stain_image", lambda image, *_: (image, np.zeros((64, 64), bool)))
     small |= {"image_size": 64, "symmetry": "none", "shift": 0, "brightness": 0.0}
     with pytest.raises(Seen) as caught:
