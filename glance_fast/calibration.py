@@ -105,6 +105,9 @@ class Calibration:
         peaks: in run folders of an earlier version.
     trained_on : tuple of str
         Names of the images behind the whitening (``glance_fast.training.calibrate.digest``).
+    weights : str
+        Digest of the weights that it was measured with (``glance_fast.run.save_calibration``); empty where
+        it was never saved, and in run folders of an earlier version.
     """
 
     scales: tuple[ScaleStatistics, ...]
@@ -118,6 +121,7 @@ class Calibration:
     distances: bool = False
     largest_peaks: bool = False
     trained_on: tuple[str, ...] = field(default=())
+    weights: str = ""
 
     def __post_init__(self) -> None:
         for name in ("threshold", "pixel_threshold"):
@@ -135,6 +139,8 @@ class Calibration:
             raise ValueError("scores and peaks must be finite numbers")
         if not all(isinstance(name, str) for name in self.trained_on):
             raise ValueError("trained_on must be strings")
+        if not isinstance(self.weights, str):
+            raise ValueError("weights must be a string")
 
     def share_above(self, score: float) -> float:
         """Share of normal images that score as high or higher, the image itself counted as one of them.
@@ -160,6 +166,7 @@ class Calibration:
                 values["distances"] = False
                 values["scales"] = [{**scale, "weight": 1.0} for scale in values["scales"]]
             values.setdefault("largest_peaks", False)
+            values.setdefault("weights", "")
             values["scales"] = tuple(
                 _whole(
                     ScaleStatistics,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from glance_fast.calibration import Calibration
 from glance_fast.config import Config, load_config
-from glance_fast.data.files import read_tensors, write_tensors, write_text
+from glance_fast.data.files import digest_of, read_tensors, write_tensors, write_text
 from glance_fast.device import pick_device
 from glance_fast.errors import UserError
 from glance_fast.model import PRECISIONS, Glance
@@ -27,8 +28,14 @@ FORMAT = 1
 def save_model(model: Glance, run: Path) -> None:
     """Write a model to a run folder, the weights last: a folder that has them is complete."""
     write_text(run / CONFIG, model.config.to_toml())
-    write_text(run / CALIBRATION, model.calibration.to_json())
+    save_calibration(model, run)
     write_tensors(run / MODEL, weights(model), {"format": FORMAT})
+
+
+def save_calibration(model: Glance, run: Path) -> None:
+    """Write a model's ``calibration.json``, which names the weights that it was measured with."""
+    model.calibration = dataclasses.replace(model.calibration, weights=digest_of(weights(model)))
+    write_text(run / CALIBRATION, model.calibration.to_json())
 
 
 def weights(model: Glance) -> dict[str, Tensor]:
@@ -131,6 +138,11 @@ def load(
             raise UserError(f"{run / MODEL}: does not fit {CONFIG} beside it ({name}); train again")
         if tensors[name].dtype != wanted[name].dtype:
             raise UserError(f"{run / MODEL}: damaged ({name} has another type); train again")
+    if calibration.weights and calibration.weights != digest_of(tensors):
+        raise UserError(
+            f"{run / CALIBRATION}: was measured with other weights than those in {MODEL} beside it; put the "
+            "file of the same training there, or train again"
+        )
     model.calibration = calibration
     model.load_state_dict(tensors | {CALIBRATION_STATE: model.get_extra_state()})
     model.precision, model.memory_mib = precision, memory_mib

@@ -46,6 +46,22 @@ def test_loaded_model_is_the_saved_one(kind, tmp_path, request):
     assert not again.training and again.precision == "auto"
 
 
+def test_files_of_two_trainings_are_told_apart(run, tmp_path):
+    model = load(run, "cpu")
+    with torch.no_grad():
+        next(model.scales[0].distortion.parameters()).add_(1)
+    save_model(model, tmp_path / "other")
+    load(tmp_path / "other", "cpu")
+    shutil.copy(tmp_path / "other" / "calibration.json", run)
+    with pytest.raises(UserError, match=r"calibration.json: was measured with other weights than those in"):
+        load(run, "cpu")
+    # One of an earlier version does not say what it was measured with.
+    values = json.loads((run / "calibration.json").read_text())
+    del values["weights"]
+    (run / "calibration.json").write_text(json.dumps(values))
+    load(run, "cpu")
+
+
 def test_precision_is_remembered(run_folder, monkeypatch):
     monkeypatch.setattr("glance_fast.model.has_bf16", lambda device: True)
     model, images = load(run_folder, "cpu", "bf16"), [draw_part(np.random.default_rng(0))]

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from glance_fast.cli.console import console, count, out_console, say, tell, tell_json
 from glance_fast.cli.options import Device, Json, Memory, Quiet, Run, Threads
-from glance_fast.errors import UserError
 
 if TYPE_CHECKING:
     from glance_fast.jobs.bench import Bench
@@ -60,13 +59,12 @@ def bench(
     from glance_fast.data.folders import list_images
     from glance_fast.device import use_threads
     from glance_fast.jobs import bench as measure
+    from glance_fast.jobs.output import check_file
     from glance_fast.progress import Reporter
     from glance_fast.run import load
 
-    if out is not None and out.is_dir():
-        raise UserError(f"{out}: is a folder; --out names a file, such as {out / 'bench.json'}")
-    if out is not None and out.exists() and not overwrite:
-        raise UserError(f"{out}: exists already; --overwrite replaces it")
+    if out is not None:
+        check_file(out, overwrite, "bench.json")
     paths = list_images(images) if images else []
     use_threads(threads)
     model = load(run, device, memory_mib=memory)

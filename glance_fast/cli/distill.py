@@ -13,7 +13,7 @@ from glance_fast.cli.console import console, tell
 from glance_fast.cli.group import RESUMABLE
 from glance_fast.cli.options import Device, Overwrite, Quiet, Resume
 from glance_fast.errors import UserError
-from glance_fast.jobs.output import one_of
+from glance_fast.jobs.output import check_file, one_of
 
 
 class StudentKind(StrEnum):
@@ -69,10 +69,7 @@ def distill(
     one_of(resume, overwrite)
     work = out.with_name(out.name + ".checkpoint") if out.name else out
     ctx.meta[RESUMABLE] = work.exists
-    if out.is_dir():
-        raise UserError(f"{out}: is a folder; --out names a file, such as {out / 'local-32.safetensors'}")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists already; --overwrite replaces it")
+    check_file(out, overwrite, "local-32.safetensors")
     if work.exists() and not (resume or overwrite):
         raise UserError(
             f"{work}: an unfinished one is there; --resume goes on with it, --overwrite begins anew"

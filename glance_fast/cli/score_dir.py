@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from glance_fast.cli.console import complain, console, count, say, tell, tell_json
+from glance_fast.cli.flags import as_flags
 from glance_fast.cli.group import RESUMABLE, SOME_IMAGES_FAILED
 from glance_fast.cli.options import (
     Device,
@@ -99,10 +100,12 @@ def score_dir(
     if found is None:  # another process speaks for all
         return
     summary = found.summary
-    for remark in summary.remarks:
+    remarks = [as_flags(remark, ctx.command) for remark in summary.remarks]
+    for remark in remarks:
         say(remark)
     if as_json:
-        tell_json({"table": str(found.table), "shard": str(found.shard), **asdict(summary)})
+        record = asdict(summary) | {"remarks": remarks}
+        tell_json({"table": str(found.table), "shard": str(found.shard), **record})
     elif found.before:
         tell(f"shard {found.shard} is done, and joined: {found.table}")
     else:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,16 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], notes: dict[str,
     with atomic_write(path) as temporary:
         # Not save_file, whose files only their owner may read.
         temporary.write_bytes(data)
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Of the names of tensors and of their values, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        # Viewed as bytes: NumPy has no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_tensors(path: str | Path, hint: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

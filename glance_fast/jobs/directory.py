@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +23,10 @@ from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.jobs.record import check_provenance, provenance_of, write_run
 from glance_fast.jobs.shards import WHOLE, Shard, check_others, deal, fold
 from glance_fast.jobs.table import (
+    Odd,
     Summary,
     append_rows,
     read_rows,
-    remarks,
     sort_rows,
     write_rows,
 )
@@ -45,7 +46,7 @@ class _Photo(NamedTuple):
 
 class _Plan(NamedTuple):
     kept: list[ScoreRow]
-    stretched: int  # of the images of ``paths`` whose rows are kept
+    odd: Odd  # of the images of ``paths`` whose rows are kept
     todo: list[Path]
 
 
@@ -136,7 +137,7 @@ def score_directory(
         check_provenance(run, provenance)
         rows = read_rows(table)
     write_run(run, provenance)
-    kept, stretched, todo = _plan(images, out, paths, rows, overlays, model.calibration.aspect)
+    kept, odd, todo = _plan(model, images, out, paths, rows, overlays)
     write_rows(table, kept)
     scored, anomalous, errors = len(kept), sum(row.anomalous == "1" for row in kept), 0
     del rows, kept
@@ -154,8 +155,7 @@ def score_directory(
             scored += sum(not row.error for row in chunk)
             anomalous += sum(row.anomalous == "1" for row in chunk)
             errors += sum(bool(row.error) for row in chunk)
-            shapes = [photo.shape for photo in read if isinstance(photo, _Photo)]
-            stretched += sum(_is_odd(shape, model.calibration.aspect) for shape in shapes)
+            odd = sum((_odd(model, photo.shape) for photo in read if isinstance(photo, _Photo)), odd)
             done += len(part)
             if progress:
                 progress(done, len(paths))
@@ -172,16 +172,16 @@ def score_directory(
         "seconds_per_image": round(seconds / len(todo), 4) if todo else None,
     }
     if shard != WHOLE:
-        found["stretched"] = stretched
+        found |= asdict(odd) | {"overlays": overlays}
     write_run(run, provenance | found)
-    return Summary(scored, anomalous, errors, remarks(stretched))
+    return Summary(scored, anomalous, errors, odd.remarks())
 
 
 def _plan(
-    images: Path, out: Path, paths: Sequence[Path], rows: dict[str, ScoreRow], overlays: bool, aspect: float
+    model: Glance, images: Path, out: Path, paths: Sequence[Path], rows: dict[str, ScoreRow], overlays: bool
 ) -> _Plan:
     """What is left to do of ``paths``, and what stays of the rows of an earlier call."""
-    rows, todo, stretched = dict(rows), [], 0
+    rows, todo, odd = dict(rows), [], Odd()
     for path in paths:
         name = path.relative_to(images)
         row = rows.get(printable(name))
@@ -192,9 +192,9 @@ def _plan(
             rows.pop(printable(name), None)
             todo.append(path)
         else:
-            stretched += _is_odd(size, aspect)
+            odd += _odd(model, size)
     # Errors of images that are gone are of no use to anyone.
-    return _Plan([row for row in rows.values() if not row.error], stretched, todo)
+    return _Plan([row for row in rows.values() if not row.error], odd, todo)
 
 
 def deal_directory(
@@ -310,6 +310,8 @@ def _files(out: Path, name: Path, overlays: bool) -> list[Path]:
     return [*files, out / "overlays" / name.with_name(f"{name.name}.png")] if overlays else files
 
 
-def _is_odd(shape: tuple[int, int], aspect: float) -> bool:
+def _odd(model: Glance, shape: tuple[int, int]) -> Odd:
+    """What is odd about an image of that height and width."""
     height, width = shape
-    return abs(width / height / aspect - 1) > ASPECT_TOLERANCE
+    stretched = abs(width / height / model.calibration.aspect - 1) > ASPECT_TOLERANCE
+    return Odd(int(stretched), int(min(shape) < min(model.config.patches)))

@@ -25,6 +25,29 @@ def apart(out: Path, *inputs: Path) -> None:
             raise UserError(f"{out}: holds {path}, which is read; choose another `out`")
 
 
+def check_file(out: Path, overwrite: bool, example: str) -> None:
+    """Refuse a file that could not be written in the end, before any work is done for it.
+
+    Parameters
+    ----------
+    out : Path
+        The file.
+    overwrite : bool
+        Whether one that is there may be replaced.
+    example : str
+        A name for it.
+    """
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; `out` names a file, such as {out / example}")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists already; `overwrite=True` replaces it")
+    folder = next(parent for parent in out.resolve().parents if parent.exists())
+    if not folder.is_dir():
+        raise UserError(f"{out}: cannot be written, for {folder} is a file; choose another `out`")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: cannot be written to; change its permissions or choose another `out`")
+
+
 @contextlib.contextmanager
 def output(
     out: Path, ours: tuple[str, ...], overwrite: bool, resume: bool = False, shared: bool = False

@@ -12,12 +12,12 @@ from rich.console import Console
 from glance_fast.calibration import Calibration, with_thresholds
 from glance_fast.config import allowed, json_schema
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.files import remove_stale, write_text
+from glance_fast.data.files import remove_stale
 from glance_fast.data.folders import normal_images
 from glance_fast.errors import UserError
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
-from glance_fast.run import CALIBRATION, load
+from glance_fast.run import CALIBRATION, load, save_calibration
 from glance_fast.training.calibrate import digest, recalibrate
 from glance_fast.training.fit import LEAST_IMAGES
 
@@ -85,7 +85,7 @@ def calibrate_run(
     wanted = before.false_alarms if false_alarms is None else false_alarms
     model.calibration = with_thresholds(model.calibration, wanted)
     remove_stale(run, ())
-    write_text(run / CALIBRATION, model.calibration.to_json())
+    save_calibration(model, run)
     return model.calibration
 
 

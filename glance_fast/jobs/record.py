@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import glance_fast
-from glance_fast.data.files import write_text
+from glance_fast.data.files import digest_of, write_text
 from glance_fast.data.table import printable
 from glance_fast.errors import UserError
 from glance_fast.jobs.table import ELSEWHERE, OVERWRITE, way_out
@@ -26,10 +26,8 @@ SAME = {
 
 def provenance_of(model: Glance, images: Path, engine: str, precision: str) -> dict[str, Any]:
     """What the scores come from: the beginning of ``run.json``."""
-    digest = hashlib.sha256(model.config.to_toml().encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy())
+    settings = model.config.to_toml()
+    digest = hashlib.sha256(f"{settings}{digest_of(model.state_dict())}".encode())
     thresholds = {
         name: value if math.isfinite(value) else None
         for name, value in (

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from glance_fast.errors import UserError
 from glance_fast.jobs.record import check_provenance, damaged, read_run, write_run
-from glance_fast.jobs.table import ScoreRow, Summary, read_rows, remarks, write_rows
+from glance_fast.jobs.table import Odd, ScoreRow, Summary, read_rows, write_rows
 
 T = TypeVar("T")
 
@@ -26,7 +26,8 @@ _PART = re.compile(rf"(?:scores-{_NUMBER}-of-{_NUMBER}\.csv|run-{_NUMBER}-of-{_N
 # What the ``run.json`` of joined shards, and of one that has finished, is to say beside the provenance.
 COUNTS = {"scored": int, "anomalous": int, "errors": int}
 FINISHED = {
-    **{"photographs": int, "listing": str, "stretched": int, "device": str, "seconds": float},
+    **{"photographs": int, "listing": str, "device": str, "seconds": float},
+    **{"stretched": int, "small": int, "overlays": bool},
     # None where nothing was left to do.
     "seconds_per_image": float | None,
 }
@@ -233,7 +234,7 @@ def _join(out: Path, shard: Shard) -> Summary | None:
         scored=sum(not row.error for row in rows),
         anomalous=sum(row.anomalous == "1" for row in rows),
         errors=sum(bool(row.error) for row in rows),
-        remarks=remarks(sum(run["stretched"] for run in finished)),
+        remarks=_remarks(finished),
     )
     seconds = [run["seconds"] for run in finished]
     each = [run["seconds_per_image"] for run in finished if run["seconds_per_image"] is not None]
@@ -248,12 +249,22 @@ def _join(out: Path, shard: Shard) -> Summary | None:
         "seconds_per_image": round(sum(each) / len(each), 4) if each else None,
         "shards": shard.count,
     }
-    for key in ("shard", "photographs", "listing", "stretched"):
+    for key in ("shard", "photographs", "listing", "stretched", "small", "overlays"):
         del record[key]
     write_rows(WHOLE.table(out), rows)
     write_run(WHOLE.run(out), record)
     _remove(out, parts)
     return summary
+
+
+def _remarks(finished: list[dict[str, Any]]) -> tuple[str, ...]:
+    """What to say of all shards, from what each has recorded."""
+    odd = sum((Odd(run["stretched"], run["small"]) for run in finished), Odd())
+    without = sum(not run["overlays"] for run in finished)
+    if without in (0, len(finished)):
+        return odd.remarks()
+    lacking = f"{without} of {len(finished)} shards wrote no overlays"
+    return (*odd.remarks(), f"{lacking}; `resume=True` with `overlays=True` and without `shard` makes them")
 
 
 def joined(out: Path, shard: Shard) -> Summary | None:

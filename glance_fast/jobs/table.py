@@ -33,11 +33,35 @@ class Summary:
     remarks: tuple[str, ...]
 
 
-def remarks(stretched: int) -> tuple[str, ...]:
-    """What to say where ``stretched`` images have another shape than those in training."""
-    have = "image has" if stretched == 1 else "images have"
-    remark = f"{stretched} {have} another shape than those in training, and the model saw a stretched copy"
-    return (remark,) if stretched else ()
+@dataclass(frozen=True)
+class Odd:
+    """Numbers of images that a model sees other than they are.
+
+    Attributes
+    ----------
+    stretched : int
+        Of another shape than those in training.
+    small : int
+        Of fewer pixels across than a patch.
+    """
+
+    stretched: int = 0
+    small: int = 0
+
+    def __add__(self, other: Odd) -> Odd:
+        return Odd(self.stretched + other.stretched, self.small + other.small)
+
+    def remarks(self) -> tuple[str, ...]:
+        """What to say of them."""
+        out = []
+        if self.stretched:
+            have = "image has" if self.stretched == 1 else "images have"
+            seen = "and the model saw a stretched copy"
+            out.append(f"{self.stretched} {have} another shape than those in training, {seen}")
+        if self.small:
+            are = "image is" if self.small == 1 else "images are"
+            out.append(f"{self.small} {are} smaller than a patch; enlarged so much, they show little")
+        return tuple(out)
 
 
 def read_rows(path: Path) -> dict[str, ScoreRow]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
+from glance_fast.data.files import digest_of
 from glance_fast.device import has_bf16, pick_device
 from glance_fast.errors import UserError
 from glance_fast.nets.global_start import GlobalStart
@@ -22,7 +23,7 @@ from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.student import BATCH, Student
 from glance_fast.nets.teacher import Teacher
 from glance_fast.progress import Reporter
-from glance_fast.training.loop import Log, Stage, digest_of_images, digest_of_net, remember, run_stage
+from glance_fast.training.loop import Log, Stage, digest_of_images, remember, run_stage
 from glance_fast.training.pretrain import global_start_stage
 from glance_fast.training.sampling import augment, draw_indices, step_generator
 from glance_fast.training.symmetry import Symmetry, vary
@@ -158,7 +159,7 @@ def distill_local(
     """
     device = pick_device(device)
     name = f"local-{patch}"
-    given = {"student": name, "teacher": digest_of_net(teacher), "steps": steps, "seed": seed}
+    given = {"student": name, "teacher": digest_of(teacher.state_dict()), "steps": steps, "seed": seed}
     with _open(paths, work, given, reporter) as photographs:
         student = Student(patch)
         student.local.start_from(teacher)

@@ -162,15 +162,6 @@ def digest_of_images(cache: ImageCache) -> str:
     return digest.hexdigest()
 
 
-def digest_of_net(net: nn.Module) -> str:
-    """Of the weights of a net."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def one_cycle(step: int, steps: int) -> float:
     """Share of the peak learning rate: up for the first tenth, then down a cosine to nothing."""
     up = max(1, round(WARMUP * steps))

@@ -254,11 +254,10 @@ def surround_stage(
         explained = Explained()
         explained.add(z, z_g)
         found = {"held_out_loss": float(inconsistency_loss(z, z_g)), "r2": explained.r2}
-        middle = held_out.kinds == STAINED
+        middle = (held_out.kinds == STAINED).to(device)
         if middle.any():
-            pair = logits.flatten(), logits_stained[middle.to(device)]
-            least = min(map(len, pair))
-            found["held_out_distortion"] = float(distortion_loss(*(p[:least] for p in pair)))
+            # The same patches, clean and stained.
+            found["held_out_distortion"] = float(distortion_loss(logits[middle], logits_stained[middle]))
         return found
 
     modules: dict[str, nn.Module] = {"global": net, "distortion": head}

@@ -20,6 +20,21 @@ def test_bench_measures_and_writes(cli, masked_run, photos, tmp_path):
     assert "no image in this folder" in one_line(cli("bench", masked_run, out.parent))
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_work_is_done(cli, run_folder, tmp_path, monkeypatch):
+    def measured(*arguments, **more):
+        raise AssertionError
+
+    monkeypatch.setattr("glance_fast.jobs.bench.bench", measured)
+    (tmp_path / "file").touch()
+    line = one_line(cli("bench", run_folder, "--out", tmp_path / "file" / "bench.json"))
+    assert f"cannot be written, for {tmp_path / 'file'} is a file; choose another --out" in line
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: path != folder)
+    line = one_line(cli("bench", run_folder, "--out", folder / "new" / "bench.json"))
+    assert line == f"{folder}: cannot be written to; change its permissions or choose another --out"
+
+
 def test_bench_of_a_net_of_one_engine(cli, run_folder, photos, tmp_path):
     out = tmp_path / "bench.json"
     code, said, _ = cli("bench", run_folder, photos, "--out", out, "--device", "cpu")

@@ -135,7 +135,9 @@ def test_maps_have_the_size_of_each_image_as_it_is_seen(model, tmp_path):
     summary = score(model, photos, out, overlays=True)
     # Turned, 5x7 and thin: not the squares of training.
     assert (summary.scored, summary.errors) == (9, 0)
-    assert len(summary.remarks) == 1 and summary.remarks[0].startswith("3 images have another shape")
+    stretched, small = summary.remarks
+    assert stretched.startswith("3 images have another shape")
+    assert small == "2 images are smaller than a patch; enlarged so much, they show little"
     for path in photos.iterdir():
         size = read_image(path).shape[:2]
         assert tifffile.imread(out / "maps" / f"{path.name}.tiff").shape == size, path.name

@@ -542,12 +542,25 @@ def test_a_resumed_shard_remembers_what_was_stretched(model, photos, tmp_path):
     assert join(out, Shard(2, 2)).remarks == summary.remarks
 
 
+def test_shards_without_overlays_are_told_beside_others_with(model, photos, tmp_path):
+    out = tmp_path / "out"
+    score(model, photos, out, Shard(1, 2), overlays=True)
+    summary = score(model, photos, out, Shard(2, 2))
+    assert not any("overlays" in remark for remark in summary.remarks)
+    told = join(out, Shard(2, 2)).remarks[-1]
+    assert told.startswith("1 of 2 shards wrote no overlays; `resume=True` with `overlays=True`")
+    assert len(list((out / "overlays").rglob("*.png"))) == 4
+    # As it is told.
+    score(model, photos, out, overlays=True, resume=True)
+    assert len(list((out / "overlays").rglob("*.png"))) == 7
+
+
 @pytest.mark.parametrize("name", [*shards.FINISHED, *shards.COUNTS])
 @pytest.mark.parametrize("damage", ["missing", "of another type"])
 def test_a_run_file_that_lacks_what_it_should_say_is_damaged(tmp_path, name, damage):
     run = dict.fromkeys(("model", "images", "engine", "precision", "listing", "device"), "")
-    run |= dict.fromkeys(("photographs", "stretched", "scored", "anomalous", "errors"), 0)
-    run |= {"seconds": 0.5, "seconds_per_image": None}
+    run |= dict.fromkeys(("photographs", "stretched", "small", "scored", "anomalous", "errors"), 0)
+    run |= {"seconds": 0.5, "seconds_per_image": None, "overlays": False}
     joined = name in shards.COUNTS
     part = WHOLE if joined else Shard(2, 2)
     if joined:
