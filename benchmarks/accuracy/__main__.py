@@ -4,6 +4,7 @@
     python -m benchmarks.accuracy transistor fabric      ours by every preset, PatchCore and PaDiM
     python -m benchmarks.accuracy cookie --only ours --seeds 3
     python -m benchmarks.accuracy cookie --set patch=32 --set stride=8 --label one-size
+    python -m benchmarks.accuracy grass brick --alarms   what the baselines' thresholds find, if set as ours
 
 Milliseconds an image are measured with ``--time``, on seed 0, with two threads: on a machine that does
 nothing else. What has a row in the results is not run again without ``--again``; that, too, uses the models
@@ -15,16 +16,18 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.accuracy.alarms import shares
 from benchmarks.accuracy.beds import BEDS, Bed, load, prepare
 from benchmarks.accuracy.measure import figures, resnet, time_one
 from benchmarks.accuracy.padim import PaDiM
 from benchmarks.accuracy.patchcore import PatchCore
-from benchmarks.accuracy.results import ANCHOR, RESULTS, keep, read, select, table
+from benchmarks.accuracy.results import ANCHOR, RESULTS, keep, keep_shares, read, select, table
 from glance_fast.cli.options import parse_setting
 
 BASELINES = {"patchcore": ("PatchCore", PatchCore), "padim": ("PaDiM", PaDiM)}
@@ -43,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.label in {*METHODS, "default", *(settings for settings, _ in BASELINES.values())}:
         parser.error(f"--label: {options.label!r} is taken")
     for name in options.beds:
+        if options.alarms:
+            images = load(prepare(BEDS[name], options.work), BEDS[name].size)
+            for settings, method in BASELINES.values():
+                found = shares(partial(method, resnet()), images)
+                keep_shares(options.results, name, settings, options.first_seed, found)
+            continue
         for settings, run in _runs(BEDS[name], options):
             for seed in range(options.first_seed, options.first_seed + options.seeds):
                 timed = options.time and seed == 0
@@ -66,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings of ours")
     parser.add_argument("--label", help="the name of --set's settings in the results")
     parser.add_argument("--time", action="store_true", help="milliseconds an image, too")
+    parser.add_argument(
+        "--alarms", action="store_true", help="only: found and false alarms of baselines that have a row"
+    )
     parser.add_argument("--again", action="store_true", help="measure anew what has a row already")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="built beds, trained models")
     parser.add_argument("--results", type=Path, default=RESULTS)

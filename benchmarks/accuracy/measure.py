@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,16 @@ SMOOTHING = 4.0  # standard deviation of the Gaussian on the map, pixels
 BATCH = 8  # images at once through the ResNet
 TIMED_THREADS = 2
 SETTLE, REPEATS = 5, 30  # runs before, and runs of which the median counts
+
+
+class Baseline(Protocol):
+    """What PatchCore and PaDiM have in common."""
+
+    def fit(self, images: np.ndarray) -> Baseline:
+        """Learn from normal images, uint8 [N, H, W, 3]."""
+
+    def maps(self, images: np.ndarray) -> np.ndarray:
+        """Score images, uint8 [N, H, W, 3]: maps [N, H, W]."""
 
 
 def resnet() -> Teacher:

@@ -2,8 +2,9 @@
 
 A row holds ``kind`` and ``data`` (the bed), ``settings`` (of ours, or a baseline's name), ``seed``, ``score``
 (which of a model's scores), ``seconds`` until it could score and the ``threads`` they took, ``pro``,
-``pixel_auroc``, ``image_auroc``, and ``ms`` an image where that was timed, else null. Rows of the blend have
-``found`` and ``false_alarms`` too: the shares of defective and of good test images above the threshold.
+``pixel_auroc``, ``image_auroc``, and ``ms`` an image where that was timed, else null. Rows of the blend, and
+baselines that were asked (``--alarms``), have ``found`` and ``false_alarms`` too: the shares of defective and
+of good test images above the threshold.
 """
 
 from __future__ import annotations
@@ -78,6 +79,30 @@ def keep(
             | {"ms": None if ms is None else round(ms, 1)}
         )
         print(bed.name, settings, seed, score, rounded, flush=True)
+    _write(path, found)
+
+
+def keep_shares(path: Path, bed: str, settings: str, seed: int, shares: dict[str, float]) -> None:
+    """Add what a threshold finds to a row that is in the file.
+
+    Raises
+    ------
+    SystemExit
+        There is none.
+    """
+    rows = read(path)
+    chosen = select(rows, data=bed, settings=settings, seed=seed, score=ANCHOR)
+    if not chosen:
+        raise SystemExit(f"{path}: has no row of {settings} on {bed} with seed {seed}; measure that first")
+    for row in chosen:
+        # Beside the metrics, as in rows of the blend.
+        ms = row.pop("ms")
+        row |= {k: round(shares[k], 4) for k in SHARES} | {"ms": ms}
+    print(bed, settings, seed, shares, flush=True)
+    _write(path, rows)
+
+
+def _write(path: Path, found: list[dict]) -> None:
     order = list(BEDS)
     found.sort(key=lambda row: (order.index(row["data"]), row["settings"], row["seed"]))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,14 +133,23 @@ def ablation(rows: list[dict], settings: str = "default") -> str:
 
 
 def alarms(rows: list[dict], settings: str = "default") -> str:
-    """A Markdown table of what the model's own threshold finds: defective images, and good ones called so."""
-    own = [row for row in select(rows, settings=settings, score=BLEND) if SHARES[0] in row]
-    lines = [["bed", "defective images found", "good images called anomalous"], ["---"] * 3]
-    for name in BEDS:
-        here = select(own, data=name)
-        if here:
-            lines.append([name, *(f"{mean(row[share] for row in here):.1%}" for share in SHARES)])
+    """A Markdown table of thresholds: beds x methods, defective images found / good ones called so."""
+    columns = {"ours": (settings, BLEND)} | {name: (name, ANCHOR) for name in ("PatchCore", "PaDiM")}
+    own = {
+        title: [row for row in select(rows, settings=name, score=score) if SHARES[0] in row]
+        for title, (name, score) in columns.items()
+    }
+    own = {title: found for title, found in own.items() if found}
+    lines = [["found / false alarms", *own], ["---"] * (1 + len(own))]
+    for bed in BEDS:
+        here = [select(found, data=bed) for found in own.values()]
+        if any(here):
+            lines.append([bed, *(_shares(found) for found in here)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _shares(rows: list[dict]) -> str:
+    return " / ".join(f"{mean(row[share] for row in rows):.1%}" for share in SHARES) if rows else NOTHING
 
 
 def _table(rows: list[dict], columns: dict[str, tuple[str, str]], costs: bool = False) -> str:

@@ -11,7 +11,7 @@ from scipy.spatial.distance import mahalanobis
 
 from benchmarks import tables
 from benchmarks.accuracy import __main__ as command
-from benchmarks.accuracy import beds, measure, ours, padim, patchcore, results
+from benchmarks.accuracy import alarms, beds, measure, ours, padim, patchcore, results
 from benchmarks.accuracy.beds import BEDS, Bed
 from glance_fast.config import PRESETS, Config
 from glance_fast.data.images import read_image, read_mask, write_png
@@ -48,6 +48,28 @@ def cells(text: str) -> dict[str, list[str]]:
     """A table's lines by their first cells."""
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     return {first: rest for first, *rest in lines}
+
+
+def test_a_baselines_threshold_comes_from_images_it_has_not_seen():
+    class Brightest:
+        """Scores the brightness of an image, and nothing where it was fitted to that."""
+
+        def fit(self, normal):
+            self.seen = set(normal[:, 0, 0, 0].tolist())
+            return self
+
+        def maps(self, images):
+            values = images[:, 0, 0, 0].astype(float)
+            return np.array([[[0.0 if v in self.seen else v]] for v in values])
+
+    def lit(*values):
+        return np.array(values, np.uint8)[:, None, None, None].repeat(3, 3)
+
+    normal = lit(*range(1, 121))
+    test, labels = lit(121, 150, 119, 200, 122), np.array([True, True, True, False, False])
+    images = beds.Images(normal, test, labels[:, None, None], labels)
+    # Of 120 the second highest, 119, is the threshold of 1 %: the image of 119 itself was fitted to.
+    assert alarms.shares(Brightest, images) == {"found": 2 / 3, "false_alarms": 1.0}
 
 
 class TestPatchCore:
@@ -317,7 +339,21 @@ class TestResults:
             a_row("brick", settings="default", score="IAD alone"),
         ]
         found = cells(results.alarms(rows))
-        assert found["cookie"] == ["62.5%", "6.2%"] and "brick" not in found
+        assert found["cookie"] == ["62.5% / 6.2%"] and "brick" not in found
+        rows.append(a_row("brick", settings="PaDiM", score=results.ANCHOR) | shares[0])
+        found = cells(results.alarms(rows))
+        assert found["found / false alarms"] == ["ours", "PaDiM"]
+        assert found["cookie"] == ["62.5% / 6.2%", "-"] and found["brick"] == ["-", "75.0% / 0.0%"]
+
+    def test_what_a_baselines_threshold_does_stands_in_its_row(self, tmp_path):
+        path, shares = tmp_path / "accuracy.json", {"found": 0.75, "false_alarms": 0.01}
+        rows = [a_row(settings="PaDiM", score=results.ANCHOR), a_row("brick")]
+        path.write_text(json.dumps(rows))
+        results.keep_shares(path, "cookie", "PaDiM", 0, shares)
+        first, *others = results.select(results.read(path), data="cookie")
+        assert first == rows[0] | shares and not others and rows[1] in results.read(path)
+        with pytest.raises(SystemExit, match="has no row of PatchCore on cookie with seed 0"):
+            results.keep_shares(path, "cookie", "PatchCore", 0, shares)
 
     def test_the_readme_has_all_tables(self):
         rows = [a_row(), a_row(settings="default")]
