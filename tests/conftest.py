@@ -18,8 +18,9 @@ from glance_fast.device import use_threads
 from glance_fast.progress import Reporter
 from glance_fast.training.fit import fit
 
-# As the command line does it: Numba would change PyTorch's threads in the midst of a test.
-use_threads(None)
+# As the command line does it: Numba would change PyTorch's threads in the midst of a test. Processes of
+# pytest-xdist share the processors.
+use_threads(max(torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1))
 if not torch.cuda.is_available():
     # Read when a kernel is defined, so before any is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
