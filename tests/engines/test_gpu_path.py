@@ -8,6 +8,9 @@ import traceback
 import numpy as np
 import pytest
 import torch
+
+# Imported first while functions of torch are replaced below, it would keep the replacements.
+import torch._dynamo
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
