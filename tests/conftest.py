@@ -18,6 +18,8 @@ from glance_fast.device import use_threads
 from glance_fast.progress import Reporter
 from glance_fast.training.fit import fit
 
+# pytest-xdist tells its processes how wide the terminal is, and consoles keep what they find first.
+os.environ.pop("COLUMNS", None)
 # As the command line does it: Numba would change PyTorch's threads in the midst of a test. Processes of
 # pytest-xdist share the processors.
 use_threads(max(torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1))
