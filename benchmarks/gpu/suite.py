@@ -2,12 +2,21 @@
 
     python -m benchmarks.gpu --out DIR
 
-Every operator at the default net's shapes: first checked against float64 on fresh random inputs, its outputs
-poisoned before, then timed by device events while its inputs rotate through more than the cache holds.
-Beside it the definition's sequence of torch operations, eager and compiled, and cuDNN's plain convolution;
-the card's own ceilings (copy, matrix product) are measured first. Then whole images, from pixels to maps.
-Writes ``gpu.csv`` (a row a version, as it is measured), ``gpu.png``, and prints a table last. What does not
-fit into ``--budget`` is skipped, and said so.
+In parts, of which each goes on where another failed:
+
+checks       small calls as users make them: odd layouts, under ``torch.compile``, on a second device
+operators    every operator at the default net's shapes: first checked against float64 on fresh random
+             inputs, its outputs poisoned before, then timed by device events while its inputs rotate through
+             more than the cache holds. Beside it the definition's sequence of torch operations, and cuDNN's
+             plain convolution; the card's own ceilings (copy, matrix product) are measured first
+images       whole images, from pixels to maps, by both nets and every engine
+tuning       block sizes, for ``kernels/tuned/`` (on a GPU)
+compiled     the definition's sequence of operations compiled, beside the operators
+predictions  which of them were wrong (on a GPU)
+picture
+
+Writes ``checks.csv`` and ``gpu.csv`` (a row a version, as it is measured), ``gpu.png``, ``tuned.json``, and
+prints a table last. What does not fit into ``--budget`` is skipped, and said so.
 
 Without a GPU it runs at tiny sizes, Triton's kernels in their interpreter; the column ``where`` says so, and
 its times mean nothing.
@@ -18,6 +27,9 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import subprocess
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -34,13 +46,15 @@ from triton.errors import TritonError
 from benchmarks import report
 from benchmarks.costs.counts import Work
 from benchmarks.costs.machine import describe
+from benchmarks.gpu import checks, expected
 from benchmarks.gpu.cases import all_cases
 from benchmarks.gpu.scene import COMPILED, PLAIN, SEQUENCE, WHOLE, Case, Scene, on_gpu, tiny
 from benchmarks.gpu.timing import TOLERANCE, Deadline, OutOfTimeError, error, measure, poisoned, sets_for
 from glance_fast.config import Config
 from glance_fast.model import ENGINES, Glance
 
-BUDGET = 420.0  # seconds
+BUDGET = 440.0  # seconds, of the eight minutes that a first look at a device may take
+TUNING, LEAST_TUNING = 120.0, 20.0  # seconds: of these, and what is worth beginning with
 CACHE = 64 << 20  # where the device does not say
 # What a version may die of without taking the others along.
 FAULTS = (
@@ -381,6 +395,50 @@ def verdict(rows: list[Row]) -> int:
     return int(len(bad) > skipped)
 
 
+# ---- the parts
+
+
+def run_parts(parts: dict[str, Callable[[], object]]) -> list[str]:
+    """Run parts in turn, and go on where one fails: the names of those that did."""
+    failed = []
+    for name, run in parts.items():
+        try:
+            run()
+        except FAULTS as fault:
+            failed.append(name)
+            traceback.print_exc()
+            print(f"PART FAILED: {name}: {type(fault).__name__}; the others go on", flush=True)
+    return failed
+
+
+def run_tuning(out: Path, seconds: float) -> None:
+    """Find block sizes in a process of its own, which may take so long: ``tuned.json``."""
+    if seconds < LEAST_TUNING:
+        print(f"{SKIPPED}: tuning", flush=True)
+        return
+    path = out / "tuned.json"
+    command = [sys.executable, "-m", "benchmarks.gpu.tune", "--budget", f"{seconds:.0f}", "--out", str(path)]
+    # The last candidates may still be compiling when the budget is spent.
+    subprocess.run(command, check=True, timeout=seconds + LEAST_TUNING)
+    name = torch.cuda.get_device_name().replace(" ", "-")
+    print(f"{path}: to keep it, kernels/tuned/{name}.json", flush=True)
+
+
+def print_predictions(scene: Scene, rows: list[Row], top: Ceilings) -> None:
+    """What was predicted of this device's rates, beside what our kernels did."""
+    # Reads results, as this module writes them.
+    from benchmarks.costs.analysis import prediction_of
+
+    properties = torch.cuda.get_device_properties(scene.device)
+    rates = top.matrix, top.plain, top.copy, top.cache
+    card = expected.card_of(properties.name, *rates, properties.multi_processor_count)
+    predicted = {
+        (case.operator, case.shape, case.dtype): 1e3 * prediction_of(case, scene, card)
+        for case in all_cases(scene)
+    }
+    print(expected.summary(expected.compare(rows, predicted)), flush=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run everything; 1 if anything is wrong or failed."""
     parser = argparse.ArgumentParser(
@@ -389,6 +447,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
         "--budget", type=float, default=BUDGET, help="seconds after which the rest is skipped"
+    )
+    parser.add_argument(
+        "--tuning", type=float, default=TUNING, help="seconds of these for tuning; 0 leaves it out"
     )
     parser.add_argument("--seed", type=int, help="of the inputs; by default another one each time")
     options = parser.parse_args(arguments)
@@ -405,12 +466,29 @@ def main(arguments: list[str] | None = None) -> int:
     )
     print(f"{name}\nseed {seed}; {limits}", flush=True)
     table = Table(options.out / "gpu.csv", machine | {"seed": seed} | asdict(top))
+    checked: list[checks.Check] = []
     # What takes longest to build and matters least comes last.
-    run_cases(scene, deadline, table, top, lambda version: version != COMPILED, seed)
-    run_images(scene, deadline, table)
-    run_cases(scene, deadline, table, top, lambda version: version == COMPILED, seed)
-    picture(table.rows, name, options.out / "gpu.png")
+    parts: dict[str, Callable[[], object]] = {
+        "checks": lambda: checked.extend(
+            checks.run_checks(device, deadline, options.out / "checks.csv", seed)
+        ),
+        "operators": lambda: run_cases(scene, deadline, table, top, lambda v: v != COMPILED, seed),
+        "images": lambda: run_images(scene, deadline, table),
+        "tuning": lambda: run_tuning(options.out, min(options.tuning, deadline.left)),
+        "compiled": lambda: run_cases(scene, deadline, table, top, lambda v: v == COMPILED, seed),
+        "predictions": lambda: print_predictions(scene, table.rows, top),
+        "picture": lambda: picture(table.rows, name, options.out / "gpu.png"),
+    }
+    if device.type != "cuda":
+        del parts["tuning"], parts["predictions"]
+    failed = run_parts(parts)
     print(f"\n{name}\n{limits}\n{short(table.rows)}")
     if device.type != "cuda":
         print("No GPU: tiny sizes, Triton in its interpreter; nothing here is a claim of speed.")
-    return verdict(table.rows)
+    for found in checked:
+        if found.fault:
+            print(checks.say(found))
+    for part in failed:
+        print(f"PART FAILED: {part}")
+    wrong = verdict(table.rows)
+    return int(bool(wrong or failed or any(found.fault for found in checked)))

@@ -89,6 +89,48 @@ class TestEndToEnd:
             assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 20)) > 50
 
 
+def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+    def dies(*arguments):
+        raise RuntimeError("no more memory")
+
+    monkeypatch.setattr(gpu, "run_images", dies)
+    assert gpu.main(["--out", str(tmp_path), "--budget", "0"]) == 1
+    out, err = capsys.readouterr()
+    assert "PART FAILED: images: RuntimeError; the others go on" in out and "no more memory" in err
+    assert out.splitlines()[-1].endswith("because the budget was spent.") and "PART FAILED: images" in out
+    # What comes after it has run.
+    assert {row["version"] for row in read(tmp_path / "gpu.csv")} >= {SEQUENCE, PLAIN, "ours"}
+
+
+def test_a_call_that_is_wrong_fails_the_whole(tmp_path, capsys, monkeypatch):
+    wrong = gpu.checks.Check("twice", "float32", "odd layout", "cpu", 1.0, "WRONG: error above 0.001")
+    monkeypatch.setattr(gpu.checks, "run_checks", lambda *arguments: [wrong])
+    assert gpu.main(["--out", str(tmp_path), "--budget", "0"]) == 1
+    assert "twice, float32, odd layout, on cpu: WRONG: error above 0.001" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_tuning_gets_what_is_left_or_nothing(tmp_path, capsys, monkeypatch, seconds):
+    ran = []
+    monkeypatch.setattr(gpu.subprocess, "run", lambda command, **options: ran.append((command, options)))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some Card")
+    gpu.run_tuning(tmp_path, seconds)
+    out = capsys.readouterr().out
+    if not seconds:
+        assert not ran and out == f"{gpu.SKIPPED}: tuning\n"
+        return
+    ((command, options),) = ran
+    assert command[1:] == [
+        "-m",
+        "benchmarks.gpu.tune",
+        "--budget",
+        "60",
+        "--out",
+        str(tmp_path / "tuned.json"),
+    ]
+    assert options["check"] and "kernels/tuned/Some-Card.json" in out
+
+
 def test_out_of_time_the_rest_is_named(tmp_path, capsys):
     assert gpu.main(["--out", str(tmp_path), "--budget", "0"]) == 0
     rows = read(tmp_path / "gpu.csv")
