@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.scene import name_of, normal
-from benchmarks.gpu.timing import TOLERANCE, Deadline, OutOfTimeError, error, poisoned
+from benchmarks.gpu.timing import FAULTS, TOLERANCE, Deadline, OutOfTimeError, error, poisoned
 from glance_fast.kernels import (
     idw_map,
     partial_conv2d,
@@ -30,8 +30,6 @@ from glance_fast.kernels import (
 from glance_fast.kernels.patch_score import DistortionWeights
 
 HALVES = (torch.bfloat16, torch.float16)
-# What an operator may die of without taking the other checks along.
-FAULTS = (Exception,)
 
 
 @dataclass(frozen=True)

@@ -41,26 +41,28 @@ if not torch.cuda.is_available():
     # Read when a kernel is defined, so before any is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from triton.errors import TritonError
-
 from benchmarks import report
 from benchmarks.costs.counts import Work
 from benchmarks.costs.machine import describe
 from benchmarks.gpu import checks, expected
 from benchmarks.gpu.cases import all_cases
 from benchmarks.gpu.scene import COMPILED, PLAIN, SEQUENCE, WHOLE, Case, Scene, on_gpu, tiny
-from benchmarks.gpu.timing import TOLERANCE, Deadline, OutOfTimeError, error, measure, poisoned, sets_for
+from benchmarks.gpu.timing import (
+    FAULTS,
+    TOLERANCE,
+    Deadline,
+    OutOfTimeError,
+    error,
+    measure,
+    poisoned,
+    sets_for,
+)
 from glance_fast.config import Config
 from glance_fast.model import ENGINES, Glance
 
 BUDGET = 440.0  # seconds, of the eight minutes that a first look at a device may take
 TUNING, LEAST_TUNING = 120.0, 20.0  # seconds: of these, and what is worth beginning with
 CACHE = 64 << 20  # where the device does not say
-# What a version may die of without taking the others along.
-FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError,
-    RuntimeError, TypeError, ValueError, TritonError,
-)  # fmt: skip
 END_TO_END = "images, end to end"
 SKIPPED = "SKIPPED: out of time"
 IMAGES_SECONDS = 4.0
@@ -404,7 +406,7 @@ def run_parts(parts: dict[str, Callable[[], object]]) -> list[str]:
     for name, run in parts.items():
         try:
             run()
-        except FAULTS as fault:
+        except (*FAULTS, subprocess.SubprocessError) as fault:
             failed.append(name)
             traceback.print_exc()
             print(f"PART FAILED: {name}: {type(fault).__name__}; the others go on", flush=True)

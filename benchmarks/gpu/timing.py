@@ -11,9 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.errors import TritonError
 
 from benchmarks.costs.counts import Work
 
+# What a version may die of without taking the others along.
+FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError,
+    RuntimeError, TypeError, ValueError, TritonError,
+)  # fmt: skip
 # Of ||out - exact|| / ||exact||. float32 leaves room for the matrix units' tf32.
 TOLERANCE = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2}
 SETTLE, REPEATS, SECONDS = 3, 25, 0.25  # runs before, most and longest runs counted

@@ -102,6 +102,20 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path, capsys, monke
     assert {row["version"] for row in read(tmp_path / "gpu.csv")} >= {SEQUENCE, PLAIN, "ours"}
 
 
+@pytest.mark.parametrize(
+    "fault", [subprocess.CalledProcessError(1, "tune"), subprocess.TimeoutExpired("tune", 1.0), KeyError("a")]
+)
+def test_parts_fail_by_themselves(fault, capsys):
+    ran = []
+
+    def dies():
+        raise fault
+
+    assert gpu.run_parts({"tuning": dies, "picture": lambda: ran.append("picture")}) == ["tuning"]
+    assert ran == ["picture"]
+    assert f"PART FAILED: tuning: {type(fault).__name__}" in capsys.readouterr().out
+
+
 def test_a_call_that_is_wrong_fails_the_whole(tmp_path, capsys, monkeypatch):
     wrong = gpu.checks.Check("twice", "float32", "odd layout", "cpu", 1.0, "WRONG: error above 0.001")
     monkeypatch.setattr(gpu.checks, "run_checks", lambda *arguments: [wrong])
