@@ -16,6 +16,9 @@ from torch import Tensor
 from glance_fast.data.table import ScoreRow
 from glance_fast.errors import UserError
 
+# Deviations by which photographs held out may score higher before it is said.
+LEAST_DIFFERENCE = 0.25
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -301,4 +304,28 @@ def promise(calibration: Calibration, sure: float = 0.95) -> str:
     return (
         f"threshold: a share of {wanted:.3g} of good photographs or less will lie above it (from {count}; "
         f"with {sure:.0%} certainty fewer than {worst:.1%})"
+    )
+
+
+def caution(higher: float, held_out: int) -> str:
+    """What to say, beside the promise, where photographs held out score higher than those trained on.
+
+    Parameters
+    ----------
+    higher : float
+        By how many deviations (``glance_fast.training.calibrate.calibrate``).
+    held_out : int
+        How many photographs were held out.
+
+    Returns
+    -------
+    str
+        Empty where the difference is small, or no more than so few photographs differ by chance.
+    """
+    if higher < max(LEAST_DIFFERENCE, held_out**-0.5):
+        return ""
+    return (
+        f"caution: {held_out} photographs held out score {higher:.1f} deviations higher than those trained "
+        "on; expect more false alarms than that. glance-fast calibrate with other photographs of good parts "
+        "sets the threshold by them"
     )

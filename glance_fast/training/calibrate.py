@@ -72,7 +72,7 @@ def calibrate(
     indices: Sequence[int] | np.ndarray,
     progress: Callable[[int, int], None] | None = None,
     held_out: Sequence[int] | np.ndarray = (),
-) -> None:
+) -> float:
     """Estimate whitening, moments and thresholds on normal images, as many of them as ``room`` says.
 
     Parameters
@@ -88,6 +88,12 @@ def calibrate(
     held_out : sequence of int
         Those that no net was trained on: they tell what each of several patch sizes counts by in the map
         (``weights_of``). Without any, all count the same.
+
+    Returns
+    -------
+    float
+        How much higher held-out images score than those that the nets were trained on, in deviations of the
+        scores; 0 where there are not both.
 
     Raises
     ------
@@ -105,6 +111,10 @@ def calibrate(
     model.calibration = dataclasses.replace(
         calibration_of(model, scores, weights=weights), aspect=aspect, trained_on=digests(cache, indices)
     )
+    found, new = np.array(model.calibration.scores), np.isin(chosen, held_out)
+    if new.all() or not new.any():
+        return 0.0
+    return float((found[new].mean() - found[~new].mean()) / max(found.std(), 1e-12))
 
 
 def room(model: Glance, images: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from glance_fast.calibration import promise
+from glance_fast.calibration import caution, promise
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.files import digest_of, write_text
@@ -138,8 +138,10 @@ def fit(
             limit = model.memory_limit >> 20
             reporter.say(f"calibrating on {used} of {len(cache)} images: {limit} MiB hold no more")
         with reporter.task("calibrating", None) as advance:
-            calibrate(model, cache, np.arange(len(cache)), advance, held_out)
+            higher = calibrate(model, cache, np.arange(len(cache)), advance, held_out)
         reporter.say(promise(model.calibration))
+        if said := caution(higher, len(held_out)):
+            reporter.say(said)
         save_model(model, run)
         shutil.rmtree(run / CHECKPOINT)
     return model

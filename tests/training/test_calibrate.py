@@ -14,6 +14,7 @@ from glance_fast.calibration import (
     Calibration,
     Moments,
     ScaleStatistics,
+    caution,
     photographs_needed,
     promise,
     rank_of_threshold,
@@ -589,6 +590,28 @@ def test_every_image_counts_once_and_is_scored_by_what_has_not_seen_it(cache, se
     precision = "bf16" if has_bf16(model.device) else "fp32"
     seen = model.score(list(cache.batch(order)), precision=precision)
     assert (seen.scores < calibration.scores).mean() > 0.9
+
+
+def test_how_much_higher_images_held_out_score(cache, settings_of, monkeypatch):
+    model, held_out = Glance(Config(**settings_of)), np.array([1, 5, 6])
+    higher = calibrate(model, cache, all_of(cache), held_out=held_out)
+    scores = np.array(model.calibration.scores)
+    order = np.random.default_rng(model.config.seed).permutation(12)
+    new = np.array([index in held_out for index in order])
+    assert higher == pytest.approx((scores[new].mean() - scores[~new].mean()) / scores.std())
+    assert higher != 0 and calibrate(model, cache, all_of(cache)) == 0
+    assert calibrate(model, cache, held_out, held_out=held_out) == 0
+
+
+@pytest.mark.parametrize(
+    ("higher", "count", "said"),
+    [(-1.0, 8, False), (0.2, 1000, False), (0.3, 8, False), (0.3, 16, True), (0.5, 3, False), (0.7, 8, True)],
+)
+def test_a_difference_is_told_where_it_is_more_than_chance(higher, count, said):
+    found = caution(higher, count)
+    assert bool(found) == said
+    if said:
+        assert found.startswith(f"caution: {count} photographs held out score {higher:.1f} deviations higher")
 
 
 def test_only_the_images_given_enter(cache, small, monkeypatch):
