@@ -19,6 +19,8 @@ BACKENDS = ("auto", "reference", "cpu", "triton")
 # One file a device, written by ``python -m benchmarks.gpu.tune`` on it.
 TUNED = Path(__file__).parent / "tuned"
 LOGGER = logging.getLogger("glance_fast")
+# Asked once: PyTorch 2.11 cannot trace the question.
+HAS_TRITON = find_spec("triton") is not None
 
 
 def interpreting() -> bool:
@@ -79,7 +81,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
         raise ValueError(f"backend: 'cpu' asked for tensors on {device}")
     if backend == "triton":
         # No silent way round: who has a GPU and no Triton shall know why nothing is fast.
-        if find_spec("triton") is None:
+        if not HAS_TRITON:
             raise ValueError("backend: 'triton' needs the package triton (Linux); use 'reference'")
         if device.type != "cuda" and not interpreting():
             raise ValueError(
