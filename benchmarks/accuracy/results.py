@@ -144,12 +144,18 @@ def alarms(rows: list[dict], settings: str = "default") -> str:
     for bed in BEDS:
         here = [select(found, data=bed) for found in own.values()]
         if any(here):
-            lines.append([bed, *(_shares(found) for found in here)])
+            lines.append([bed, *(_shares([found]) for found in here)])
+    beds = [bed for bed in BEDS if any(select(found, data=bed) for found in own.values())]
+    if len(beds) > 1:
+        lines.append(["mean", *(_shares([select(f, data=bed) for bed in beds]) for f in own.values())])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _shares(rows: list[dict]) -> str:
-    return " / ".join(f"{mean(row[share] for row in rows):.1%}" for share in SHARES) if rows else NOTHING
+def _shares(beds: list[list[dict]]) -> str:
+    """Both shares, as means over beds of the means over seeds; none where a bed has no rows."""
+    if not all(beds):
+        return NOTHING
+    return " / ".join(f"{mean(mean(row[share] for row in rows) for rows in beds):.1%}" for share in SHARES)
 
 
 def _table(rows: list[dict], columns: dict[str, tuple[str, str]], costs: bool = False) -> str:

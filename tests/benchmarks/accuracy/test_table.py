@@ -344,6 +344,10 @@ class TestResults:
         found = cells(results.alarms(rows))
         assert found["found / false alarms"] == ["ours", "PaDiM"]
         assert found["cookie"] == ["62.5% / 6.2%", "-"] and found["brick"] == ["-", "75.0% / 0.0%"]
+        # A mean is of all beds, each of which counts once.
+        assert found["mean"] == ["-", "-"]
+        rows.append(a_row("brick", settings="default", score="blend") | {"found": 1.0, "false_alarms": 0.5})
+        assert cells(results.alarms(rows))["mean"] == ["81.2% / 28.1%", "-"]
 
     def test_what_a_baselines_threshold_does_stands_in_its_row(self, tmp_path):
         path, shares = tmp_path / "accuracy.json", {"found": 0.75, "false_alarms": 0.01}
