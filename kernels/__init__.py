@@ -14,6 +14,7 @@ from glance_fast.kernels.partial_conv import partial_conv2d
 from glance_fast.kernels.patch_score import score_patches
 from glance_fast.kernels.surround_conv import surround_conv2d
 from glance_fast.kernels.window_conv import WindowedMap, window_conv2d
+from glance_fast.kernels.window_sample import window_sample
 
 __all__ = [
     "WindowedMap",
@@ -22,4 +23,5 @@ __all__ = [
     "score_patches",
     "surround_conv2d",
     "window_conv2d",
+    "window_sample",
 ]

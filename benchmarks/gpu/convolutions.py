@@ -28,7 +28,7 @@ from benchmarks.gpu.scene import (
 )
 from glance_fast.kernels.partial_conv.operator import BACKWARD, OPERATOR
 from glance_fast.kernels.partial_conv.reference import inside, partial_conv2d_reference
-from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
+from glance_fast.kernels.window_conv import Unmasked, WindowedMap, window_conv2d_inner
 from glance_fast.kernels.window_conv.reference import window_conv2d_reference
 from glance_fast.nets.masked import MaskedNet
 
@@ -194,9 +194,6 @@ def window_case(
     conv, patches, count = w.conv, len(w.after), scene.windowed * len(w.after)
     last = {"dtype": dtype, "memory_format": torch.channels_last}
 
-    def repeated(boxes: np.ndarray, device: torch.device) -> Tensor:
-        return torch.from_numpy(boxes).to(device).repeat(scene.windowed, 1)
-
     def draw(generator: torch.Generator) -> Inputs:
         device = generator.device
 
@@ -208,30 +205,35 @@ def window_case(
         source = WindowedMap(maps(scene.windowed, conv.inputs, conv.size))
         if before is not None:
             window = maps(count, conv.inputs, before.largest)
-            source = source._replace(window=window, origins=repeated(before.placed[:, :2], device))
-        residual = None
+            origins = torch.from_numpy(before.placed[:, :2].copy()).to(device)
+            source = source._replace(window=window, origins=origins)
+        residual, placed = None, torch.from_numpy(w.placed[:, :2].copy()).to(device)
         if conv.residual:
             # The same windows as the output's serve for timing: a little more is read than in the net.
             window = maps(count, conv.outputs, w.largest)
-            residual = WindowedMap(
-                maps(scene.windowed, conv.outputs, conv.out), window, repeated(w.placed[:, :2], device)
-            )
+            residual = WindowedMap(maps(scene.windowed, conv.outputs, conv.out), window, placed)
+        weight = (normal(generator, *kernel) * scale).to(**last)
+        raw = F.conv2d(source.base.float(), weight.float(), None, conv.stride, conv.padding)
         return {
             "source": source,
-            "weight": (normal(generator, *kernel) * scale).to(**last),
+            "unmasked": Unmasked(
+                raw.contiguous(memory_format=torch.channels_last),
+                maps(scene.windowed, conv.outputs, conv.out),
+            ),
+            "weight": weight,
             "bias": normal(generator, conv.outputs).to(dtype),
-            "holes": repeated(hidden, device),
+            "holes": torch.from_numpy(hidden).to(device),
             "images": torch.arange(scene.windowed, device=device).repeat_interleave(patches),
-            "origins": repeated(w.placed[:, :2], device),
+            "origins": placed,
             "residual": residual,
             "checked": torch.randint(count, (CHECKED,), generator=generator, device=device),
         }
 
     def ours(backend: str) -> Version:
         def run(i: Inputs) -> Tensor:
-            names = ("source", "weight", "bias", "holes", "images", "origins")
-            layer = (w.largest, conv.stride, conv.padding, i["residual"], True, backend)
-            return window_conv2d_inner(*(i[n] for n in names), *layer)
+            names = ("source", "unmasked", "weight", "bias", "holes", "images", "origins")
+            layer = (w.largest, conv.stride, conv.padding, i["residual"], True)
+            return window_conv2d_inner(*(i[n] for n in names), *layer, backend=backend)
 
         return run
 
@@ -241,19 +243,20 @@ def window_case(
         def part(m: WindowedMap | None) -> WindowedMap | None:
             if m is None or m.window is None:
                 return m and WindowedMap(m.base.double())
-            return WindowedMap(m.base.double(), m.window[chosen].double(), m.origins[chosen])
+            return WindowedMap(m.base.double(), m.window[chosen].double(), m.origins[chosen % patches])
 
-        places = (i[n][chosen] for n in ("holes", "images", "origins"))
+        places = i["holes"][chosen % patches], i["images"][chosen], i["origins"][chosen % patches]
         layer = (w.largest, conv.stride, conv.padding, part(i["residual"]), True)
         return window_conv2d_reference(
-            part(i["source"]), i["weight"].double(), i["bias"].double(), *places, *layer
-        )
+            part(i["source"]), Unmasked(*(m.double() for m in i["unmasked"])), i["weight"].double(),
+            i["bias"].double(), *places, *layer,
+        )  # fmt: skip
 
     def whole(i: Inputs) -> Tensor:
         """What the windows save: the definition over a whole map for every patch."""
         if "whole" not in i:
             image = i["images"]
-            boxes = i["holes"][:, None]
+            boxes = i["holes"].repeat(scene.windowed, 1)[:, None]
             i["mask"] = (~inside(boxes, *conv.size)).to(dtype)
             i["whole"] = i["source"].base[image].contiguous(memory_format=torch.channels_last)
             i["added"] = None if i["residual"] is None else i["residual"].base[image]

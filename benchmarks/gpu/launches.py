@@ -18,7 +18,7 @@ from glance_fast.kernels.partial_conv import gpu as partial_conv_gpu
 from glance_fast.kernels.patch_score import DistortionWeights
 from glance_fast.kernels.patch_score import gpu as patch_score_gpu
 from glance_fast.kernels.surround_conv import gpu as surround_conv_gpu
-from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
+from glance_fast.kernels.window_conv import Unmasked, WindowedMap, window_conv2d_inner
 
 CASES: dict[str, Callable[[], Any]] = {}
 
@@ -80,7 +80,8 @@ def _window_conv(
     windows: tuple[int, int],
     residual: int = 0,
 ) -> None:
-    images, count, outputs = 8, 8 * 841, 64
+    images, patches, outputs = 8, 841, 64
+    count = images * patches
 
     def reals(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype).to(memory_format=torch.channels_last)
@@ -91,17 +92,19 @@ def _window_conv(
     def windowed(depth: int, side: int, window: int) -> WindowedMap:
         found = WindowedMap(reals(images, depth, side, side))
         if window:
-            found = WindowedMap(found.base, reals(count, depth, window, window), places(count, 2))
+            found = WindowedMap(found.base, reals(count, depth, window, window), places(patches, 2))
         return found
 
     kernel, stride, padding = convolution
+    after = reals(images, outputs, maps[1], maps[1])
     window_conv2d_inner(
         windowed(channels, maps[0], windows[0]),
+        Unmasked(after.float(), after),
         reals(outputs, channels, kernel, kernel),
         torch.empty(outputs, dtype=dtype),
-        places(count, 4),
+        places(patches, 4),
         places(count),
-        places(count, 2),
+        places(patches, 2),
         (windows[1], windows[1]),
         stride,
         padding,

@@ -1,22 +1,24 @@
 """Global features of all patches, exactly the definition's, from one pass and what each patch changes in it.
 
 The unmasked image goes through the net once (the base). For every patch only the window of each layer that
-it can change is computed, layer by layer, over that base.
+it can change is computed, layer by layer, as the difference from that base.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from glance_fast.engines.memory import HEAD_ROWS, readout_bytes, window_bytes
-from glance_fast.engines.passes import Weights, as_computed, check, folded, layer_outputs
-from glance_fast.engines.plan import Chunk, geometry_of, plan
+from glance_fast.engines.passes import Weights, as_computed, check, folded, unmasked_layers
+from glance_fast.engines.plan import Chunk, geometry_of, holes_of, plan
 from glance_fast.engines.timing import timed
 from glance_fast.geometry import PatchGrid
-from glance_fast.kernels.window_conv import WindowedMap, window_conv2d_inner
-from glance_fast.nets.masked import MaskedNet, WindowedReading
+from glance_fast.kernels.window_conv import Unmasked, WindowedMap, window_conv2d_inner
+from glance_fast.nets.masked import MaskedNet, ReadPlaces, WindowedReading, read_places
 
 # Bytes of windows at a time beyond which nothing gains: a CPU's caches hold what one layer hands to the next;
 # a GPU wants many.
@@ -59,35 +61,42 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
     if limit is not None:
         most = min(most, limit // (windows + readout_bytes(net)))
     step = max(1, most // len(x))
+    everywhere = read_everywhere(net.patch, grid, x.device)
     with torch.autocast(kind, enabled=False):
         with timed("base"):
-            base, _ = layer_outputs(
-                net, x, torch.zeros(len(x), 0, 4, dtype=torch.int64, device=x.device), weights
-            )
-            sums = integral_image(base[-1])
+            odd = ~x.isfinite().all(1)
+            # A difference from what is no number is none either, also where a hole hides that.
+            x = x.masked_fill(odd[:, None], 0).contiguous(memory_format=torch.channels_last)
+            base = unmasked_layers(net, x, weights)
+            whole = base[-1].out.float().sum((2, 3))
         waiting: list[tuple[Chunk, Tensor]] = []
         chunks = plan(geometry_of(net), grid, x.device, step, len(x))
         for chunk in chunks:
             count = len(chunk.patches)
             images = torch.arange(len(x), device=x.device).repeat_interleave(count)
             with timed("windows"):
-                last, read = masked(net, base, weights, chunk, images)
+                last, read = masked(net, x, base, weights, chunk, images)
             with timed("readout and head"):
-                pooled = windowed_sum(sums, last, images) / chunk.seen.repeat(len(x))[:, None].clamp_min(1)
-                places = chunk.places.repeat(len(x), 1)[:, None]
-                waiting.append((chunk, net.read(read, pooled[:, None], places, (x.shape[-2], x.shape[-1]))))
+                assert last.window is not None
+                changed = last.window.sum((2, 3), dtype=torch.float32).unflatten(0, (len(x), -1))
+                pooled = (whole[:, None] + changed) / chunk.seen[:, None].clamp_min(1)
+                places = ReadPlaces(*(t[chunk.patches] for t in everywhere))
+                rows = net.read(read, pooled.flatten(0, 1)[:, None], places)
+                waiting.append((chunk, rows))
                 if chunk is chunks[-1] or sum(len(r) for _, r in waiting) >= HEAD_ROWS:
                     found = net.predict(torch.cat([r for _, r in waiting])).flatten(1)
                     parts = found.split([len(r) for _, r in waiting])
                     for (done, _), part in zip(waiting, parts, strict=True):
                         out[:, done.patches] = part.view(len(x), len(done.patches), -1)
                     waiting.clear()
-    return out
+        sees = odd_numbers_seen(odd, grid)
+    return out if sees is None else out.masked_fill_(sees[:, :, None], torch.nan)
 
 
 def masked(
     net: MaskedNet,
-    base: list[Tensor],
+    x: Tensor,
+    base: list[Unmasked],
     weights: Weights,
     chunk: Chunk,
     images: Tensor,
@@ -96,48 +105,47 @@ def masked(
 
     All patches of one image come first, then those of the next.
     """
-    before = source = WindowedMap(base[0])
-    times = len(images) // len(chunk.patches)
+    before = source = WindowedMap(x)
     read = []
-    for layer, (weight, bias), planned, unchanged in zip(
-        net.layers(), weights, chunk.layers, base[1:], strict=True
+    for layer, (weight, bias, packed), planned, unmasked in zip(
+        net.layers(), weights, chunk.layers, base, strict=True
     ):
-        origins = planned.origins.repeat(times, 1)
         window = window_conv2d_inner(
             source,
+            unmasked,
             weight,
             bias,
-            planned.holes.repeat(times, 1),
+            planned.holes,
             images,
-            origins,
+            planned.origins,
             planned.size,
             layer.module.stride,
             layer.module.padding,
             before if layer.residual else None,
             relu=True,
+            boxes=planned.boxes,
+            packed=packed,
         )
-        before, source = source, WindowedMap(unchanged, window, origins)
+        before, source = source, WindowedMap(unmasked.out, window, planned.origins, planned.boxes)
         if layer.read:
             read.append(WindowedReading(source, images))
     return source, read
 
 
-def integral_image(maps: Tensor) -> Tensor:
-    """Sums over all rectangles from the corner: float64 [B, h + 1, w + 1, C]."""
-    return F.pad(maps.double().cumsum(2).cumsum(3), (1, 0, 1, 0)).permute(0, 2, 3, 1)
+@lru_cache(maxsize=8)
+def read_everywhere(patch: int, grid: PatchGrid, device: torch.device) -> ReadPlaces:
+    """Where all patches of a grid are read, [P, 1, ...] each: the same for every image."""
+    return read_places(patch, holes_of(grid, device)[:, None], (grid.height, grid.width))
 
 
-def windowed_sum(sums: Tensor, source: WindowedMap, images: Tensor) -> Tensor:
-    """Sum over the maps of windows over a base: float32 [N, C]."""
-    assert source.window is not None and source.origins is not None
-    own = source.window.float().sum((2, 3))
-    height, width = source.window.shape[2:]
-    if source.window.shape[2:] == source.base.shape[2:]:
-        return own
-    top, left = source.origins.unbind(1)
-    bottom, right = top + height, left + width
-    covered = (
-        sums[images, bottom, right] - sums[images, top, right]
-        - sums[images, bottom, left] + sums[images, top, left]
-    )  # fmt: skip
-    return (sums[images, -1, -1] - covered).float() + own
+def odd_numbers_seen(odd: Tensor, grid: PatchGrid) -> Tensor | None:
+    """Whether there are pixels that are no numbers outside a patch: bool [B, P] of ``odd``, bool [B, H, W].
+
+    None where there are none at all, which only a CPU asks: on a GPU, the answer would have to be waited for.
+    """
+    if odd.device.type == "cpu" and not bool(odd.any()):
+        return None
+    sums = F.pad(odd.int().cumsum(1).cumsum(2), (1, 0, 1, 0))
+    top, left, bottom, right = holes_of(grid, odd.device).T
+    hidden = sums[:, bottom, right] - sums[:, top, right] - sums[:, bottom, left] + sums[:, top, left]
+    return hidden != sums[:, -1, -1, None]

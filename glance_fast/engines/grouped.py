@@ -17,7 +17,7 @@ from glance_fast.engines.patchwise import passes_at_a_time
 from glance_fast.engines.timing import timed
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.partial_conv import inside_holes
-from glance_fast.nets.masked import MaskedNet, Reading, mean_seen
+from glance_fast.nets.masked import MaskedNet, Reading, mean_seen, read_places
 
 
 def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | None, spacing: int) -> Tensor:
@@ -63,7 +63,8 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
             with timed("readout and head"):
                 read = [Reading(m) for m, layer in zip(maps[1:], net.layers(), strict=True) if layer.read]
                 pooled = mean_seen(maps[-1], last)[:, None]
-                found = net.predict(net.read(read, pooled, holes[g], (grid.height, grid.width)))
+                places = read_places(net.patch, holes[g], (grid.height, grid.width))
+                found = net.predict(net.read(read, pooled, places))
                 out[i[:, None], index[g]] = found
     return out[:, :-1]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from glance_fast.config import Config
-from glance_fast.engines.plan import changes, geometry_of, most_pixels
+from glance_fast.engines.plan import changes, geometry_of
 from glance_fast.errors import UserError
 from glance_fast.geometry import PatchGrid
 from glance_fast.nets.masked import RING, MaskedNet
@@ -45,16 +45,31 @@ class Share(NamedTuple):
 
 def pass_bytes(net: MaskedNet, grid: PatchGrid, itemsize: int) -> int:
     """Bytes of all layers' outputs, and the input, of one pass over an image."""
-    pixels = 3 * grid.height * grid.width
-    for change, layer in zip(changes(geometry_of(net), grid), net.layers(), strict=False):
-        pixels += change.out[0] * change.out[1] * len(layer.module.weight)
-    return pixels * itemsize
+    return (3 * grid.height * grid.width + outputs(net, grid)) * itemsize
+
+
+def base_bytes(net: MaskedNet, grid: PatchGrid, itemsize: int) -> int:
+    """Bytes of such a pass that keeps the layers' sums, too, float32, for windows to be added to."""
+    return pass_bytes(net, grid, itemsize) + outputs(net, grid) * 4
+
+
+def outputs(net: MaskedNet, grid: PatchGrid) -> int:
+    """Numbers that all layers together give."""
+    found = zip(changes(geometry_of(net), grid), net.layers(), strict=False)
+    return sum(change.out[0] * change.out[1] * len(layer.module.weight) for change, layer in found)
 
 
 def window_bytes(net: MaskedNet, grid: PatchGrid, itemsize: int) -> int:
-    """Bytes of the most that the windows of one patch of one image hold at a time."""
-    widest = max(len(layer.module.weight) for layer in net.layers())
-    return most_pixels(geometry_of(net), grid) * widest * itemsize
+    """Bytes of the most that the windows of one patch of one image hold at a time.
+
+    These are a layer's output, its input and that of the layer before, and what the head will read.
+    """
+    layers = net.layers()
+    areas = [(c.stop - c.start).max(0).prod() for c in changes(geometry_of(net), grid)[:-1]]
+    sizes = [area * len(layer.module.weight) for area, layer in zip(areas, layers, strict=True)]
+    kept = [size * layer.read for size, layer in zip(sizes, layers, strict=True)]
+    most = max(sum(kept[: max(i - 2, 0)]) + sum(sizes[max(i - 2, 0) : i + 1]) for i in range(len(sizes)))
+    return int(most) * itemsize
 
 
 def readout_bytes(net: MaskedNet) -> int:
@@ -132,7 +147,7 @@ def split(
         if isinstance(net, SurroundNet):
             passes = max(passes, surround_bytes(net, itemsize))
             continue
-        passes = max(passes, pass_bytes(net, grid, itemsize))
+        passes = max(passes, base_bytes(net, grid, itemsize))
         patch = max(patch, window_bytes(net, grid, itemsize) + readout_bytes(net))
         waiting = max(waiting, waiting_bytes(net, HEAD_ROWS))
     image = both + max(local, passes)

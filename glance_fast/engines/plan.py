@@ -36,11 +36,14 @@ class LayerPlan:
     size : (int, int)
         Height and width of the windows: of the chunk's largest, so that they form one batch. Smaller ones
         at the border are moved inwards and hold more than what changes.
+    boxes : Tensor
+        Int64 [n, 4], the part of each window that changes, in the layer's output.
     """
 
     holes: Tensor
     origins: Tensor
     size: tuple[int, int]
+    boxes: Tensor
 
 
 @dataclass(frozen=True)
@@ -107,10 +110,9 @@ def changes(layers: Geometry, grid: PatchGrid) -> tuple[Change, ...]:
 
 
 @lru_cache(maxsize=8)
-def most_pixels(layers: Geometry, grid: PatchGrid) -> int:
-    """The most pixels that a patch's windows hold at a time: a layer's input, output and residual."""
-    areas = [0, 0, *((c.stop - c.start).max(0).prod() for c in changes(layers, grid)[:-1])]
-    return int(max(map(sum, zip(areas, areas[1:], areas[2:], strict=False))))
+def holes_of(grid: PatchGrid, device: torch.device) -> Tensor:
+    """The patches of a grid on a device, int64 [P, 4]."""
+    return torch.from_numpy(grid.holes).to(device)
 
 
 @lru_cache(maxsize=16)
@@ -147,8 +149,9 @@ def plan(
             start, stop = change.start[patches], change.stop[patches]
             size = (stop - start).max(0)
             origins = np.minimum(start, np.array(change.out) - size)
-            holes, first = (torch.from_numpy(t).to(device) for t in (change.holes[patches], origins))
-            planned.append(LayerPlan(holes, first, (int(size[0]), int(size[1]))))
+            arrays = change.holes[patches], origins, np.concatenate([start, stop], axis=1)
+            holes, first, boxes = (torch.from_numpy(a).to(device) for a in arrays)
+            planned.append(LayerPlan(holes, first, (int(size[0]), int(size[1])), boxes))
         top, left, bottom, right = last.holes[patches].T
         hidden = (bottom - top) * (right - left)
         arrays = patches, grid.holes[patches], last.out[0] * last.out[1] - hidden

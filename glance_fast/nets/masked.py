@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from glance_fast.config import Config
 from glance_fast.kernels.partial_conv import inside_holes, partial_conv2d_inner
 from glance_fast.kernels.window_conv import WindowedMap
+from glance_fast.kernels.window_sample import window_sample_inner, window_sample_reference
 from glance_fast.nets.batch_norm import affine_of
 from glance_fast.nets.modules import module_list
 
@@ -94,6 +95,15 @@ class Level(nn.Module):
         for block in self.blocks:
             x, holes = block(x, holes)
         return x, holes
+
+
+class ReadPlaces(NamedTuple):
+    """Where the head reads the maps for K patches of N images, and what tells it the patches' position."""
+
+    hole: Tensor  # [N, K, 1, 2], (x, y) in places of the map at stride 32
+    near: Tensor  # [N, K, 9, 2], of the map at stride 8
+    far: Tensor  # [N, K, 9, 2], of the map at stride 16
+    position: Tensor  # [N, K, 4 * FREQUENCIES]
 
 
 class MaskedNet(nn.Module):
@@ -175,9 +185,11 @@ class MaskedNet(nn.Module):
             y, holes = stage(y, holes)
             maps.append(y)
         pooled = mean_seen(y, holes)[:, None]
-        return self.predict(self.read([Reading(m) for m in maps], pooled, places, size))
+        return self.predict(
+            self.read([Reading(m) for m in maps], pooled, read_places(self.patch, places, size))
+        )
 
-    def read(self, maps: Sequence[Reading], pooled: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:
+    def read(self, maps: Sequence[Reading], pooled: Tensor, places: ReadPlaces) -> Tensor:
         """What the head is given.
 
         Parameters
@@ -186,39 +198,25 @@ class MaskedNet(nn.Module):
             At strides 8, 16, 32, of N images each.
         pooled : Tensor
             Float32 [N, 1, C], the last map's mean over what is seen.
-        places : Tensor
-            The patches, int64 [N, K, 4].
-        size : (int, int)
-            Of the image.
+        places : ReadPlaces
+            Where the K patches of each image are read; or of n, if those of n maps are those of the next n.
 
         Returns
         -------
         Tensor
             Float32 [N, K, inputs].
         """
-        pooled = pooled.expand(-1, places.shape[1], -1)
+        pooled = pooled.expand(-1, places.position.shape[1], -1)
         if self.readout == "pool":
             return pooled
-        return torch.cat([pooled, *self.around(maps, places.float(), size)], dim=-1)
+        position = places.position.repeat(len(pooled) // len(places.position), 1, 1)
+        cells = zip((maps[2], maps[0], maps[1]), places[:3], strict=True)
+        return torch.cat([pooled, *(m.sample(c).flatten(2) for m, c in cells), position], dim=-1)
 
     def predict(self, read: Tensor) -> Tensor:
         """z_g, float32 [N, K, D], of what was read."""
         with torch.autocast(read.device.type, enabled=False):
             return self.head(read.flatten(0, 1)).unflatten(0, read.shape[:2])
-
-    def around(self, maps: Sequence[Reading], places: Tensor, size: tuple[int, int]) -> list[Tensor]:
-        """The maps at each patch and around it, and its position: float32 [N, K, ...] each."""
-        center = torch.stack([places[..., 1] + places[..., 3], places[..., 0] + places[..., 2]], -1) / 2 - 0.5
-        offsets = torch.arange(RING, device=center.device) - (RING - 1) / 2
-        ring = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij")[::-1], -1).reshape(-1, 2)
-        at = center[:, :, None]
-        return [
-            sample(maps[2], at, 32),
-            # Stride 8: 8 pixels outside the hole. Stride 16: on its edge, at least 16 pixels from its middle.
-            sample(maps[0], at + ring * (self.patch / 2 + 8), 8),
-            sample(maps[1], at + ring * max(16.0, self.patch / 2), 16),
-            fourier(torch.stack([center[..., 0] / size[1], center[..., 1] / size[0]], -1)),
-        ]
 
 
 def masked_net(config: Config, patch: int, features: int = 128) -> MaskedNet:
@@ -235,7 +233,7 @@ def mean_seen(maps: Tensor, holes: Tensor) -> Tensor:
 
 
 class Reading:
-    """Maps whose pixels can be looked up.
+    """Maps whose values can be looked up.
 
     Parameters
     ----------
@@ -244,64 +242,53 @@ class Reading:
     """
 
     def __init__(self, maps: Tensor) -> None:
-        self.rows = maps.permute(0, 2, 3, 1)
-        self.size = maps.shape[-2], maps.shape[-1]
+        self.source = WindowedMap(maps)
+        self.images = torch.arange(len(maps), device=maps.device)
 
-    def at(self, y: Tensor, x: Tensor) -> Tensor:
-        """Pixels at y and x, int64 [N, K, R]: float32 [N, K, R, C]."""
-        image = torch.arange(len(self.rows), device=y.device)[:, None, None]
-        return self.rows[image, y, x].float()
+    def sample(self, cells: Tensor) -> Tensor:
+        """Bilinear reading at ``cells`` [N, K, R, 2] (x, y), in places of the maps: float32 [N, K, R, C]."""
+        found = window_sample_reference(self.source, self.images, cells.flatten(1, 2))
+        return found.unflatten(1, cells.shape[1:3])
 
 
 class WindowedReading(Reading):
-    """Maps that are windows over a shared base.
+    """Maps that are windows over a shared base, one patch each.
 
     Parameters
     ----------
     source : WindowedMap
-        With windows.
+        With windows, channels-last.
     images : Tensor
         Int64 [N], the base of each.
     """
 
     def __init__(self, source: WindowedMap, images: Tensor) -> None:
-        assert source.window is not None and source.origins is not None
-        super().__init__(source.window)
-        self.base, self.images = source.base.permute(0, 2, 3, 1), images[:, None, None]
-        self.top, self.left = (side[:, None, None] for side in source.origins.long().unbind(1))
-        self.window, self.size = self.size, (source.base.shape[-2], source.base.shape[-1])
+        self.source, self.images = source, images
 
-    def at(self, y: Tensor, x: Tensor) -> Tensor:
-        """Pixels at y and x, int64 [N, K, R]: float32 [N, K, R, C]."""
-        if self.window == self.size:
-            return super().at(y, x)
-        row, column = y - self.top, x - self.left
-        inside = (row >= 0) & (row < self.window[0]) & (column >= 0) & (column < self.window[1])
-        # On a GPU, avoid a sync: gather both and select.
-        if y.device.type == "cpu" and bool(inside.all()):
-            return super().at(row, column)
-        held = super().at(row.clamp(0, self.window[0] - 1), column.clamp(0, self.window[1] - 1))
-        return torch.where(inside[..., None], held, self.base[self.images, y, x].float())
+    def sample(self, cells: Tensor) -> Tensor:
+        """As above, of one patch each: [N, 1, R, C]; ``cells`` may be of as few as the origins are of."""
+        return window_sample_inner(self.source, self.images, cells[:, 0])[:, None]
 
 
-def sample(maps: Reading, points: Tensor, stride: int) -> Tensor:
-    """Bilinear reading at pixels ``points`` [N, K, R, 2] (x, y): [N, K, R * C]."""
-    cells = ((points - ORIGIN) / stride).clamp_min(0)
-    (x0, x1, right), (y0, y1, down) = (
-        neighbours(cell, size) for cell, size in zip(cells.unbind(-1), maps.size[::-1], strict=True)
+def read_places(patch: int, places: Tensor, size: tuple[int, int]) -> ReadPlaces:
+    """Where patches int64 [N, K, 4] of images of a size are read."""
+    sides = places.float()
+    center = torch.stack([sides[..., 1] + sides[..., 3], sides[..., 0] + sides[..., 2]], -1) / 2 - 0.5
+    offsets = torch.arange(RING, device=center.device) - (RING - 1) / 2
+    ring = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij")[::-1], -1).reshape(-1, 2)
+    at = center[:, :, None]
+    return ReadPlaces(
+        cells_of(at, 32),
+        # Stride 8: 8 pixels outside the hole. Stride 16: on its edge, at least 16 pixels from its middle.
+        cells_of(at + ring * (patch / 2 + 8), 8),
+        cells_of(at + ring * max(16.0, patch / 2), 16),
+        fourier(torch.stack([center[..., 0] / size[1], center[..., 1] / size[0]], -1)),
     )
-    # All four corners at once: one by one, their places take longer than their numbers.
-    corners = maps.at(torch.cat([y0, y0, y1, y1], -1), torch.cat([x0, x1, x0, x1], -1)).chunk(4, dim=2)
-    top, bottom = torch.lerp(corners[0], corners[1], right), torch.lerp(corners[2], corners[3], right)
-    return torch.lerp(top, bottom, down).flatten(2)
 
 
-def neighbours(cells: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The places before and after ``cells`` on an axis, and how far between them they lie, [..., 1]."""
-    cells = cells.clamp_max(size - 1)
-    low = cells.floor().clamp_max(max(size - 2, 0))
-    first = low.long()
-    return first, (first + 1).clamp_max(size - 1), (cells - low)[..., None]
+def cells_of(points: Tensor, stride: int) -> Tensor:
+    """Pixels of the image [..., 2] (x, y) as places of a map at a stride."""
+    return (points - ORIGIN) / stride
 
 
 def fourier(position: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from glance_fast.geometry import output_size
 from glance_fast.kernels.dispatch import choose_backend, refuse
-from glance_fast.kernels.window_conv.cpu import window_conv2d_cpu
-from glance_fast.kernels.window_conv.reference import WindowedMap, window_conv2d_reference
+from glance_fast.kernels.window_conv.cpu import packed, window_conv2d_cpu
+from glance_fast.kernels.window_conv.reference import Unmasked, WindowedMap, window_conv2d_reference
 
-__all__ = ["WindowedMap", "window_conv2d", "window_conv2d_inner"]
+__all__ = ["Unmasked", "WindowedMap", "packed", "window_conv2d", "window_conv2d_inner"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Triton's kernel counts rows of outputs and places of a map in 32 bits, elements in 64.
@@ -19,6 +19,8 @@ MOST = 2**31 - 2**16
 
 def window_conv2d(
     base: Tensor,
+    base_raw: Tensor,
+    base_out: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     holes: Tensor,
@@ -38,11 +40,18 @@ def window_conv2d(
 
     .. math:: y = \mathrm{act}\left(W^T (X \odot M) \cdot \frac{k_h k_w}{\mathrm{sum}(M)} + b + R\right)
 
-    Of the layer's input only what the hole can change is given, as ``window``; the rest is that of the
-    unmasked image, ``base``. X at a place of window p is 0 outside the map and in the hole,
-    ``window[p]`` where that covers the place, and ``base[images[p]]`` elsewhere. Where sum(M) is 0, which
-    counts zero padding as masked, the convolution and b count as 0. For inference alone: not
-    differentiable. What lies in a hole, NaN included, never reaches y.
+    It is computed from what differs: in a map of a masked image only the surrounding of the hole does, and
+    there it is given by its difference, ``window``, from the map of the unmasked image, ``base``. So is what
+    is returned:
+
+    .. math:: W^T (X \odot M) = W^T \mathrm{base} + W^T \mathrm{window}, \qquad
+              \delta = y - \mathrm{base\_out}
+
+    X at a place of window p is 0 outside the map, ``base[images[p]] + window[p]`` where that covers the
+    place, and ``base[images[p]]`` elsewhere. In the hole it must be 0, and all of the hole be covered:
+    ``window`` is minus ``base`` there. Where sum(M) is 0, which counts zero padding as masked, the
+    convolution and b count as 0. For inference alone: not differentiable. All numbers must be finite, those
+    in holes, too.
 
     Parameters
     ----------
@@ -50,6 +59,11 @@ def window_conv2d(
         [N, C, H, W], the layer's input for the unmasked images; float32, float16 or bfloat16, and for the
         reference and the CPU float64. Here and below channels-last is taken as it is, any other layout
         copied.
+    base_raw : Tensor
+        [N, O, H', W'], the convolution of ``base`` with ``weight``, without bias or ratio; float32, float64
+        for that.
+    base_out : Tensor
+        [N, O, H', W'], the layer's output for the unmasked images, in the dtype of ``base``.
     weight : Tensor
         [O, C, k_h, k_w].
     bias : Tensor or None
@@ -66,12 +80,13 @@ def window_conv2d(
     stride, padding : int
         As for a convolution.
     window : Tensor, optional
-        [P, C, i_h, i_w], windows of the layer's input; none for a net's first layer.
+        [P, C, i_h, i_w], windows of the layer's input: differences. None for a net's first layer, where
+        nothing but the hole differs.
     window_origins : Tensor, optional
         Integer [P, 2], (top, left) of each ``window`` in the layer's input; all lie within it.
     residual : WindowedMap, optional
-        R, maps of the size of the layer's output, base [N, O, H', W'] and windows [P, O, r_h, r_w]; read
-        as X is, but with no hole and no padding.
+        R, maps of the size of the layer's output, base [N, O, H', W'] and windows [P, O, r_h, r_w]; put
+        together as X is, but with no hole and no padding.
     relu : bool
         act: ReLU, or nothing.
     backend : {"auto", "reference", "cpu", "triton"}
@@ -82,7 +97,7 @@ def window_conv2d(
     Returns
     -------
     Tensor
-        [P, O, h, w], channels-last, in the dtype of ``base``.
+        δ, [P, O, h, w], channels-last, in the dtype of ``base``.
 
     Raises
     ------
@@ -92,14 +107,15 @@ def window_conv2d(
         A shape, a device, an index or ``backend`` does not fit; a tensor requires a gradient. On a CUDA
         device an index is not waited for: it fails there, as an assertion of the device, at a later call.
     """
-    source = WindowedMap(base, window, window_origins)
-    _check_tensors(source, weight, bias, holes, images, origins, residual)
-    _check_layer(source, weight, bias, holes, origins, images, size, stride, padding, residual)
+    source, unmasked = WindowedMap(base, window, window_origins), Unmasked(base_raw, base_out)
+    _check_tensors(source, unmasked, weight, bias, holes, images, origins, residual)
+    _check_layer(source, unmasked, weight, bias, holes, origins, images, size, stride, padding, residual)
     backend = choose_backend(backend, base.device)
     if backend == "triton" and base.dtype == torch.float64:
         raise TypeError("base: float64 has no Triton kernel; use backend='reference'")
     return window_conv2d_inner(
         _laid_out(source),
+        Unmasked(_channels_last(base_raw), _channels_last(base_out)),
         _channels_last(weight),
         bias if bias is None else bias.contiguous(),
         holes.contiguous(),
@@ -110,12 +126,13 @@ def window_conv2d(
         padding,
         residual if residual is None else _laid_out(residual),
         relu,
-        backend,
+        backend=backend,
     )
 
 
 def window_conv2d_inner(
     source: WindowedMap,
+    unmasked: Unmasked,
     weight: Tensor,
     bias: Tensor | None,
     holes: Tensor,
@@ -126,6 +143,8 @@ def window_conv2d_inner(
     padding: int,
     residual: WindowedMap | None = None,
     relu: bool = False,
+    boxes: Tensor | None = None,
+    packed: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """The same between the layers of a net, which keep what is needed: nothing is checked or waited for.
@@ -133,10 +152,19 @@ def window_conv2d_inner(
     Parameters
     ----------
     source : WindowedMap
-        The layer's input: ``base``, ``window`` and ``window_origins`` of ``window_conv2d``.
+        The layer's input: ``base``, ``window`` and ``window_origins`` of ``window_conv2d``, and the part of
+        each window that is not 0.
+    unmasked : Unmasked
+        ``base_raw`` and ``base_out`` of ``window_conv2d``.
     weight, bias, holes, images, origins, size, stride, padding, residual, relu
         As there, all on one device. Floating-point tensors of four axes are channels-last, integers int32
-        or int64, and contiguous.
+        or int64, and contiguous. All places, also those of ``source`` and ``residual``, may be of n windows
+        where P is a multiple of n: window p then has those of p mod n, as windows of several images do.
+    boxes : Tensor, optional
+        Integer [P or n, 4], (top, left, bottom, right) in the layer's output, each within its window: where
+        y can differ from ``base_out``. Elsewhere δ may be left 0.
+    packed : Tensor, optional
+        ``weight`` as ``packed`` gives it, so that this need not be done for every call.
     backend : {"auto", "reference", "cpu", "triton"}
         "auto" is known to be right; the others are trusted.
 
@@ -151,9 +179,10 @@ def window_conv2d_inner(
         # Triton is there on Linux alone.
         from glance_fast.kernels.window_conv.gpu import window_conv2d_triton as run
     else:
-        run = window_conv2d_cpu if backend == "cpu" else window_conv2d_reference
+        run = window_conv2d_reference
+    layer = source, unmasked, weight, bias, holes, images, origins, size, stride, padding, residual, relu
     with torch.no_grad():
-        return run(source, weight, bias, holes, images, origins, size, stride, padding, residual, relu)
+        return window_conv2d_cpu(*layer, boxes, packed) if backend == "cpu" else run(*layer)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -167,12 +196,13 @@ def _laid_out(source: WindowedMap) -> WindowedMap:
     return WindowedMap(_channels_last(source.base), _channels_last(window), origins.contiguous())
 
 
-def _check_tensors(source, weight, bias, holes, images, origins, residual) -> None:
-    base, window, window_origins = source
+def _check_tensors(source, unmasked, weight, bias, holes, images, origins, residual) -> None:
+    base, window, window_origins, _ = source
     if residual is not None and not isinstance(residual, WindowedMap):
         raise TypeError(f"residual: expected a WindowedMap, got {type(residual).__name__}")
     added = residual or WindowedMap(base)
-    reals = {"base": base, "weight": weight, "bias": bias, "window": window}
+    reals = {"base": base, "base_raw": unmasked.raw, "base_out": unmasked.out}
+    reals |= {"weight": weight, "bias": bias, "window": window}
     reals |= {"residual.base": added.base, "residual.window": added.window}
     places = {"holes": holes, "images": images, "origins": origins, "window_origins": window_origins}
     places |= {"residual.origins": added.origins}
@@ -190,13 +220,18 @@ def _check_tensors(source, weight, bias, holes, images, origins, residual) -> No
             continue
         if base.dtype not in DTYPES:
             raise TypeError(f"base: expected float32, float16, bfloat16 or float64, got {base.dtype}")
-        if tensor.dtype != base.dtype:
-            raise TypeError(f"{name}: {tensor.dtype}, but base is {base.dtype}")
+        expected = base.dtype
+        if name == "base_raw":
+            expected = torch.promote_types(base.dtype, torch.float32)
+        if tensor.dtype != expected:
+            raise TypeError(f"{name}: {tensor.dtype}, expected {expected}, for base is {base.dtype}")
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name}: requires a gradient, and window_conv2d has none; use torch.no_grad()")
 
 
-def _check_layer(source, weight, bias, holes, origins, images, size, stride, padding, residual) -> None:
+def _check_layer(
+    source, unmasked, weight, bias, holes, origins, images, size, stride, padding, residual
+) -> None:
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
@@ -222,6 +257,10 @@ def _check_layer(source, weight, bias, holes, origins, images, size, stride, pad
     )
     if min(out) < 1:
         raise ValueError(f"base: {tuple(base.shape[2:])} with padding {padding} is smaller than the kernel")
+    for name, tensor in (("base_raw", unmasked.raw), ("base_out", unmasked.out)):
+        if tensor.shape != (len(base), len(weight), *out):
+            expected = (len(base), len(weight), *out)
+            raise ValueError(f"{name}: expected {expected}, got shape {tuple(tensor.shape)}")
     if not isinstance(size, (tuple, list)) or not all(isinstance(s, int) for s in size):
         raise TypeError(f"size: expected two integers, got {size}")
     if len(size) != 2 or not all(1 <= s <= limit for s, limit in zip(size, out, strict=True)):
@@ -239,7 +278,7 @@ def _check_layer(source, weight, bias, holes, origins, images, size, stride, pad
 
 
 def _check_windows(name: str, place: str, source: WindowedMap, count: int) -> None:
-    base, window, origins = source
+    base, window, origins, _ = source
     if (window is None) != (origins is None):
         raise ValueError(f"{place}: goes with {name}, both or neither")
     if window is None or origins is None:

@@ -1,11 +1,13 @@
-"""Partial convolution of windows on the CPU: gather, oneDNN's convolution without padding, one epilogue.
+"""Partial convolution of windows on the CPU, by what differs from the unmasked image.
 
-    field_p = the rows and columns of X_p that window p reads, 0 in the hole and outside the map
-    y_p     = act(conv(field_p) · k_h k_w / seen + b + R_p)
+    raw_p = base.raw + W * window[p]          inside the map; of the first layer, window[p] is minus the hole
+    δ_p   = act(raw_p · k_h k_w / seen + b + R_p) - base.out
 
-Gather and epilogue move whole runs of pixels, a window a thread. The windows are taken in steps, so that
-what the gather wrote is still in the cache when oneDNN reads it, and so is what the epilogue reads; large
-buffers would also have to be mapped anew for every layer, which costs more than the gather.
+The convolution of a window that is 0 beyond its border needs fewer products than that of what the window
+lies in, and nothing is gathered from two maps. Where the package was compiled (``native``), C code leaves out
+the products with 0, too, and takes a window from its input to δ. Elsewhere, and for bfloat16 where the
+processor multiplies that itself, oneDNN convolves what one loop fills in and another one finishes. Those take
+the windows in steps, so that what was written is still in the cache when it is read.
 """
 
 from __future__ import annotations
@@ -17,18 +19,12 @@ from numba import njit, prange
 from torch import Tensor
 
 from glance_fast.kernels.bfloat16 import as_array, narrow, widen
-from glance_fast.kernels.window_conv.reference import WindowedMap
+from glance_fast.kernels.window_conv import native
+from glance_fast.kernels.window_conv.reference import Unmasked, WindowedMap, for_each_window
 
-# Of gathered input in one step, a thread: what its second-level cache holds a good part of. From 1 to 8 MiB
+# Of filled input in one step, a thread: what its second-level cache holds a good part of. From 1 to 8 MiB
 # make no difference of 5 %; all at once takes up to 1.6 times as long.
 STEP_BYTES = 2 << 20
-
-
-@njit(cache=True)
-def copy(target, source):
-    """Write the first elements of ``source`` into all of ``target``."""
-    for i in range(target.shape[0]):
-        target[i] = source[i]
 
 
 @njit(cache=True)
@@ -38,90 +34,97 @@ def overlap(start, stop, first, last):
 
 
 @njit(cache=True)
-def clamp(value, low, high):
-    """The nearest to ``value`` within [low, high]."""
-    return min(max(value, low), high)
-
-
-@njit(cache=True)
-def gather_window(field, base, window, corner, hole, top, left, channels):
-    """Put together what one window reads.
-
-    Parameters: field [rows, columns · C] (output), whose first pixel is (top, left) of the map; base
-    [H, W · C]; window [i_h, i_w · C] with its corner; hole (top, left, bottom, right).
-    """
-    rows, columns = field.shape[0], field.shape[1] // channels
-    height, width = base.shape[0], base.shape[1] // channels
-    # Columns of the field: the map begins, the window begins and ends, the map ends.
-    first = clamp(-left, 0, columns)
-    last = clamp(width - left, first, columns)
-    start = clamp(corner[1] - left, first, last)
-    stop = clamp(corner[1] - left + window.shape[1] // channels, start, last)
-    hole_start = clamp(hole[1] - left, first, last)
-    hole_stop = clamp(hole[3] - left, hole_start, last)
-    for i in range(rows):
-        row, y = field[i], top + i
-        if y < 0 or y >= height:
-            row[:] = 0
-            continue
-        row[: first * channels] = 0
-        row[last * channels :] = 0
-        pixels = base[y]
-        if corner[0] <= y < corner[0] + window.shape[0] and start < stop:
-            copy(row[first * channels : start * channels], pixels[(left + first) * channels :])
-            copy(
-                row[start * channels : stop * channels],
-                window[y - corner[0]][(left + start - corner[1]) * channels :],
-            )
-            copy(row[stop * channels : last * channels], pixels[(left + stop) * channels :])
-        else:
-            copy(row[first * channels : last * channels], pixels[(left + first) * channels :])
-        if hole[0] <= y < hole[2]:
-            row[hole_start * channels : hole_stop * channels] = 0
+def fill_window(field, window, corner, top, left, channels):
+    """Lay a window [i_h, i_w · C] with its corner into a field [rows, columns · C] at (top, left), else 0."""
+    first = max(corner[1] - left, 0)
+    last = max(min(corner[1] - left + window.shape[1] // channels, field.shape[1] // channels), first)
+    skipped = (left + first - corner[1]) * channels
+    for i in range(field.shape[0]):
+        row, y = field[i], top + i - corner[0]
+        row[:] = 0
+        if 0 <= y < window.shape[0]:
+            for c in range(first * channels, last * channels):
+                row[c] = window[y, skipped + c - first * channels]
 
 
 @njit(cache=True, parallel=True)
-def gather(field, base, window, corners, images, holes, origins, stride, padding, channels):
-    """Put together what every window reads.
+def fill(field, window, corners, origins, stride, padding, channels):
+    """What every window reads.
 
-    Parameters: field [P, rows, columns · C] (output), base [N, H, W · C], window [P, i_h, i_w · C], corners
-    int64 [P, 2], images int64 [P], holes int64 [P, 4], origins int64 [P, 2] in the map of the outputs.
+    Parameters: field [P, rows, columns · C] (output), window [P, i_h, i_w · C], corners int64 [P, 2], origins
+    int64 [P, 2] in the map of the outputs.
     """
     for p in prange(field.shape[0]):
         top, left = origins[p, 0] * stride - padding, origins[p, 1] * stride - padding
-        gather_window(field[p], base[images[p]], window[p], corners[p], holes[p], top, left, channels)
+        fill_window(field[p], window[p], corners[p], top, left, channels)
+
+
+@njit(cache=True, parallel=True)
+def fill_holes(field, base, images, holes, origins, stride, padding, channels):
+    """Minus what the holes hide: field as above, base [N, H, W · C], images int64 [P], holes int64 [P, 4]."""
+    for p in prange(field.shape[0]):
+        top, left = origins[p, 0] * stride - padding, origins[p, 1] * stride - padding
+        hole, whole = holes[p], base[images[p]]
+        first, last = (
+            max(hole[1], left, 0),
+            min(hole[3], whole.shape[1] // channels, left + field.shape[2] // channels),
+        )
+        for i in range(field.shape[1]):
+            row, y = field[p, i], top + i
+            row[:] = 0
+            if max(hole[0], 0) <= y < min(hole[2], whole.shape[0]):
+                for c in range(first * channels, last * channels):
+                    row[c - left * channels] = narrow(-widen(whole[y, c]), row[0])
 
 
 @njit(cache=True)
-def finish_pixel(y, bias, ratio, floor, out):
-    """out = max(y · ratio + bias, floor) for the channels of one pixel; NaN stays NaN."""
+def finish_pixel(y, raw, bias, ratio, after, floor, out):
+    """out = max((raw + y) · ratio + bias, floor) - after for the channels of one pixel; NaN stays NaN."""
     for c in range(bias.shape[0]):
-        value = widen(y[c]) * ratio + bias[c]
-        out[c] = narrow(floor if value < floor else value, out[c])
+        value = (raw[c] + widen(y[c])) * ratio + bias[c]
+        out[c] = narrow((floor if value < floor else value) - widen(after[c]), out[c])
 
 
 @njit(cache=True)
-def finish_and_add(y, bias, ratio, residual, floor, out):
-    """The same of y · ratio + bias + residual."""
+def finish_and_add(y, raw, bias, ratio, residual, added, after, floor, out):
+    """The same of (raw + y) · ratio + bias + residual + added."""
     for c in range(bias.shape[0]):
-        value = widen(y[c]) * ratio + bias[c] + widen(residual[c])
-        out[c] = narrow(floor if value < floor else value, out[c])
+        value = (raw[c] + widen(y[c])) * ratio + bias[c] + (widen(residual[c]) + widen(added[c]))
+        out[c] = narrow((floor if value < floor else value) - widen(after[c]), out[c])
 
 
 @njit(cache=True, parallel=True)
 def finish(
-    y, out, bias, images, holes, origins, size, kernel, stride, padding, floor, added, base, window, corners
+    y,
+    raw,
+    after,
+    out,
+    bias,
+    images,
+    holes,
+    origins,
+    size,
+    kernel,
+    stride,
+    padding,
+    floor,
+    adds,
+    base,
+    window,
+    corners,
 ):
-    """Ratio, bias, residual and activation of every window.
+    """Ratio, bias, residual and activation of every window, less what the base has there.
 
-    Parameters: y and out [P, h, w, O], bias [O], size and kernel (height, width) of the input map and of
-    the weight; where ``added``, the residual's base [N, H', W', O], window [P, r_h, r_w, O] and corners.
+    Parameters: y and out [P, h, w, O], raw and after [N, H', W', O], bias [O], size and kernel (height,
+    width) of the input map and of the weight; where ``adds``, the residual's base [N, H', W', O], window
+    [P, r_h, r_w, O] and corners.
     """
     for p in prange(y.shape[0]):
-        hole = holes[p]
+        hole, image = holes[p], images[p]
         hole_top, hole_left = max(hole[0], 0), max(hole[1], 0)
         hole_bottom, hole_right = min(hole[2], size[0]), min(hole[3], size[1])
-        no_y, no_bias = np.zeros(y.shape[3], y.dtype), np.zeros_like(bias)
+        no_y, no_raw = np.zeros(y.shape[3], y.dtype), np.zeros(y.shape[3], raw.dtype)
+        no_bias = np.zeros_like(bias)
         for i in range(y.shape[1]):
             row = origins[p, 0] + i
             top = row * stride - padding
@@ -133,17 +136,18 @@ def finish(
                 left = column * stride - padding
                 seen = rows * overlap(0, size[1], left, left + kernel[1])
                 seen -= hidden_rows * overlap(hole_left, hole_right, left, left + kernel[1])
-                pixel, shift = y[p, i, j], bias
+                pixel, whole, shift = y[p, i, j], raw[image, row, column], bias
                 if seen == 0:
-                    pixel, shift, seen = no_y, no_bias, 1
+                    pixel, whole, shift, seen = no_y, no_raw, no_bias, 1
                 ratio = bias.dtype.type(kernel[0] * kernel[1]) / bias.dtype.type(seen)
-                if not added:
-                    finish_pixel(pixel, shift, ratio, floor, out[p, i, j])
+                before = after[image, row, column]
+                if not adds:
+                    finish_pixel(pixel, whole, shift, ratio, before, floor, out[p, i, j])
                     continue
-                residual, window_column = base[images[p], row, column], column - corners[p, 1]
+                residual, added, window_column = base[image, row, column], no_y, column - corners[p, 1]
                 if 0 <= window_row < window.shape[1] and 0 <= window_column < window.shape[2]:
-                    residual = window[p, window_row, window_column]
-                finish_and_add(pixel, shift, ratio, residual, floor, out[p, i, j])
+                    added = window[p, window_row, window_column]
+                finish_and_add(pixel, whole, shift, ratio, residual, added, before, floor, out[p, i, j])
 
 
 def pixels_of(x: Tensor) -> np.ndarray:
@@ -162,8 +166,43 @@ def integers(x: Tensor) -> np.ndarray:
     return x.long().contiguous().numpy()
 
 
+def packed(weight: Tensor) -> Tensor | None:
+    """A weight once more as the C code reads it; None where that does not run on it."""
+    return native.packed(weight) if weight.device.type == "cpu" and native.runs(weight.dtype) else None
+
+
 def window_conv2d_cpu(
     source: WindowedMap,
+    unmasked: Unmasked,
+    weight: Tensor,
+    bias: Tensor | None,
+    holes: Tensor,
+    images: Tensor,
+    origins: Tensor,
+    size: tuple[int, int],
+    stride: int,
+    padding: int,
+    residual: WindowedMap | None,
+    relu: bool,
+    boxes: Tensor | None = None,
+    packed: Tensor | None = None,
+) -> Tensor:
+    """Windows [P, O, h, w] of the difference of the layer's output; see ``window_conv2d``."""
+    dtype = source.base.dtype
+    if dtype == torch.float16:
+        # Numba has no such type, and oneDNN is slow at it.
+        source, residual = _widened(source), residual and _widened(residual)
+        unmasked = Unmasked(unmasked.raw, unmasked.out.float())
+        weight, bias = weight.float(), None if bias is None else bias.float()
+    layer = weight, bias, holes, images, origins, size, stride, padding, residual, relu
+    if native.runs(weight.dtype) and native.fits(source, unmasked):
+        return native.window_conv2d_native(source, unmasked, *layer, boxes, packed).to(dtype)
+    return window_conv2d_numba(source, unmasked, *layer).to(dtype)
+
+
+def window_conv2d_numba(
+    source: WindowedMap,
+    unmasked: Unmasked,
     weight: Tensor,
     bias: Tensor | None,
     holes: Tensor,
@@ -175,26 +214,20 @@ def window_conv2d_cpu(
     residual: WindowedMap | None,
     relu: bool,
 ) -> Tensor:
-    """Windows [P, O, h, w] of the layer's output; see ``window_conv2d``."""
+    """The same without C code, for all but float16; whole windows, whatever their boxes are."""
+    holes, origins, source, residual = for_each_window(len(images), holes, origins, source, residual)
     dtype = source.base.dtype
-    if dtype == torch.float16:
-        # Numba has no such type, and oneDNN is slow at it.
-        added = None if residual is None else _widened(residual)
-        shift = None if bias is None else bias.float()
-        layer = holes, images, origins, size, stride, padding, added, relu
-        return window_conv2d_cpu(_widened(source), weight.float(), shift, *layer).half()
-
     count, outputs, channels = len(images), *weight.shape[:2]
     extent, kernel = tuple(source.base.shape[2:]), tuple(weight.shape[2:])
     # What numbers are computed in, which bfloat16 is not.
     real = torch.promote_types(dtype, torch.float32)
     shifts = (torch.zeros(outputs, dtype=real) if bias is None else bias.to(real)).numpy()
     floor = shifts.dtype.type(0 if relu else -np.inf)
-    index, boxes, first = integers(images), integers(holes), integers(origins)
-    base = rows_of(source.base)
+    index, hidden, first = integers(images), integers(holes), integers(origins)
+    base, raw, after = rows_of(source.base), pixels_of(unmasked.raw), pixels_of(unmasked.out)
     window, corners = _windows(source, rows_of, np.empty((count, 0, 0), base.dtype))
     nothing = np.empty((count, 0, 0, 0), base.dtype)
-    added_base = nothing if residual is None else pixels_of(residual.base)
+    added = nothing if residual is None else pixels_of(residual.base)
     laid, laid_corners = _windows(residual, pixels_of, nothing)
 
     last = torch.channels_last
@@ -206,12 +239,17 @@ def window_conv2d_cpu(
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
         field = buffer[: part.stop - start]
-        where = index[part], boxes[part], first[part]
-        gather(rows_of(field), base, window[part], corners[part], *where, stride, padding, channels)
+        if source.window is None:
+            fill_holes(
+                rows_of(field), base, index[part], hidden[part], first[part], stride, padding, channels
+            )
+        else:
+            fill(rows_of(field), window[part], corners[part], first[part], stride, padding, channels)
         y = F.conv2d(field, weight, None, stride).contiguous(memory_format=last)
         finish(
-            pixels_of(y), pixels_of(out[part]), shifts, *where, extent, kernel, stride, padding,
-            floor, residual is not None, added_base, laid[part], laid_corners[part],
+            pixels_of(y), raw, after, pixels_of(out[part]), shifts, index[part], hidden[part], first[part],
+            extent, kernel, stride, padding, floor, residual is not None, added, laid[part],
+            laid_corners[part],
         )  # fmt: skip
     return out
 
@@ -224,7 +262,7 @@ def even_step(step: int, count: int) -> int:
 
 def _widened(source: WindowedMap) -> WindowedMap:
     window = None if source.window is None else source.window.float()
-    return WindowedMap(source.base.float(), window, source.origins)
+    return source._replace(base=source.base.float(), window=window)
 
 
 def _windows(source: WindowedMap | None, view, nothing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,10 +1,12 @@
 """Partial convolution of windows in Triton: one launch a layer, an implicit matrix product.
 
-    y[m, o] = act(Σ_k X[m, k] W[o, k] · k_h k_w / seen[m] + b[o] + R[m, o])
+    raw[m, o] = base.raw[m, o] + Σ_k D[m, k] W[o, k]
+    δ[m, o]   = act(raw[m, o] · k_h k_w / seen[m] + b[o] + R[m, o]) - base.out[m, o]
 
-A row m is a pixel of a window, k runs over the weight's taps and channels. X and R are never put together
-in memory: for every pixel and tap the load's address is chosen, in the window of the layer before or in
-the base. What is masked is not loaded, so that sum(M) comes from the hole's four numbers. No backward.
+A row m is a pixel of a window, k runs over the weight's taps and channels. D is what differs from the
+unmasked image: the window of the layer before, or minus what the hole hides, 0 outside. So one masked load
+from one map feeds the products, and the base comes in where they begin and end. sum(M) comes from the hole's
+four numbers. No backward.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from glance_fast.kernels.conv_common import overlap
 from glance_fast.kernels.dispatch import configuration, on_its_device, tf32_allowed
-from glance_fast.kernels.window_conv.reference import WindowedMap
+from glance_fast.kernels.window_conv.reference import Unmasked, WindowedMap
 
 # Bytes of the widest load, which pixels of a multiple of so many channels allow in every type. Others are
 # loaded element by element, and then the products run over taps and channels alike (PACKED): 3 channels by
@@ -53,19 +55,22 @@ def covers(y, x, height, width):
 
 @triton.jit
 def window_conv_fwd_kernel(
-    base_ptr,  # [N, H, W, C]
+    base_ptr,  # [N, H, W, C], read where there is no window
     window_ptr,  # [P, I_H, I_W, C] or None
-    window_origins_ptr,  # [P, 2] or None
+    window_origins_ptr,  # [PLACES, 2] or None
+    raw_ptr,  # [N, H_OUT, W_OUT, O], float32
+    after_ptr,  # [N, H_OUT, W_OUT, O]
     weight_ptr,  # [O, K_H, K_W, C]
     bias_ptr,  # [O] or None
     residual_base_ptr,  # [N, H_OUT, W_OUT, O] or None
     residual_window_ptr,  # [P, R_H, R_W, O] or None
-    residual_origins_ptr,  # [P, 2] or None
-    holes_ptr,  # [P, 4]
+    residual_origins_ptr,  # [PLACES, 2] or None
+    holes_ptr,  # [PLACES, 4]
     images_ptr,  # [P]
-    origins_ptr,  # [P, 2]
+    origins_ptr,  # [PLACES, 2]
     y_ptr,  # [P, h, w, O]
     rows,  # P * h * w
+    places,
     y_height,
     y_width,
     height,
@@ -84,7 +89,6 @@ def window_conv_fwd_kernel(
     PADDING: tl.constexpr,
     RELU: tl.constexpr,
     PACKED: tl.constexpr,
-    RESIDUAL_ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -99,40 +103,39 @@ def window_conv_fwd_kernel(
     o_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     o_k = tl.arange(0, BLOCK_K)
     m_m, m_n = o_m < rows, o_n < outputs
+    m_y = m_m[:, None] & m_n[None, :]
 
     # [BLOCK_M]: which window, and which pixel of the output's map.
     o_p = o_m // (y_height * y_width)
-    o_y = o_m // y_width % y_height + tl.load(origins_ptr + o_p * 2, m_m, other=0).to(tl.int32)
-    o_x = o_m % y_width + tl.load(origins_ptr + o_p * 2 + 1, m_m, other=0).to(tl.int32)
+    o_place = o_p % places
+    o_y = o_m // y_width % y_height + tl.load(origins_ptr + o_place * 2, m_m, other=0).to(tl.int32)
+    o_x = o_m % y_width + tl.load(origins_ptr + o_place * 2 + 1, m_m, other=0).to(tl.int32)
     i_image = tl.load(images_ptr + o_p, m_m, other=0).to(tl.int64)
     i_window = o_p.to(tl.int64)
-    hole_top = load_side(holes_ptr + o_p * 4, m_m, height)
-    hole_left = load_side(holes_ptr + o_p * 4 + 1, m_m, width)
-    hole_bottom = load_side(holes_ptr + o_p * 4 + 2, m_m, height)
-    hole_right = load_side(holes_ptr + o_p * 4 + 3, m_m, width)
+    p_out = ((i_image * out_height + o_y) * out_width + o_x)[:, None] * outputs + o_n[None, :]
 
-    # [BLOCK_M]: sum(M), from integers.
-    top, left = o_y * STRIDE - PADDING, o_x * STRIDE - PADDING
-    bottom, right = top + K_H, left + K_W
-    hidden = overlap(hole_top, hole_bottom, top, bottom) * overlap(hole_left, hole_right, left, right)
-    seen = overlap(0, height, top, bottom) * overlap(0, width, left, right) - hidden
-    seen = tl.where(m_m, seen, 0)
+    # [BLOCK_M, 1]: the first tap in what differs, of which everything outside counts as 0.
+    row, column = o_y * STRIDE - PADDING, o_x * STRIDE - PADDING
+    if window_ptr is None:
+        top = load_side(holes_ptr + o_place * 4, m_m, height)
+        left = load_side(holes_ptr + o_place * 4 + 1, m_m, width)
+        in_height = load_side(holes_ptr + o_place * 4 + 2, m_m, height) - top
+        in_width = load_side(holes_ptr + o_place * 4 + 3, m_m, width) - left
+        in_height, in_width = in_height[:, None], in_width[:, None]
+        p_x = pixel_pointers(base_ptr, i_image, row, column, height, width, C)
+        across = width
+    else:
+        top = tl.load(window_origins_ptr + o_place * 2, m_m, other=0).to(tl.int32)
+        left = tl.load(window_origins_ptr + o_place * 2 + 1, m_m, other=0).to(tl.int32)
+        in_height, in_width, across = window_height, window_width, window_width
+        p_x = pixel_pointers(window_ptr, i_window, row - top, column - left, window_height, window_width, C)
+    row, column, p_x = (row - top)[:, None], (column - left)[:, None], p_x[:, None]
 
-    # [BLOCK_M, 1]: the first tap in the base and in the window. Other taps are the same way from it in every
-    # row, so that 64-bit products stay out of the loop.
-    top, left = top[:, None], left[:, None]
-    p_base = pixel_pointers(base_ptr, i_image[:, None], top, left, height, width, C)
-    if window_ptr is not None:
-        window_top = tl.load(window_origins_ptr + o_p * 2, m_m, other=0).to(tl.int32)
-        window_left = tl.load(window_origins_ptr + o_p * 2 + 1, m_m, other=0).to(tl.int32)
-        row, column = top - window_top[:, None], left - window_left[:, None]
-        p_window = pixel_pointers(window_ptr, i_window[:, None], row, column, window_height, window_width, C)
-    hole_height, hole_width = (hole_bottom - hole_top)[:, None], (hole_right - hole_left)[:, None]
-    hole_top, hole_left = hole_top[:, None], hole_left[:, None]
-
-    b_acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    # A tile that lies wholly in holes has no product to form.
-    for step in range(0, tl.where(tl.max(seen, 0) > 0, STEPS, 0)):
+    # What the hole hides is taken away, so that the sum is minus what is wanted.
+    b_acc = tl.load(raw_ptr + p_out, m_y, other=0.0)  # [BLOCK_M, BLOCK_N]
+    if window_ptr is None:
+        b_acc = -b_acc
+    for step in range(0, STEPS):
         # Tap (k_y, k_x) and channel of the products' k: [1, BLOCK_K] if packed, else one tap for all of it.
         if PACKED:
             o_w = step * BLOCK_K + o_k
@@ -146,42 +149,42 @@ def window_conv_fwd_kernel(
             m_k = o_c < C
             c = o_c[None, :]
             k_y, k_x = tap // K_W, tap % K_W
-        y, x = top + k_y, left + k_x  # [BLOCK_M, 1] or [BLOCK_M, BLOCK_K]
-        m_x = covers(y, x, height, width) & ~covers(y - hole_top, x - hole_left, hole_height, hole_width)
-        p_x = p_base + (k_y * width + k_x) * C
-        if window_ptr is not None:
-            inside = covers(row + k_y, column + k_x, window_height, window_width)
-            p_x = tl.where(inside, p_window + (k_y * window_width + k_x) * C, p_x)
-            if not PACKED:
-                # The choice between two pointers hides from the compiler that both are multiples.
-                p_x = tl.multiple_of(p_x, (ALIGNMENT, ALIGNMENT))
-        m_x &= m_m[:, None] & m_k[None, :]
+        m_x = covers(row + k_y, column + k_x, in_height, in_width) & m_m[:, None] & m_k[None, :]
         # Through the first cache, which a tile's other taps and neighbours then find their pixels in.
-        b_x = tl.load(p_x + c, m_x, other=0.0, cache_modifier=".ca")  # [BLOCK_M, BLOCK_K]
+        b_x = tl.load(p_x + (k_y * across + k_x) * C + c, m_x, other=0.0, cache_modifier=".ca")
         p_w = weight_ptr + o_n[None, :] * (TAPS * C) + o_w[:, None]
         b_w = tl.load(p_w, m_k[:, None] & m_n[None, :], other=0.0)  # [BLOCK_K, BLOCK_N]
         b_acc = tl.dot(b_x, b_w, b_acc, input_precision=PRECISION)
+    if window_ptr is None:
+        b_acc = -b_acc
 
+    # [BLOCK_M]: sum(M), from integers.
+    top, left = o_y * STRIDE - PADDING, o_x * STRIDE - PADDING
+    bottom, right = top + K_H, left + K_W
+    hole_top = load_side(holes_ptr + o_place * 4, m_m, height)
+    hole_left = load_side(holes_ptr + o_place * 4 + 1, m_m, width)
+    hole_bottom = load_side(holes_ptr + o_place * 4 + 2, m_m, height)
+    hole_right = load_side(holes_ptr + o_place * 4 + 3, m_m, width)
+    hidden = overlap(hole_top, hole_bottom, top, bottom) * overlap(hole_left, hole_right, left, right)
+    seen = overlap(0, height, top, bottom) * overlap(0, width, left, right) - hidden
     b_y = b_acc * ((K_H * K_W) / tl.maximum(seen, 1).to(tl.float32))[:, None]
     if bias_ptr is not None:
         b_y += tl.load(bias_ptr + o_n, m_n, other=0.0).to(tl.float32)[None, :]
     b_y = tl.where((seen > 0)[:, None], b_y, 0.0)
-    m_y = m_m[:, None] & m_n[None, :]
     if residual_base_ptr is not None:
-        p_r = pixel_pointers(residual_base_ptr, i_image, o_y, o_x, out_height, out_width, outputs)
+        b_y += tl.load(residual_base_ptr + p_out, m_y, other=0.0).to(tl.float32)
         if residual_window_ptr is not None:
-            row = o_y - tl.load(residual_origins_ptr + o_p * 2, m_m, other=0).to(tl.int32)
-            column = o_x - tl.load(residual_origins_ptr + o_p * 2 + 1, m_m, other=0).to(tl.int32)
-            inside = pixel_pointers(
+            row = o_y - tl.load(residual_origins_ptr + o_place * 2, m_m, other=0).to(tl.int32)
+            column = o_x - tl.load(residual_origins_ptr + o_place * 2 + 1, m_m, other=0).to(tl.int32)
+            inside = covers(row, column, residual_height, residual_width)
+            p_r = pixel_pointers(
                 residual_window_ptr, i_window, row, column, residual_height, residual_width, outputs
             )
-            p_r = tl.where(covers(row, column, residual_height, residual_width), inside, p_r)
-            if RESIDUAL_ALIGNED:
-                p_r = tl.multiple_of(p_r, ALIGNMENT)
-        b_y += tl.load(p_r[:, None] + o_n[None, :], m_y, other=0.0).to(tl.float32)
+            b_y += tl.load(p_r[:, None] + o_n[None, :], m_y & inside[:, None], other=0.0).to(tl.float32)
     if RELU:
         # Not a maximum, which would lose a NaN.
         b_y = tl.where(b_y < 0.0, 0.0, b_y)
+    b_y -= tl.load(after_ptr + p_out, m_y, other=0.0).to(tl.float32)
     p_y = y_ptr + o_m.to(tl.int64)[:, None] * outputs + o_n[None, :]
     tl.store(p_y, b_y.to(y_ptr.dtype.element_ty), m_y)
 
@@ -191,9 +194,7 @@ def aligned(*tensors: Tensor | None) -> bool:
     return all(t is None or t.data_ptr() % ALIGNMENT.value == 0 for t in tensors)
 
 
-def heuristic(
-    channels: int, outputs: int, itemsize: int, packed: bool, windows: bool, matrix: bool
-) -> dict[str, int]:
+def heuristic(channels: int, outputs: int, itemsize: int, packed: bool, matrix: bool) -> dict[str, int]:
     """Block sizes where no table has been measured: the largest that spill no registers."""
     block_n = min(max(triton.next_power_of_2(outputs), 16), 64)
     if not matrix:
@@ -201,24 +202,25 @@ def heuristic(
         return {"BLOCK_M": 32, "BLOCK_N": block_n, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2}
     if packed:
         # Each element has its own address and mask, which many threads must share.
-        block_m, block_k = (32, 32) if windows else (64, 64 if block_n == 64 else 32)
-        return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 8, "num_stages": 3}
+        block_k = 64 if block_n == 64 else 32
+        return {"BLOCK_M": 64, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 8, "num_stages": 3}
     # 128 bytes of channels are a row of shared memory without bank conflicts.
     block_k = min(triton.next_power_of_2(channels), 128 // itemsize)
-    return {"BLOCK_M": 128, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4, "num_stages": 3}
+    return {"BLOCK_M": 128, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 8, "num_stages": 3}
 
 
-def shape_of(weight: Tensor, stride: int, size: tuple[int, int], packed: bool, windows: bool) -> str:
+def shape_of(weight: Tensor, stride: int, size: tuple[int, int], packed: bool) -> str:
     """The name of a shape in the table of tuned configurations."""
     outputs, channels, *kernel = weight.shape
     layer = f"{channels}>{outputs} {kernel[0]}x{kernel[1]}/{stride} to {size[0]}x{size[1]}"
     dtype = str(weight.dtype).removeprefix("torch.")
-    return f"{dtype} {layer}{' packed' if packed else ''}{' of windows' if windows else ''}"
+    return f"{dtype} {layer}{' packed' if packed else ''}"
 
 
 @on_its_device
 def window_conv2d_triton(
     source: WindowedMap,
+    unmasked: Unmasked,
     weight: Tensor,
     bias: Tensor | None,
     holes: Tensor,
@@ -230,9 +232,9 @@ def window_conv2d_triton(
     residual: WindowedMap | None,
     relu: bool,
 ) -> Tensor:
-    """Windows [P, O, h, w] of the layer's output; see ``window_conv2d``."""
-    base, window, window_origins = source
-    added, added_window, added_origins = residual or (None, None, None)
+    """Windows [P, O, h, w] of the difference of the layer's output; see ``window_conv2d``."""
+    base, window, window_origins, _ = source
+    added, added_window, added_origins, _ = residual or (None, None, None, None)
     outputs, channels, *kernel = weight.shape
     out = torch.empty(
         (len(images), outputs, *size), dtype=base.dtype, device=base.device, memory_format=torch.channels_last
@@ -240,21 +242,23 @@ def window_conv2d_triton(
     rows = len(images) * size[0] * size[1]
     if rows == 0:
         return out
-    packed = channels % CHANNELS != 0 or not aligned(base, window)
+    packed = channels % CHANNELS != 0 or not aligned(base if window is None else window)
     # As torch has it for convolutions.
     precision = "tf32" if tf32_allowed() else "ieee"
     matrix = base.itemsize < 4 or precision == "tf32"
     chosen = configuration(
         base,
         "window_conv_fwd_kernel",
-        shape_of(weight, stride, size, packed, window is not None),
-        heuristic(channels, outputs, base.itemsize, packed, window is not None, matrix),
+        shape_of(weight, stride, size, packed),
+        heuristic(channels, outputs, base.itemsize, packed, matrix),
     )
     grid = (triton.cdiv(rows, chosen["BLOCK_M"]), triton.cdiv(outputs, chosen["BLOCK_N"]))
     window_conv_fwd_kernel[grid](
         base,
         window,
         window_origins,
+        unmasked.raw,
+        unmasked.out,
         weight,
         bias,
         added,
@@ -265,10 +269,11 @@ def window_conv2d_triton(
         origins,
         out,
         rows,
+        len(holes),
         *size,
         *base.shape[2:],
         *((0, 0) if window is None else window.shape[2:]),
-        *((0, 0) if added is None else added.shape[2:]),
+        *unmasked.raw.shape[2:],
         *((0, 0) if added_window is None else added_window.shape[2:]),
         outputs,
         C=channels,
@@ -278,7 +283,6 @@ def window_conv2d_triton(
         PADDING=padding,
         RELU=relu,
         PACKED=packed,
-        RESIDUAL_ALIGNED=outputs % CHANNELS == 0 and aligned(added, added_window),
         PRECISION=precision,
         **chosen,
     )

@@ -13,6 +13,7 @@ from glance_fast import UserError
 from glance_fast.config import Config
 from glance_fast.engines import dense, grouped, patchwise
 from glance_fast.engines import plan as plan_module
+from glance_fast.engines.passes import folded
 from glance_fast.engines.plan import changes, geometry_of, group_by_window_size, plan
 from glance_fast.geometry import PatchGrid, fitting_size
 from glance_fast.model import Glance
@@ -170,6 +171,39 @@ def test_every_patch_stands_in_one_chunk(step):
     chunks = plan(geometry_of(net_of("pyramid", 32)), grid, CPU, step, 1)
     assert sorted(torch.cat([c.patches for c in chunks]).tolist()) == list(range(len(grid)))
     assert all(len(c.patches) <= step for c in chunks)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_what_is_no_number_spoils_only_patches_that_see_it(odd):
+    grid = PatchGrid(96, 128, 32, 16)
+    net, x = net_of("pyramid", 32), images(2, grid)
+    clean = dense.global_features(net, x, grid)
+    x[0, 1, 40, 70] = x[0, 2, 41, 71] = odd
+    found = dense.global_features(net, x, grid)
+    top, left, bottom, right = torch.from_numpy(grid.holes).T
+    hides = (top <= 40) & (bottom > 41) & (left <= 70) & (right > 71)
+    assert 0 < hides.sum() < len(grid)
+    assert difference(found[0, hides], clean[0, hides]) <= 1e-6 and torch.equal(found[1], clean[1])
+    assert found[0, ~hides].isnan().all()
+    assert not patchwise.global_features(net, x[:1], grid)[0, ~hides].isfinite().all(1).any()
+
+
+@torch.no_grad()
+def test_weights_are_folded_once_and_again_when_they_change():
+    net = net_of("pyramid", 32)
+    first = folded(net, torch.float32)
+    assert folded(net, torch.float32) is first and folded(net, torch.bfloat16) is not first
+    net.stages[1].down.norm.running_var *= 2
+    second = folded(net, torch.float32)
+    assert second is not first and not torch.equal(second[4].weight, first[4].weight)
+    net.load_state_dict(net_of("pyramid", 32, seed=5).state_dict())
+    assert not torch.equal(folded(net, torch.float32)[0].weight, second[0].weight)
+    with torch.inference_mode():
+        other = net_of("pyramid", 32)
+        before = folded(other, torch.float32)
+        other.stem.weight *= 2
+        assert not torch.equal(folded(other, torch.float32)[0].weight, before[0].weight)
 
 
 def work_of(chunks, layers) -> float:

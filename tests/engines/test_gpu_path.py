@@ -103,7 +103,7 @@ class Watch(TorchDispatchMode):
         return out
 
 
-def windows(source, weight, bias, holes, images, origins, size, *more, **options):
+def windows(source, unmasked, weight, bias, holes, images, origins, size, *more, **options):
     """Of the shape of ``window_conv2d_inner``'s, on the device."""
     out = weight.new_empty(len(images), len(weight), *size)
     return out.contiguous(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ from glance_fast.engines import dense
 from glance_fast.engines.memory import (
     IMAGES_TOGETHER,
     MIB,
+    base_bytes,
     pass_bytes,
     readout_bytes,
     split,
@@ -25,7 +26,9 @@ from glance_fast.engines.memory import (
     window_bytes,
 )
 from glance_fast.engines.patchwise import passes_at_a_time
+from glance_fast.kernels.window_sample import cpu as window_sample_cpu
 from glance_fast.model import Glance
+from glance_fast.nets.masked import read_places
 
 MOST = IMAGES_TOGETHER["cpu"]
 
@@ -102,22 +105,22 @@ def storages(values):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_what_the_readout_takes_is_counted(dtype):
+def test_what_the_readout_takes_is_counted(dtype, monkeypatch):
     scale = Glance(Config(**{**SETTINGS, "width": 32}, net="pyramid")).scales[0]
     net, grid = scale.global_net.eval(), scale.grid
     x = dense.as_computed(torch.zeros(1, 3, grid.height, grid.width, dtype=dtype))
     with torch.no_grad():
         weights = dense.folded(net, dtype)
-        base, _ = dense.layer_outputs(net, x, torch.zeros(1, 0, 4, dtype=torch.int64), weights)
+        base = dense.unmasked_layers(net, x, weights)
         chunk = dense.plan(dense.geometry_of(net), grid, x.device, 8, 1)[0]
         count = len(chunk.patches)
-        _, read = dense.masked(net, base, weights, chunk, torch.zeros(count, dtype=torch.int64))
+        _, read = dense.masked(net, x, base, weights, chunk, torch.zeros(count, dtype=torch.int64))
         pooled = torch.zeros(count, 1, len(net.layers()[-1].module.weight))
-        for reading in read:
-            # As if the windows covered nothing of it: both they and the base are read, as on a GPU always.
-            reading.top = reading.top + 1000
+        places = read_places(net.patch, chunk.places[:, None], x.shape[-2:])
+        # Without C code, where torch holds all corners at a time.
+        monkeypatch.setattr(window_sample_cpu, "library", lambda: None)
         with Peak() as reads:
-            found = net.read(read, pooled, chunk.places[:, None], x.shape[-2:])
+            found = net.read(read, pooled, places)
         rows = found.repeat(64 // count + 1, 1, 1)[:64].clone()
         with Peak() as predicts:
             net.predict(rows)
@@ -125,6 +128,27 @@ def test_what_the_readout_takes_is_counted(dtype):
     # The rows themselves were there.
     taken = predicts.most + rows.numel() * 4
     assert taken <= waiting_bytes(net, 64) <= 2 * taken
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_the_windows_take_is_counted(dtype):
+    scale = Glance(Config(**{**SETTINGS, "width": 32}, net="pyramid")).scales[0]
+    net, grid = scale.global_net.eval(), scale.grid
+    x = dense.as_computed(torch.zeros(1, 3, grid.height, grid.width, dtype=dtype))
+    with torch.no_grad():
+        weights = dense.folded(net, dtype)
+        with Peak() as whole:
+            base = dense.unmasked_layers(net, x, weights)
+        (chunk, *_) = sorted(
+            dense.plan(dense.geometry_of(net), grid, x.device, 99, 1), key=lambda c: -len(c.patches)
+        )
+        images = torch.zeros(len(chunk.patches), dtype=torch.int64)
+        with Peak() as windows:
+            dense.masked(net, x, base, weights, chunk, images)
+    counted = base_bytes(net, grid, x.itemsize)
+    # The image was there; as float32, and what a layer makes on its way, is not counted.
+    assert whole.most <= 1.1 * counted + 4 * x.numel() and counted - x.nbytes <= 1.25 * whole.most
+    assert 0 < windows.most <= 1.05 * len(images) * window_bytes(net, grid, x.itemsize)
 
 
 def test_the_readout_takes_its_share_of_the_limit(model, monkeypatch):

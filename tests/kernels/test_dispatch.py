@@ -83,6 +83,8 @@ class NoWaiting(TorchDispatchMode):
 
 WINDOWS = {
     "base": torch.ones(2, 16, 8, 8),
+    "base_raw": torch.ones(2, 4, 6, 6),
+    "base_out": torch.ones(2, 4, 6, 6),
     "weight": torch.ones(4, 16, 3, 3),
     "bias": None,
     "holes": torch.zeros(3, 4).long(),
@@ -107,7 +109,7 @@ calls = pytest.mark.parametrize(("function", "inputs"), CALLS.values(), ids=CALL
 
 def moved(value, device):
     if isinstance(value, WindowedMap):
-        return WindowedMap(*(v.to(device) for v in value))
+        return WindowedMap(*(v.to(device) for v in value[:3]))
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 

@@ -18,9 +18,10 @@ from glance_fast.nets.masked import (
     MaskedNet,
     PartialConvNorm,
     Reading,
+    cells_of,
     fourier,
     mean_seen,
-    sample,
+    read_places,
 )
 
 SIZE = (128, 160)
@@ -210,7 +211,7 @@ def test_readout_reads_at_the_hole_and_in_two_rings_around_it(patch, near, far):
         maps.append(torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1])[None])
     places = torch.tensor([[[top, left, top + patch, left + patch]]])
     pooled = mean_seen(maps[-1], torch.zeros_like(places))[:, None]
-    read = net.read([Reading(m) for m in maps], pooled, places, size)[0, 0]
+    read = net.read([Reading(m) for m in maps], pooled, read_places(net.patch, places, size))[0, 0]
     center = torch.tensor([left, top]) + (patch - 1) / 2
     ring = torch.tensor([[dx, dy] for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
     pooled, at_hole, near_ring, far_ring, position = read.split([2, 2, 18, 18, 16])
@@ -313,7 +314,7 @@ def test_training_equals_evaluation_once_the_statistics_are_the_batchs():
 def test_sample_is_grid_sample_with_the_border_held(size, stride, points):
     features = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     points = torch.tensor([[points], [points[::-1]]]).float() / 2
-    got = sample(Reading(features), points, stride)
+    got = Reading(features).sample(cells_of(points, stride)).flatten(2)
     cells = (points - ORIGIN) / stride
     limits = torch.tensor([max(size[1] - 1, 1), max(size[0] - 1, 1)])
     wanted = F.grid_sample(features, cells * 2 / limits - 1, padding_mode="border", align_corners=True)
@@ -329,7 +330,8 @@ def test_cell_centres_are_where_the_convolutions_look(stride):
         low, high = low * step - padding, high * step - padding + kernel - 1
     features = torch.zeros(1, 1, 1, 24)
     features[..., 10] = 1
-    assert sample(Reading(features), torch.tensor([[[[(low + high) / 2, 0.0]]]]), stride) == 1
+    cell = cells_of(torch.tensor([[[[(low + high) / 2, 0.0]]]]), stride)
+    assert Reading(features).sample(cell) == 1
 
 
 def test_fourier_is_sines_and_cosines_of_octaves():

@@ -219,12 +219,11 @@ def test_what_is_tuned_has_a_name_of_its_own():
 
     weight, matrix = torch.zeros(64, 32, 3, 3), torch.zeros(4, 8, 8)
     windows = [
-        (weight, 1, (6, 6), False, False),
-        (weight, 2, (6, 6), False, False),
-        (weight, 1, (6, 8), False, False),
-        (weight, 1, (6, 6), True, False),
-        (weight, 1, (6, 6), False, True),
-        (weight.half(), 1, (6, 6), False, False),
+        (weight, 1, (6, 6), False),
+        (weight, 2, (6, 6), False),
+        (weight, 1, (6, 8), False),
+        (weight, 1, (6, 6), True),
+        (weight.half(), 1, (6, 6), False),
     ]
     assert len({window_conv.shape_of(*w) for w in windows}) == len(windows)
     forms = [None, matrix, matrix[0], matrix.half()]
