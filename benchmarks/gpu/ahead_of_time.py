@@ -51,6 +51,8 @@ SHARED = {
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
+LABEL = re.compile(r"^(\.L\w+):")
+BRANCH = re.compile(r"\bBRA\b.*`\((\.L\w+)\)")
 KINDS = {
     "matrix": ("HGMMA", "HMMA", "QGMMA", "IMMA", "DMMA"),
     "float": ("FFMA", "FMUL", "FADD", "HFMA2", "HMUL2", "HADD2", "MUFU", "FSEL", "FSETP", "FMNMX"),
@@ -105,6 +107,9 @@ class Compiled:
         What keeps the occupancy from 1.
     instructions : dict
         Machine instructions by kind, and each matrix instruction by name; of the code, not of a run.
+    loop : tuple of int
+        Instructions of the innermost loop over matrix products, and how many of these are products; 0, 0
+        where there is none.
     """
 
     case: str
@@ -120,6 +125,7 @@ class Compiled:
     occupancy: float = 0.0
     limit: str = ""
     instructions: dict[str, int] = field(default_factory=dict)
+    loop: tuple[int, int] = (0, 0)
 
 
 @contextmanager
@@ -148,15 +154,32 @@ def tool(name: str, *arguments: str) -> str:
     return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def read_cubin(cubin: bytes) -> tuple[int, int, Counter]:
-    """Registers a thread, bytes of local memory a thread, and the instructions of a CUDA binary."""
+def read_cubin(cubin: bytes) -> tuple[int, int, str]:
+    """Registers a thread, bytes of local memory a thread, and the code of a CUDA binary."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage = tool("cuobjdump", "--dump-resource-usage", file.name)
         code = tool("nvdisasm", "-c", file.name)
     figures = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    return figures["REG"], figures["STACK"] + figures["LOCAL"], Counter(OPCODE.findall(code))
+    return figures["REG"], figures["STACK"] + figures["LOCAL"], code
+
+
+def matrix_loop(code: str) -> tuple[int, int]:
+    """Instructions of the shortest loop that has matrix products, and how many of these are products."""
+    labels: dict[str, int] = {}
+    found, opcodes = [], []
+    for line in code.splitlines():
+        if label := LABEL.match(line):
+            labels[label[1]] = len(opcodes)
+        elif opcode := OPCODE.match(line):
+            opcodes.append(opcode[1])
+            branch = BRANCH.search(line)
+            if branch and branch[1] in labels:
+                body = opcodes[labels[branch[1]] :]
+                if products := sum(o in KINDS["matrix"] for o in body):
+                    found.append((len(body), products))
+    return min(found, default=(0, 0))
 
 
 def occupancy(target: str, warps: int, registers: int, shared: int) -> tuple[float, str]:
@@ -182,7 +205,8 @@ def describe(case: str, target: str, kernel: str, args: tuple, options: dict, co
         case, kernel, target, types[0], meta.num_warps, meta.num_stages, constants, int(meta.shared)
     )
     if "cubin" in compiled.asm:
-        result.registers, result.spills, opcodes = read_cubin(compiled.asm["cubin"])
+        result.registers, result.spills, code = read_cubin(compiled.asm["cubin"])
+        opcodes, result.loop = Counter(OPCODE.findall(code)), matrix_loop(code)
         result.occupancy, result.limit = occupancy(target, meta.num_warps, result.registers, result.shared)
         kinds = {kind: sum(opcodes[name] for name in names) for kind, names in KINDS.items()}
         matrix = {name: opcodes[name] for name in KINDS["matrix"] if opcodes[name]}
@@ -226,8 +250,9 @@ def table(results: list[Compiled]) -> str:
     """A Markdown table."""
     lines = [
         "| target | launch | kernel | types | warps, stages | registers | spilled, B | shared, KiB "
-        "| occupancy | limited by | instructions: all, matrix, float, global, shared |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| occupancy | limited by | instructions: all, matrix, float, global, shared "
+        "| of the loop: all, matrix |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         counts = (str(r.instructions.get(k, "")) for k in ("all", "matrix", "float", "global", "shared"))
@@ -243,6 +268,7 @@ def table(results: list[Compiled]) -> str:
             f"{r.occupancy:.0%}" if r.registers else "",
             r.limit,
             ", ".join(counts),
+            "{}, {}".format(*r.loop) if r.loop[0] else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

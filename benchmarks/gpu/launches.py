@@ -19,6 +19,7 @@ from glance_fast.kernels.patch_score import DistortionWeights
 from glance_fast.kernels.patch_score import gpu as patch_score_gpu
 from glance_fast.kernels.surround_conv import gpu as surround_conv_gpu
 from glance_fast.kernels.window_conv import Unmasked, WindowedMap, window_conv2d_inner
+from glance_fast.kernels.window_sample import window_sample_inner
 
 CASES: dict[str, Callable[[], Any]] = {}
 
@@ -122,6 +123,25 @@ for _layer, _shape, _names in (
 ):
     for _name in _names:
         case(f"window_conv {_layer} {_name}")(partial(_window_conv, getattr(torch, _name), *_shape))
+
+
+# window_sample: the ring of nine around a patch, from the map at stride 8.
+
+
+def _window_sample(dtype: torch.dtype) -> None:
+    images, patches, channels = 8, 841, 64
+    last = {"memory_format": torch.channels_last}
+    source = WindowedMap(
+        torch.empty(images, channels, 32, 32, dtype=dtype).to(**last),
+        torch.empty(images * patches, channels, 10, 10, dtype=dtype).to(**last),
+        torch.empty(patches, 2, dtype=torch.int64),
+    )
+    index = torch.empty(images * patches, dtype=torch.int64)
+    window_sample_inner(source, index, torch.empty(patches, 9, 2), "triton")
+
+
+for _name in ("bfloat16", "float32"):
+    case(f"window_sample {_name}")(partial(_window_sample, getattr(torch, _name)))
 
 
 # surround_conv: the two rings around a hole of 7 x 7 patches and 16 far ones, and a grid of half the stride.

@@ -206,7 +206,9 @@ def heuristic(channels: int, outputs: int, itemsize: int, packed: bool, matrix: 
         return {"BLOCK_M": 64, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 8, "num_stages": 3}
     # 128 bytes of channels are a row of shared memory without bank conflicts.
     block_k = min(triton.next_power_of_2(channels), 128 // itemsize)
-    return {"BLOCK_M": 128, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 8, "num_stages": 3}
+    # Of float32, what the base gives takes as many registers as the sums, and spilled with more pixels.
+    block_m, warps = (64, 8) if itemsize == 4 else (128, 4)
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps, "num_stages": 3}
 
 
 def shape_of(weight: Tensor, stride: int, size: tuple[int, int], packed: bool) -> str:
