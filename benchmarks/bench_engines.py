@@ -21,7 +21,7 @@ from glance_fast.config import Config
 from glance_fast.engines.dense import global_features
 from glance_fast.kernels.partial_conv.reference import inside, partial_conv2d_reference
 from glance_fast.model import Glance
-from glance_fast.nets.masked import MaskedNet, Reading
+from glance_fast.nets.masked import MaskedNet, Reading, read_places
 from glance_fast.nets.preprocess import to_input
 from glance_fast.training.sampling import crop
 
@@ -46,7 +46,8 @@ def by_definition(net: MaskedNet, x: Tensor, holes: Tensor) -> Tensor:
             if kept:
                 read.append(Reading(y))
         pooled = y.sum((2, 3)) / mask.sum((2, 3)).clamp_min(1)
-        found.append(net.predict(net.read(read, pooled[:, None], part[:, None], x.shape[2:]))[:, 0])
+        places = read_places(net.patch, part[:, None], (x.shape[2], x.shape[3]))
+        found.append(net.predict(net.read(read, pooled[:, None], places))[:, 0])
     return torch.cat(found)
 
 

@@ -23,7 +23,7 @@ from glance_fast.data.cache import ImageCache
 from glance_fast.device import has_bf16
 from glance_fast.kernels.partial_conv.reference import inside, partial_conv2d_reference
 from glance_fast.model import Glance
-from glance_fast.nets.masked import MaskedNet, Reading
+from glance_fast.nets.masked import MaskedNet, Reading, read_places
 from glance_fast.training.loop import optimizer_of, take_step
 from glance_fast.training.masked import global_stage
 from glance_fast.training.symmetry import Symmetry
@@ -46,7 +46,7 @@ class ByDefinition(MaskedNet):
             if kept:
                 read.append(Reading(y))
         pooled = y.float().sum((2, 3)) / mask.sum((2, 3)).clamp_min(1)
-        return self.predict(self.read(read, pooled[:, None], holes, x.shape[2:]))
+        return self.predict(self.read(read, pooled[:, None], read_places(self.patch, holes, x.shape[2:])))
 
 
 def stepper(cache: ImageCache, holes: int | None, net: type[MaskedNet]) -> tuple[Callable[[], object], int]:

@@ -37,6 +37,11 @@ def parallel() -> Any:
         return None
 
 
+def compiled() -> str | None:
+    """What the C code's products use of this processor; None where there is no C code."""
+    return None if library() is None else ("the least", "AVX2", "AVX-512")[instruction_sets() - 1]
+
+
 @cache
 def instruction_sets() -> int:
     """How many of the instruction sets that the code was compiled for this processor has; at least one."""

@@ -89,6 +89,8 @@ def print_bench(found: Bench) -> None:
     patches = " + ".join(map(str, found.about["patches"]))
     machine = f"{found.about['device']}, {found.about['threads']} threads"
     tell(f"{height}x{width} pixels, {patches} patches; {machine}")
+    if found.about["net"] != "surround" and found.about["device"] == "cpu" and not found.about["compiled"]:
+        say("engine dense has no C code: install the package again where a C compiler is, and it is faster")
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("engine", no_wrap=True)
     for head in ("images", "ms/image", "patches/s", "times", "MiB", "differs", "agrees"):

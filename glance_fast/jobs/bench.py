@@ -20,6 +20,7 @@ from glance_fast.device import has_bf16
 from glance_fast.engines.memory import MIB
 from glance_fast.engines.timing import measured
 from glance_fast.errors import ImageError, UserError
+from glance_fast.kernels.native import compiled
 from glance_fast.model import Glance, ScoreResult
 
 # Runs of each engine after one that is not counted; the paper's procedure takes its time.
@@ -291,6 +292,7 @@ def _about(model: Glance, images: int, exact: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(model.device) if cuda else "cpu",
         "threads": torch.get_num_threads(),
+        "compiled": None if cuda else compiled(),
         "image_size": list(model.config.image_size),
         "patches": [len(scale.grid) for scale in model.scales],
         "patch": list(model.config.patches),

@@ -48,11 +48,19 @@
 #endif
 
 typedef int Window(const Layer *, int64_t, Scratch *);
+typedef int Finish(const Layer *, int64_t, const void *, Scratch *);
 static Window *const WINDOWS[] = {
     window_plain,
 #ifdef __x86_64__
     window_avx2,
     window_avx512,
+#endif
+};
+static Finish *const FINISHES[] = {
+    finish_products_plain,
+#ifdef __x86_64__
+    finish_products_avx2,
+    finish_products_avx512,
 #endif
 };
 
@@ -75,20 +83,25 @@ int64_t glance_window_conv_block(int instructions, int64_t outputs)
     return instructions < 2 ? 16 : (sixteens + blocks - 1) / blocks * 16;
 }
 
-typedef struct {
+/* Work on the windows from next to stop, for each of which a thread runs one. */
+typedef struct Run Run;
+struct Run {
+    int (*one)(const Run *, int64_t, Scratch *); /* returns whether there was memory */
     const Layer *layer;
-    Window *window;
-    int64_t next;
+    int instructions;
+    int64_t first, next, stop;
+    void *field; /* real [stop - first, rows, columns, C], or y of finish_products */
+    int64_t rows, columns;
     int failed;
-} Run;
+};
 
 static void work(void *argument)
 {
     Run *run = argument;
     Scratch scratch = {0};
     int64_t p;
-    while ((p = take(&run->next)) < run->layer->count)
-        if (!run->window(run->layer, p, &scratch)) {
+    while ((p = take(&run->next)) < run->stop)
+        if (!run->one(run, p, &scratch)) {
             __atomic_store_n(&run->failed, 1, __ATOMIC_RELAXED);
             break;
         }
@@ -98,10 +111,71 @@ static void work(void *argument)
     free(scratch.sums.data);
 }
 
-/* All windows. Returns 0, or 1 where memory ran out. */
+static int window(const Run *run, int64_t p, Scratch *scratch)
+{
+    return WINDOWS[run->instructions](run->layer, p, scratch);
+}
+
+/* What window p reads, laid into zeros. */
+static int fill(const Run *run, int64_t p, Scratch *scratch)
+{
+    (void)scratch;
+    const Layer *layer = run->layer;
+    const Source source = source_of(layer, p);
+    const Origin origin = layer->origins[p % layer->places];
+    const int64_t top = origin.top * layer->stride - layer->padding, left = origin.left * layer->stride - layer->padding;
+    const int64_t from = most(source.box.left, left), to = least(source.box.right, left + run->columns);
+    const size_t pixel = layer->channels * real_bytes(layer), row = run->columns * pixel;
+    char *field = (char *)run->field + (p - run->first) * run->rows * row;
+    memset(field, 0, run->rows * row);
+    for (int64_t y = most(source.box.top, top); y < least(source.box.bottom, top + run->rows) && from < to; y++) {
+        const int64_t at = source.begin + (y - source.box.top) * source.step + (from - source.box.left) * layer->channels;
+        char *into = field + (y - top) * row + (from - left) * pixel;
+        const int64_t count = (to - from) * layer->channels;
+        if (layer->window)
+            memcpy(into, (const char *)source.values + at * real_bytes(layer), (to - from) * pixel);
+        else if (layer->bfloat16)
+            for (int64_t c = 0; c < count; c++)
+                ((uint16_t *)into)[c] = ((const uint16_t *)source.values)[at + c] ^ 0x8000;
+        else
+            for (int64_t c = 0; c < count; c++)
+                ((float *)into)[c] = -((const float *)source.values)[at + c];
+    }
+    return 1;
+}
+
+static int finish(const Run *run, int64_t p, Scratch *scratch)
+{
+    const Layer *layer = run->layer;
+    const size_t size = layer->size_height * layer->size_width * layer->outputs * real_bytes(layer);
+    const char *y = (const char *)run->field + (p - run->first) * size;
+    return FINISHES[run->instructions](layer, p, y, scratch);
+}
+
+/* All windows. Returns 0, or 1 where memory ran out; so do the others. */
 int glance_window_conv(const Layer *layer, int instructions, Parallel *parallel, unsigned threads)
 {
-    Run run = {layer, WINDOWS[instructions], 0, 0};
+    Run run = {.one = window, .layer = layer, .instructions = instructions, .stop = layer->count};
     on_threads(parallel, work, &run, layer->count > 1 ? threads : 1);
+    return run.failed;
+}
+
+/* What the windows from first to stop read: field real [stop - first, rows, columns, C]. */
+int glance_window_conv_fill(const Layer *layer, int64_t first, int64_t stop, void *field, int64_t rows,
+                            int64_t columns, Parallel *parallel, unsigned threads)
+{
+    Run run = {.one = fill, .layer = layer, .first = first, .next = first, .stop = stop,
+               .field = field, .rows = rows, .columns = columns};
+    on_threads(parallel, work, &run, threads);
+    return run.failed;
+}
+
+/* The windows from first to stop, of their products y real [stop - first, size_height, size_width, O]. */
+int glance_window_conv_finish(const Layer *layer, int64_t first, int64_t stop, void *y, int instructions,
+                              Parallel *parallel, unsigned threads)
+{
+    Run run = {.one = finish, .layer = layer, .instructions = instructions,
+               .first = first, .next = first, .stop = stop, .field = y};
+    on_threads(parallel, work, &run, threads);
     return run.failed;
 }

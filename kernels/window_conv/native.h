@@ -58,6 +58,14 @@ typedef struct {
     Buffer field, places, counts, sums;
 } Scratch;
 
+/* What differs in the input of a window: the window of the layer before, or what the hole hides, to be taken away. */
+typedef struct {
+    const void *values; /* real */
+    int64_t begin;      /* of the pixel (box.top, box.left) */
+    int64_t step;       /* from a row to the next */
+    Box box;
+} Source;
+
 /* Of a window's input, the pixels that are not 0, as floats. */
 typedef struct {
     const float *x;  /* of the pixel (box.top, left) */
@@ -97,6 +105,23 @@ static inline Box within(Box box, int64_t height, int64_t width)
 }
 
 static inline size_t real_bytes(const Layer *layer) { return layer->bfloat16 ? sizeof(uint16_t) : sizeof(float); }
+
+static inline Source source_of(const Layer *layer, int64_t p)
+{
+    const int64_t channels = layer->channels, place = p % layer->places;
+    if (!layer->window) {
+        Source source = {layer->base, 0, layer->width * channels, within(layer->holes[place], layer->height, layer->width)};
+        source.begin = (layer->images[p] * layer->height + source.box.top) * source.step + source.box.left * channels;
+        return source;
+    }
+    Source source = {layer->window, 0, layer->window_width * channels, layer->window_boxes[place]};
+    const Origin origin = layer->window_origins[place];
+    if (source.box.bottom <= source.box.top || source.box.right <= source.box.left)
+        source.box = (Box){origin.top, origin.left, origin.top, origin.left};
+    source.begin = (p * layer->window_height + source.box.top - origin.top) * source.step
+                   + (source.box.left - origin.left) * channels;
+    return source;
+}
 
 /* The pixels of a window's box that each tap adds to, tap after tap, and how many. */
 static void list_places(const Layer *layer, const Field *field, Box box, Place *place, int64_t *counts)

@@ -32,12 +32,14 @@ class Layer(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in SIZES] + [(name, ctypes.c_void_p) for name in POINTERS]
 
 
-def runs(dtype: torch.dtype) -> bool:
-    """Whether the C code is there and the best that this processor has for a type."""
-    if library() is None:
-        return False
-    # Where the processor multiplies bfloat16 itself, oneDNN does it faster than this in float32.
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported())
+def there(dtype: torch.dtype) -> bool:
+    """Whether the C code is, and knows the type."""
+    return library() is not None and dtype in (torch.float32, torch.bfloat16)
+
+
+def library_first(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies faster than the C code, which does it in float32."""
+    return dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
 
 
 def fits(source: WindowedMap, unmasked: Unmasked) -> bool:
@@ -55,77 +57,100 @@ def packed(weight: Tensor) -> Tensor:
     return full.unflatten(0, (-1, block)).permute(0, 3, 4, 2, 1).contiguous()
 
 
-def window_conv2d_native(
-    source: WindowedMap,
-    unmasked: Unmasked,
-    weight: Tensor,
-    bias: Tensor | None,
-    holes: Tensor,
-    images: Tensor,
-    origins: Tensor,
-    size: tuple[int, int],
-    stride: int,
-    padding: int,
-    residual: WindowedMap | None,
-    relu: bool,
-    boxes: Tensor | None,
-    weight_packed: Tensor | None,
-) -> Tensor:
-    """Windows [P, O, h, w]; arguments as ``window_conv2d_cpu`` has them."""
-    found = library()
-    assert found is not None
-    outputs, channels, *kernel = weight.shape
-    last = torch.channels_last
-    out = torch.empty((len(images), outputs, *size), dtype=source.base.dtype, memory_format=last)
-    added = WindowedMap(out[:0]) if residual is None else residual
-    weights = packed(weight) if weight_packed is None else weight_packed
-    tensors = {
-        "base": source.base,
-        "window": source.window,
-        "window_origins": source.origins,
-        "window_boxes": boxes_of(source),
-        "raw": unmasked.raw,
-        "after": unmasked.out,
-        "weight": weights,
-        "bias": torch.zeros(outputs) if bias is None else bias.float(),
-        "residual_base": None if residual is None else added.base,
-        "residual_window": added.window,
-        "residual_origins": added.origins,
-        "holes": holes,
-        "images": images,
-        "origins": origins,
-        "boxes": boxes_of(WindowedMap(out, out, origins, boxes)),
-        "out": out,
-    }
-    # Kept until the call is over.
-    tensors = {
-        k: t if t is None or t.is_floating_point() else t.long().contiguous() for k, t in tensors.items()
-    }
-    layer = Layer(
-        count=len(images),
-        places=len(holes),
-        channels=channels,
-        outputs=outputs,
-        stride=stride,
-        padding=padding,
-        relu=relu,
-        bfloat16=out.dtype == torch.bfloat16,
-        block=weights.shape[-1],
-        **{k: None if t is None else t.data_ptr() for k, t in tensors.items()},
-    )
-    layer.kernel_height, layer.kernel_width = kernel
-    layer.height, layer.width = source.base.shape[2:]
-    layer.out_height, layer.out_width = unmasked.raw.shape[2:]
-    layer.size_height, layer.size_width = size
-    if source.window is not None:
-        layer.window_height, layer.window_width = source.window.shape[2:]
-    if added.window is not None:
-        layer.residual_height, layer.residual_width = added.window.shape[2:]
-    if found.glance_window_conv(
-        ctypes.byref(layer), instruction_sets() - 1, parallel(), torch.get_num_threads()
-    ):
-        raise MemoryError("window_conv2d: no memory for the windows of a thread")
-    return out
+class NativeLayer:
+    """One layer; arguments as ``window_conv2d_cpu`` has them.
+
+    Attributes
+    ----------
+    out : Tensor
+        [P, O, h, w], where ``run`` or ``finish`` leave the windows.
+    """
+
+    def __init__(
+        self,
+        source: WindowedMap,
+        unmasked: Unmasked,
+        weight: Tensor,
+        bias: Tensor | None,
+        holes: Tensor,
+        images: Tensor,
+        origins: Tensor,
+        size: tuple[int, int],
+        stride: int,
+        padding: int,
+        residual: WindowedMap | None,
+        relu: bool,
+        boxes: Tensor | None,
+    ) -> None:
+        outputs, channels, *kernel = weight.shape
+        last = torch.channels_last
+        self.out = torch.empty((len(images), outputs, *size), dtype=source.base.dtype, memory_format=last)
+        added = WindowedMap(self.out[:0]) if residual is None else residual
+        tensors = {
+            "base": source.base,
+            "window": source.window,
+            "window_origins": source.origins,
+            "window_boxes": boxes_of(source),
+            "raw": unmasked.raw,
+            "after": unmasked.out,
+            "bias": torch.zeros(outputs) if bias is None else bias.float(),
+            "residual_base": None if residual is None else added.base,
+            "residual_window": added.window,
+            "residual_origins": added.origins,
+            "holes": holes,
+            "images": images,
+            "origins": origins,
+            "boxes": boxes_of(WindowedMap(self.out, self.out, origins, boxes)),
+            "out": self.out,
+        }
+        # Kept as long as their addresses are.
+        self.tensors = {
+            k: t if t is None or t.is_floating_point() else t.long().contiguous() for k, t in tensors.items()
+        }
+        self.layer = Layer(
+            count=len(images),
+            places=len(holes),
+            channels=channels,
+            outputs=outputs,
+            stride=stride,
+            padding=padding,
+            relu=relu,
+            bfloat16=self.out.dtype == torch.bfloat16,
+            block=outputs,
+            **{k: None if t is None else t.data_ptr() for k, t in self.tensors.items()},
+        )
+        self.layer.kernel_height, self.layer.kernel_width = kernel
+        self.layer.height, self.layer.width = source.base.shape[2:]
+        self.layer.out_height, self.layer.out_width = unmasked.raw.shape[2:]
+        self.layer.size_height, self.layer.size_width = size
+        if source.window is not None:
+            self.layer.window_height, self.layer.window_width = source.window.shape[2:]
+        if added.window is not None:
+            self.layer.residual_height, self.layer.residual_width = added.window.shape[2:]
+
+    def run(self, weight: Tensor) -> None:
+        """All of the layer, by the weight that ``packed`` gives."""
+        self.layer.weight, self.layer.block = weight.data_ptr(), weight.shape[-1]
+        self._call("glance_window_conv", instruction_sets() - 1)
+
+    def fill(self, field: Tensor, part: slice) -> None:
+        """What these windows read, into field [n, C, rows, columns]."""
+        at = ctypes.c_void_p(field.data_ptr())
+        self._call("glance_window_conv_fill", *_range(part), at, *map(ctypes.c_int64, field.shape[2:]))
+
+    def finish(self, y: Tensor, part: slice) -> None:
+        """The rest, of their products y [n, O, h, w]."""
+        at = ctypes.c_void_p(y.data_ptr())
+        self._call("glance_window_conv_finish", *_range(part), at, instruction_sets() - 1)
+
+    def _call(self, function: str, *arguments: object) -> None:
+        run = getattr(library(), function)
+        if run(ctypes.byref(self.layer), *arguments, parallel(), torch.get_num_threads()):
+            raise MemoryError("window_conv2d: no memory for the windows of a thread")
+
+
+def _range(part: slice) -> tuple[ctypes.c_int64, ctypes.c_int64]:
+    return ctypes.c_int64(part.start), ctypes.c_int64(part.stop)
 
 
 def boxes_of(source: WindowedMap) -> Tensor | None:

@@ -97,40 +97,28 @@ static void NAME(put)(void *to, int64_t at, const float *from, int64_t count, in
         memcpy((float *)to + at, from, count * sizeof(float));
 }
 
-/* What window p reads: the window of the layer before, or minus what the hole hides. Returns whether there was
- * memory. */
+/* What window p reads, as floats. Returns whether there was memory. */
 static int NAME(read)(const Layer *layer, int64_t p, Box box, Buffer *buffer, Field *field)
 {
-    const int64_t channels = layer->channels, place = p % layer->places;
-    const void *source = layer->base;
-    int64_t step = layer->width * channels, begin;
-    float sign = -1;
-    if (layer->window) {
-        const Origin origin = layer->window_origins[place];
-        field->box = layer->window_boxes[place];
-        source = layer->window, step = layer->window_width * channels, sign = 1;
-        begin = (p * layer->window_height + field->box.top - origin.top) * step
-                + (field->box.left - origin.left) * channels;
-    } else {
-        field->box = within(layer->holes[place], layer->height, layer->width);
-        begin = (layer->images[p] * layer->height + field->box.top) * step + field->box.left * channels;
-    }
-    field->left = field->box.left, field->across = layer->kernel_width, field->depth = channels;
+    const int64_t channels = layer->channels;
+    Source source = source_of(layer, p);
+    field->box = source.box, field->left = source.box.left;
+    field->across = layer->kernel_width, field->depth = channels;
     const int packed = channels < NARROW;
     if (layer->window && !packed && !layer->bfloat16) {
-        field->x = (const float *)source + begin, field->step = step;
+        field->x = (const float *)source.values + source.begin, field->step = source.step;
         return 1;
     }
 
-    const int64_t rows = most(field->box.bottom - field->box.top, 0);
-    int64_t from = field->box.left, to = field->box.right, columns = most(to - from, 0);
+    const int64_t rows = source.box.bottom - source.box.top;
+    int64_t from = source.box.left, to = source.box.right, columns = to - from;
     if (packed) {
         /* Few channels: a row of taps at once, over columns that 0 fills up. */
         field->across = 1, field->depth = layer->kernel_width * channels;
         field->left = box.left * layer->stride - layer->padding;
         columns = (box.right - box.left - 1) * layer->stride + layer->kernel_width;
         from = most(from, field->left), to = least(to, field->left + columns);
-        begin += (from - field->box.left) * channels;
+        source.begin += (from - source.box.left) * channels;
         /* With these, list_places leaves out none of the outputs. */
         field->box.left = field->left, field->box.right = field->left + columns;
     }
@@ -141,8 +129,8 @@ static int NAME(read)(const Layer *layer, int64_t p, Box box, Buffer *buffer, Fi
         return bytes == 0;
     memset(x, 0, bytes);
     for (int64_t i = 0; i < rows && from < to; i++)
-        NAME(add)(x + i * field->step + (from - field->left) * channels, source, begin + i * step,
-                  (to - from) * channels, sign, layer->bfloat16);
+        NAME(add)(x + i * field->step + (from - field->left) * channels, source.values,
+                  source.begin + i * source.step, (to - from) * channels, layer->window ? 1 : -1, layer->bfloat16);
     return 1;
 }
 
@@ -241,5 +229,27 @@ static int NAME(window)(const Layer *layer, int64_t p, Scratch *scratch)
     list_places(layer, &field, box, places, counts);
     NAME(product)(layer, layer->images[p], box, &field, places, counts, sums);
     NAME(finish)(layer, p, box, sums, out);
+    return 1;
+}
+
+/* Window p of products that others formed: y real [size_height, size_width, O]. Returns whether there was memory. */
+static int NAME(finish_products)(const Layer *layer, int64_t p, const void *y, Scratch *scratch)
+{
+    const int64_t outputs = layer->outputs, image = layer->images[p], place = p % layer->places;
+    const Box box = layer->boxes[place];
+    const Origin origin = layer->origins[place];
+    const int64_t pixels = most(box.bottom - box.top, 0) * most(box.right - box.left, 0);
+    float *sums = reserve(&scratch->sums, pixels * outputs * sizeof(float)), *sum = sums;
+    if (!sums && pixels)
+        return 0;
+    for (int64_t i = box.top; i < box.bottom; i++)
+        for (int64_t j = box.left; j < box.right; j++, sum += outputs) {
+            const int64_t at = (image * layer->out_height + i) * layer->out_width + j;
+            const int64_t in = (i - origin.top) * layer->size_width + j - origin.left;
+            memcpy(sum, layer->raw + at * outputs, outputs * sizeof(float));
+            NAME(add)(sum, y, in * outputs, outputs, 1, layer->bfloat16);
+        }
+    const size_t size = layer->size_height * layer->size_width * outputs * real_bytes(layer);
+    NAME(finish)(layer, p, box, sums, (char *)layer->out + p * size);
     return 1;
 }

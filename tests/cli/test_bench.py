@@ -45,3 +45,11 @@ def test_bench_of_a_net_of_one_engine(cli, run_folder, photos, tmp_path):
 def test_bench_without_photographs_says_so(cli, masked_run):
     code, said, err = cli("bench", masked_run, "--no-patchwise", "--device", "cpu")
     assert code == 0 and "agreement is that on noise" in err and "patchwise" not in said
+
+
+def test_bench_says_where_there_is_no_c_code(cli, masked_run, run_folder, monkeypatch):
+    for compiled in (None, "AVX2"):
+        monkeypatch.setattr("glance_fast.jobs.bench.compiled", lambda compiled=compiled: compiled)
+        for run in (masked_run, run_folder):
+            code, _, err = cli("bench", run, "--no-patchwise", "--device", "cpu")
+            assert code == 0 and ("no C code" in err) == (compiled is None and run == masked_run)

@@ -16,6 +16,8 @@ from glance_fast.engines import plan as plan_module
 from glance_fast.engines.passes import folded
 from glance_fast.engines.plan import changes, geometry_of, group_by_window_size, plan
 from glance_fast.geometry import PatchGrid, fitting_size
+from glance_fast.kernels.window_conv import native
+from glance_fast.kernels.window_sample import cpu as window_sample_cpu
 from glance_fast.model import Glance
 from glance_fast.nets.masked import MaskedNet
 from glance_fast.nets.preprocess import to_input
@@ -70,6 +72,16 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_equals_the_papers_procedure(name, height, width, patch, stride, batch):
     grid = PatchGrid(height, width, patch, stride)
     net, x = net_of(name, patch), images(batch, grid)
+    expected = patchwise.global_features(net, x, grid)
+    assert difference(dense.global_features(net, x, grid), expected) <= 1e-5
+
+
+@torch.no_grad()
+def test_without_c_code(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(window_sample_cpu, "library", lambda: None)
+    grid = PatchGrid(96, 128, 32, 16)
+    net, x = net_of("pyramid", 32), images(2, grid)
     expected = patchwise.global_features(net, x, grid)
     assert difference(dense.global_features(net, x, grid), expected) <= 1e-5
 

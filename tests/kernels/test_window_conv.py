@@ -19,9 +19,9 @@ from glance_fast.kernels.window_conv import Unmasked, cpu, native, packed, windo
 
 FEW = settings(max_examples=60, deadline=None)
 TOLERANCES = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-# Numba and oneDNN, and the C code for every instruction set that this processor has.
+# Numba and oneDNN, and the C code for every instruction set that this processor has, and with oneDNN.
 COMPILED = [f"cpu {number}" for number in range(instruction_sets())] if library() is not None else []
-CPU = ["cpu numba", *COMPILED]
+CPU = ["cpu numba", *COMPILED, *(["cpu oneDNN"] if COMPILED else [])]
 RUNS = [
     ("cpu", torch.float64),
     ("cpu", torch.float16),
@@ -46,9 +46,10 @@ def implementation(backend):
     name, _, which = backend.partition(" ")
     with pytest.MonkeyPatch.context() as patch:
         if which == "numba":
-            patch.setattr(native, "runs", lambda dtype: False)
+            patch.setattr(native, "there", lambda dtype: False)
         elif which:
-            patch.setattr(native, "runs", lambda dtype: dtype in (torch.float32, torch.bfloat16))
+            patch.setattr(native, "library_first", lambda dtype: which == "oneDNN")
+        if which.isdigit():
             patch.setattr(native, "instruction_sets", lambda: int(which) + 1)
         yield name
 
@@ -299,11 +300,23 @@ def test_any_problem_equals_the_loop(problem):
         assert relative_error(run(problem, backend), expected) <= 5e-6
 
 
-def test_steps_do_not_show(monkeypatch):
+@pytest.mark.parametrize("backend", [b for b in CPU if b in ("cpu numba", "cpu oneDNN")])
+def test_steps_do_not_show(monkeypatch, backend):
     problem = converted(draw_problem(*CASES["k3"]), torch.float32)
-    at_once = run(problem, "cpu numba")
+    at_once = run(problem, backend)
     monkeypatch.setattr(cpu, "STEP_BYTES", 1)
-    assert torch.equal(run(problem, "cpu numba"), at_once)
+    assert torch.equal(run(problem, backend), at_once)
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_threads_do_not_show(backend):
+    problem = converted(draw_problem(*CASES["k3"]), torch.float32)
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 2, 7):
+        torch.set_num_threads(number)
+        found.append(run(problem, backend))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(y, found[0]) for y in found)
 
 
 @pytest.mark.parametrize(("step", "count", "expected"), [(0, 3, 1), (4, 9, 3), (5, 5, 5), (7, 0, 1)])
