@@ -16,7 +16,7 @@ from torch import nn
 
 from glance_fast.geometry import output_size, reach, shrink
 from glance_fast.nets.local_net import LocalNet
-from glance_fast.nets.masked import MaskedNet
+from glance_fast.nets.masked import RING, MaskedNet
 
 FLOAT = 4  # bytes, and the next two
 HALF = 2
@@ -232,6 +232,23 @@ class Windows:
         return self.places - int(areas(self.hidden).sum())
 
     @property
+    def products(self) -> int:
+        """Taps of seen outputs that read what differs: all others add 0."""
+        return self._products(self.after) - self._products(self.hidden)
+
+    def _products(self, outputs: np.ndarray) -> int:
+        """Taps of outputs in boxes [P, 4] that read their window of the input."""
+        conv, taps = self.conv, []
+        for axis in (0, 1):
+            place = np.arange(conv.out[axis])
+            first = place * conv.stride - conv.padding
+            start, stop = self.before[:, axis, None], self.before[:, axis + 2, None]
+            read = np.minimum(first + conv.kernel, stop) - np.maximum(first, start)
+            chosen = (place >= outputs[:, axis, None]) & (place < outputs[:, axis + 2, None])
+            taps.append((read.clip(0) * chosen).sum(1))
+        return int((taps[0] * taps[1]).sum())
+
+    @property
     def largest(self) -> tuple[int, int]:
         """Height and width that hold any of the windows."""
         height, width = (self.after[:, 2:] - self.after[:, :2]).max(axis=0)
@@ -270,16 +287,18 @@ def windows(convs: list[Conv], holes: np.ndarray) -> list[Windows]:
 def window_forward(w: Windows, images: int, element: int) -> Work:
     """One layer of the dense engine over all windows of ``images`` images.
 
-    Read are the windows of the layer before, each once, the base, once an image, and the weight. What
-    lies in a hole is written and not computed.
+    Read are the windows of the layer before, each once, what the layer makes of the unmasked image, float32
+    sums and outputs, once an image, and the weight. What lies in a hole is written and not computed.
     """
     conv = w.conv
     own = 0 if w.first else int(areas(w.before).sum()) * conv.inputs
     added = w.places * conv.outputs if conv.residual else 0
-    base = area(conv.size) * conv.inputs
+    maps = area(conv.out) * conv.outputs * (2 if conv.residual else 1)
+    maps += area(conv.size) * conv.inputs if w.first else 0
+    sums = area(conv.out) * conv.outputs * FLOAT
     return Work(
-        2 * images * w.seen * conv.weights,
-        (images * (own + added + base) + conv.weights) * element,
+        2 * images * w.products * conv.inputs * conv.outputs,
+        (images * (own + added + maps) + conv.weights) * element + images * sums,
         images * w.places * conv.outputs * element,
     )
 
@@ -311,6 +330,14 @@ def surround_backward(
     weights = places * inputs * outputs
     operations = 4 * batch * seen * inputs * outputs
     return Work(operations, (2 * dy + weights + x) * element, x * element + weights * FLOAT)
+
+
+def readout(net: MaskedNet, last: Windows, patches: int, element: int) -> Work:
+    """What the head is given, of all patches of an image: the last window's sum, and 19 bilinear readings."""
+    channels, cells = last.conv.outputs, 1 + 2 * RING * RING
+    # Four places around each, of the window from memory, and of the base, which a cache holds.
+    read = patches * 4 * cells * channels + last.places * channels
+    return Work(2 * patches * cells * 8 * channels, read * element, patches * net.inputs * FLOAT)
 
 
 def global_head(net: MaskedNet, patches: int, element: int = FLOAT) -> Work:

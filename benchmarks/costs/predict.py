@@ -3,7 +3,8 @@
 A product's tile loads its operands once for every tap of the kernel. Weights go past the first cache
 (``LDGSTS.E.BYPASS`` in the machine code) and cross from the second one each time. Pixels go through it, and
 the taps of one row of the kernel find there what the first of them brought; by the next row it is gone,
-because the tiles' stages leave the cache little room.
+because the tiles' stages leave the cache little room. Instructions are counted in the machine code for sm_90
+(``benchmarks.gpu.ahead_of_time``): each of a multiprocessor's four schedulers issues one a cycle.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ LAUNCH = 3e-6  # seconds between the starts of dependent kernels in a graph
 REACHED = 0.8  # of the tightest limit, by a kernel with nothing wrong
 LIBRARY = 0.6  # of the measured matrix rate, by the library's convolutions of 64 channels
 WARP_ROWS = 64  # that one warp-group's product reads B for
+# Instructions of each of a tile's four warps: for 64 numbers of depth, and before and after all of them.
+STEP, DEPTH, AROUND = 188, 64, 1500
+WARPS = SCHEDULERS = 4
 
 
 @dataclass(frozen=True)
@@ -68,26 +72,28 @@ class Prediction:
 
     Attributes
     ----------
-    matrix, memory, cache, shared : float
+    matrix, memory, cache, shared, issue : float
         Products on the matrix units, device memory, the way from the second cache to the
-        multiprocessors, and shared memory.
+        multiprocessors, shared memory, and the issue of instructions.
     """
 
     matrix: float
     memory: float
     cache: float
     shared: float
+    issue: float = 0.0
 
     @property
     def bound(self) -> str:
         """The limit that is met first."""
         limits = {"matrix units": self.matrix, "memory": self.memory, "L2": self.cache, "shared": self.shared}
+        limits["instructions"] = self.issue
         return max(limits, key=limits.__getitem__)
 
     @property
     def seconds(self) -> float:
         """Predicted time of the launch."""
-        return LAUNCH + max(self.matrix, self.memory, self.cache, self.shared) / REACHED
+        return LAUNCH + max(self.matrix, self.memory, self.cache, self.shared, self.issue) / REACHED
 
 
 def tile_of(conv: Conv) -> tuple[int, int]:
@@ -104,11 +110,13 @@ def predict(conv: Conv, rows: int, width: int, work: Work, element: int, card: C
     crossing = tiles * (pixels * row_reuse(conv, width) + weights) * element
     # Read from the first cache, written, then read: by each warp-group its 64 rows of A and all of B.
     shared = tiles * (3 * pixels + weights * (1 + block_m / WARP_ROWS)) * element
+    issued = tiles * (ceil(depth / DEPTH) * STEP + AROUND) * WARPS / SCHEDULERS
     return Prediction(
         2 * tiles * block_m * block_n * depth / card.matrix_seen,
         work.bytes / card.memory_seen,
         crossing / card.cache,
         shared / card.shared,
+        issued / (card.multiprocessors * card.clock),
     )
 
 
@@ -200,6 +208,7 @@ def parts(patch: int, stride: int, element: int = HALF) -> dict[str, Work]:
             total(counts.forward(w.conv, BATCH, element) for w in found)
         ),
         "windows": share(total(counts.window_forward(w, BATCH, element) for w in found)),
+        "readout": share(counts.readout(net, found[-1], BATCH * len(grid), element)),
         "Global-Net's head": share(counts.global_head(net, BATCH * len(grid), element)),
         "score_patches": share(counts.score_patches(BATCH, len(grid), FEATURES, hidden)),
         "idw_map, 16 nearest, both scores": share(counts.idw_map(2 * BATCH, len(grid), SIZE**2, NEIGHBOURS)),
@@ -224,8 +233,10 @@ def predict_image(patch: int, stride: int, card: Card, images: int = BATCH) -> d
         "windows": sum(predict_window(w, images, card).seconds for w in found) / images,
     }
     count, hidden = len(PatchGrid(SIZE, SIZE, patch, stride)), DistortionHead(FEATURES).first.out_features
-    head, _, maps = list(whole)[3:]
-    out[head] = plain_seconds(whole[head] * images, card, matrix=True) / images
+    readout, head, _, maps = list(whole)[3:]
+    # Three readings, the sum, and what puts them together.
+    out[readout] = (4 * LAUNCH + plain_seconds(whole[readout] * 3 * images, card)) / images
+    out[head] = plain_seconds(whole[head] * images, card) / images
     out["score_patches"] = score_seconds(images, count, hidden, card) / images
     out[maps] = plain_seconds(whole[maps] * images, card) / images
     return out

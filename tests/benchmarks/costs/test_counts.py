@@ -156,8 +156,23 @@ class TestWindows:
         assert stem.hidden[middle].tolist() == [17, 17, 31, 31]
         assert stem.seen < stem.places
         work = counts.window_forward(stem, 1, 2)
-        assert work.operations == 2 * stem.seen * stem.conv.weights
+        assert work.operations == 2 * stem.products * 3 * 64 < 2 * stem.seen * stem.conv.weights
         assert down.first is False and stem.first is True
+
+    @pytest.mark.parametrize("layer", [0, 1, 3])
+    def test_products_are_the_taps_that_read_what_differs(self, layer):
+        convs = counts.global_layers(MaskedNet(32), (64, 96))
+        w = counts.windows(convs, PatchGrid(64, 96, 32, 16).holes)[layer]
+        conv, found = w.conv, 0
+        for before, after, hidden in zip(w.before, w.after, w.hidden, strict=True):
+            differs, output = np.zeros(conv.size, bool), np.zeros(conv.out, bool)
+            differs[before[0] : before[2], before[1] : before[3]] = True
+            output[after[0] : after[2], after[1] : after[3]] = True
+            output[hidden[0] : hidden[2], hidden[1] : hidden[3]] = False
+            padded = np.pad(differs, conv.padding)
+            for i, j in np.argwhere(output) * conv.stride:
+                found += padded[i : i + conv.kernel, j : j + conv.kernel].sum()
+        assert w.products == found
 
     def test_placed_windows_are_equal_hold_the_exact_ones_and_lie_within_the_map(self):
         for patch, stride in ((32, 8), (64, 16)):
@@ -174,9 +189,9 @@ class TestWindows:
         assert w.conv.residual
         own = int(counts.areas(w.before).sum()) * 64
         added = w.places * 64
-        assert counts.window_forward(w, 3, 2).read == 2 * (
-            3 * (own + added + counts.area(w.conv.size) * 64) + w.conv.weights
-        )
+        places = counts.area(w.conv.out) * 64
+        read = 2 * (3 * (own + added + 2 * places) + w.conv.weights) + 4 * 3 * places
+        assert counts.window_forward(w, 3, 2).read == read
         assert counts.window_forward(w, 3, 2).written == 2 * 3 * w.places * 64
 
     def test_one_image_of_patches_is_never_more_than_the_passes(self):
