@@ -236,7 +236,7 @@ def predict_image(patch: int, stride: int, card: Card, images: int = BATCH) -> d
     readout, head, _, maps = list(whole)[3:]
     # Three readings, the sum, and what puts them together.
     out[readout] = (4 * LAUNCH + plain_seconds(whole[readout] * 3 * images, card)) / images
-    out[head] = plain_seconds(whole[head] * images, card) / images
+    out[head] = plain_seconds(whole[head] * images, card, matrix=True) / images
     out["score_patches"] = score_seconds(images, count, hidden, card) / images
     out[maps] = plain_seconds(whole[maps] * images, card) / images
     return out

@@ -61,6 +61,8 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
     if limit is not None:
         most = min(most, limit // (windows + readout_bytes(net)))
     step = max(1, most // len(x))
+    # A GPU's matrix units take no float32; on a CPU that costs little.
+    products = x.dtype if x.is_cuda else torch.float32
     everywhere = read_everywhere(net.patch, grid, x.device)
     with torch.autocast(kind, enabled=False):
         with timed("base"):
@@ -84,7 +86,7 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
                 rows = net.read(read, pooled.flatten(0, 1)[:, None], places)
                 waiting.append((chunk, rows))
                 if chunk is chunks[-1] or sum(len(r) for _, r in waiting) >= HEAD_ROWS:
-                    found = net.predict(torch.cat([r for _, r in waiting])).flatten(1)
+                    found = net.predict(torch.cat([r for _, r in waiting]), products).flatten(1)
                     parts = found.split([len(r) for _, r in waiting])
                     for (done, _), part in zip(waiting, parts, strict=True):
                         out[:, done.patches] = part.view(len(x), len(done.patches), -1)

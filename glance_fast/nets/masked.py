@@ -213,10 +213,11 @@ class MaskedNet(nn.Module):
         cells = zip((maps[2], maps[0], maps[1]), places[:3], strict=True)
         return torch.cat([pooled, *(m.sample(c).flatten(2) for m, c in cells), position], dim=-1)
 
-    def predict(self, read: Tensor) -> Tensor:
-        """z_g, float32 [N, K, D], of what was read."""
-        with torch.autocast(read.device.type, enabled=False):
-            return self.head(read.flatten(0, 1)).unflatten(0, read.shape[:2])
+    def predict(self, read: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """z_g, float32 [N, K, D], of what was read; its products in ``dtype``."""
+        half = dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(read.device.type, dtype if half else None, enabled=half):
+            return self.head(read.flatten(0, 1)).float().unflatten(0, read.shape[:2])
 
 
 def masked_net(config: Config, patch: int, features: int = 128) -> MaskedNet:

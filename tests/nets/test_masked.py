@@ -223,6 +223,18 @@ def test_readout_reads_at_the_hole_and_in_two_rings_around_it(patch, near, far):
 
 
 @torch.no_grad()
+def test_the_head_in_half_precision_is_close(net):
+    read = torch.randn(5, 2, net.inputs)
+    exact = net.predict(read)
+    for outer in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=outer):
+            assert torch.equal(net.predict(read), exact)
+            z = net.predict(read, torch.bfloat16)
+        assert z.dtype == torch.float32
+        assert 0 < (z - exact).abs().max() <= 0.05 * exact.abs().max()
+
+
+@torch.no_grad()
 def test_autocast_gives_close_float32_features(net):
     holes = torch.tensor(FOUR)
     expected = net(images(2), holes)
