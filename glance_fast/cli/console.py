@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
 out_console, console, error_console = Console(), Console(stderr=True), Console(stderr=True)
 
 
-def print_metrics(results: dict[str, dict]) -> None:
-    table = Table("", "PRO", "pixel AUROC", "image AUROC")
+def print_metrics(results: dict[str, dict], shown: Sequence[str] | None = None) -> None:
+    from glance_fast.evaluation.summary import METRICS, SHOWN
+
+    shown = shown or SHOWN
+    table = Table("", *(METRICS[key][0] for key in shown))
     for name, metrics in results.items():
         for label, row in ((name, metrics), *((f"  {d}", m) for d, m in metrics.get("defects", {}).items())):
-            values = (row.get(key) for key in ("pro", "pixel_auroc", "image_auroc"))
+            values = (row.get(key) for key in shown)
             # A folder's name may look like markup.
             table.add_row(escape(label), *("-" if v is None else f"{v:.3f}" for v in values))
     out_console.print(table)

@@ -32,6 +32,14 @@ def evaluate(
         typer.Argument(metavar="DATA", help="An MVTec category: test/<defect>/ and ground_truth/<defect>/."),
     ],
     out: Out,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Metrics to show, separated by commas: pro, pro_5, pixel_auroc, pixel_ap, pixel_f1_max, "
+            "image_auroc, image_ap, image_f1_max, or all. metrics.json has all of them.",
+        ),
+    ] = "pro,pixel_auroc,image_auroc",
     engine: EngineOption = Engine.auto,
     precision: PrecisionOption = Precision.auto,
     device: Device = "auto",
@@ -43,17 +51,20 @@ def evaluate(
 ) -> None:
     """Measure a model on photographs whose defects are known.
 
-    Writes metrics.json (PRO, pixel and image AUROC, overall and for each
-    defect), curves.png, report.html, scores.csv, and the maps in the layout
-    that MVTec's own evaluation reads.
+    Writes metrics.json (PRO, AUROC, average precision and F1 of pixels and
+    images, overall and for each defect), curves.png, report.html,
+    scores.csv, and the maps in the layout that MVTec's own evaluation reads.
 
     [dim]glance-fast evaluate run mvtec/transistor --out report[/dim]
     """
     from glance_fast.device import use_threads
     from glance_fast.evaluation import evaluate as evaluation
+    from glance_fast.evaluation import summary
     from glance_fast.progress import Reporter
     from glance_fast.run import load
 
+    shown = summary.METRICS if metrics == "all" else [name.strip() for name in metrics.split(",")]
+    summary.check_shown(list(shown))
     apart(out, run, data)
     category = evaluation.find_category(data, out)
     use_threads(threads)
@@ -71,7 +82,7 @@ def evaluate(
         Reporter(console) as reporter,
         reporter.task("evaluating", None) as advance,
     ):
-        metrics = evaluation.evaluate(
+        found = evaluation.evaluate(
             model,
             category,
             out,
@@ -79,11 +90,12 @@ def evaluate(
             precision=precision.value,
             progress=advance,
             photographs=photographs,
+            shown=list(shown),
         )
     if as_json:
-        tell_json(metrics)
+        tell_json(found)
     else:
-        print_metrics({category.name: metrics})
-        for note in metrics["notes"]:
+        print_metrics({category.name: found}, list(shown))
+        for note in found["notes"]:
             say(note)
         tell(f"report: {out / 'report.html'}")

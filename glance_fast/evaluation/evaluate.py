@@ -23,7 +23,7 @@ from glance_fast.evaluation.inputs import Category, Photographs, find_category, 
 from glance_fast.evaluation.overlay import display_range
 from glance_fast.evaluation.plots import plot_curves
 from glance_fast.evaluation.report import write_report
-from glance_fast.evaluation.summary import curves_of, defective_of, summarise
+from glance_fast.evaluation.summary import SHOWN, check_shown, curves_of, defective_of, summarise
 from glance_fast.model import Glance
 
 
@@ -35,6 +35,7 @@ def evaluate(
     engine: str = "auto",
     precision: str = "auto",
     photographs: Photographs | None = None,
+    shown: Sequence[str] = SHOWN,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score the test images of a category, and compare with the ground truth.
@@ -63,15 +64,19 @@ def evaluate(
     photographs : Photographs, optional
         What ``read_photographs`` read of the category for this model; read here if not given. Who reads them
         before knows which are bad before anything is replaced.
+    shown : sequence of str
+        Which metrics the report shows, by their keys in ``metrics.json``; that has all of them.
     progress : callable, optional
         Called with (images scored, images in all).
 
     Returns
     -------
     dict
-        ``pro``, ``pixel_auroc``, ``image_auroc`` over all test images; ``defects``: the same for each type
-        of defect against all good images, with ``images`` and ``missed``; ``threshold``: its ``value``,
-        ``false_positives`` (good images called anomalous) and ``missed`` (defective ones that are not);
+        ``pro``, ``pro_5``, ``pixel_auroc``, ``pixel_ap``, ``pixel_f1_max``, ``image_auroc``, ``image_ap``
+        and ``image_f1_max`` over all test images, as in ``metrics``; ``defects``: the same for each type of
+        defect against all good images, with ``images``, ``missed`` and ``recall`` (the share of them called
+        anomalous); ``threshold``: its ``value``, ``false_positives`` (good images called anomalous),
+        ``missed`` (defective ones that are not) and ``f1`` of its verdicts;
         ``images``, ``good_images``, ``defective_images``; ``engine``, ``precision``; ``seconds``, of
         scoring with decoding and without writing; ``notes``: what could not be had, and why. Numbers that
         cannot be had are None.
@@ -82,7 +87,8 @@ def evaluate(
         Images or masks cannot be read: all of them are named, before anything is scored.
     UserError
         ``data`` is no such category, an image has no mask, two images would have one map, ``out`` lies among
-        the test images, ``photographs`` are others, a file cannot be written, or a score is not finite.
+        the test images, ``photographs`` are others, ``shown`` names no metric, a file cannot be written, or
+        a score is not finite.
 
     Notes
     -----
@@ -90,6 +96,7 @@ def evaluate(
     the map files at the images' own sizes, and differs a little. Masks are resized by ``resize_truth``,
     which keeps every region; a note says how many of them would have vanished.
     """
+    check_shown(shown)
     out = Path(out)
     category = data if isinstance(data, Category) else find_category(data, out)
     samples, targets, size = category.samples, category.targets(out), model.config.image_size
@@ -143,6 +150,7 @@ def evaluate(
         choose_pictures(category, photographs.shown, maps, scores, anomalous),
         display_range(model.calibration, maps),
         model.config,
+        shown,
     )
     write_text(out / "metrics.json", json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return found

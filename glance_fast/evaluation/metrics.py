@@ -1,4 +1,4 @@
-"""PRO, pixel AUROC and image AUROC, by the protocol of the MVTec anomaly detection data set.
+"""PRO, AUROC, average precision and F1, of pixels and of images, by the protocols that papers use.
 
 Every metric is exact: each distinct score is a threshold, pixels of one score enter together. Maps may
 differ in size from image to image. Memory beside the inputs is twice the float32 maps; maps whose values
@@ -18,9 +18,15 @@ from scipy import ndimage
 from glance_fast.kernels import ranking
 
 __all__ = [
+    "f1_score",
     "image_auroc",
+    "image_average_precision",
+    "image_f1_max",
     "image_roc_curve",
     "pixel_auroc",
+    "pixel_average_precision",
+    "pixel_f1_max",
+    "pixel_metrics",
     "pro_and_auroc",
     "pro_auc",
     "pro_curve",
@@ -130,6 +136,38 @@ def pro_and_auroc(maps: ArrayOrList, masks: ArrayOrList, max_fpr: float = 0.3) -
     return ranking.area(ranked, weights, max_fpr), ranking.area(ranked, pixel_weights)
 
 
+def pixel_metrics(maps: ArrayOrList, masks: ArrayOrList) -> dict[str, float]:
+    """All metrics of maps, from one sort.
+
+    Parameters
+    ----------
+    maps, masks
+        As for ``pro_auc``.
+
+    Returns
+    -------
+    dict
+        ``pro`` and ``pro_5``, ``pro_auc`` up to 0.3 and to 0.05; ``pixel_auroc``; ``pixel_ap``,
+        ``pixel_average_precision``; ``pixel_f1_max``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for ``pro_auc``.
+    """
+    ranked, weights = _rank_regions(*_checked(maps, masks))
+    pixel_weights = np.ones_like(weights)
+    pixel_weights[0] = 0.0
+    precise = ranking.precision(ranked)
+    return {
+        "pro": ranking.area(ranked, weights, 0.3),
+        "pro_5": ranking.area(ranked, weights, 0.05),
+        "pixel_auroc": ranking.area(ranked, pixel_weights),
+        "pixel_ap": precise.average,
+        "pixel_f1_max": precise.f1_max,
+    }
+
+
 def pro_auc(maps: ArrayOrList, masks: ArrayOrList, max_fpr: float = 0.3) -> float:
     """Area under the per-region overlap curve up to a false positive rate, divided by that rate.
 
@@ -196,6 +234,53 @@ def pixel_auroc(maps: ArrayOrList, masks: ArrayOrList) -> float:
     """
     maps, masks = _checked(maps, masks)
     return ranking.area(ranking.rank(maps, masks), _ONE_CLASS)
+
+
+def pixel_average_precision(maps: ArrayOrList, masks: ArrayOrList) -> float:
+    """Average precision over the pixels of all images together.
+
+    The sum over all thresholds of precision times the recall gained there; no interpolation. What a
+    detector by chance has is the share of defective pixels.
+
+    Parameters
+    ----------
+    maps, masks
+        As for ``pro_auc``.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for ``pro_auc``.
+    """
+    return ranking.precision(ranking.rank(*_checked(maps, masks))).average
+
+
+def pixel_f1_max(maps: ArrayOrList, masks: ArrayOrList) -> float:
+    """The highest F1 that one threshold reaches over the pixels of all images together.
+
+    That threshold is chosen with the truth at hand, which a user does not have.
+
+    Parameters
+    ----------
+    maps, masks
+        As for ``pro_auc``.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for ``pro_auc``.
+    """
+    return ranking.precision(ranking.rank(*_checked(maps, masks))).f1_max
 
 
 def pro_curve(
@@ -292,6 +377,80 @@ def image_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     0.75
     """
     return ranking.area(_rank_images(scores, labels), _ONE_CLASS)
+
+
+def image_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Average precision over images; see ``pixel_average_precision``.
+
+    Parameters
+    ----------
+    scores, labels
+        As for ``image_auroc``.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for ``image_auroc``.
+    """
+    return ranking.precision(_rank_images(scores, labels)).average
+
+
+def image_f1_max(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The highest F1 that one threshold reaches over images; see ``pixel_f1_max``.
+
+    Parameters
+    ----------
+    scores, labels
+        As for ``image_auroc``.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for ``image_auroc``.
+
+    Examples
+    --------
+    >>> image_f1_max(np.array([0.1, 0.4, 0.3, 0.9]), np.array([0, 0, 1, 1]))
+    0.8
+    """
+    return ranking.precision(_rank_images(scores, labels)).f1_max
+
+
+def f1_score(called: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of verdicts: the harmonic mean of precision and recall.
+
+    Parameters
+    ----------
+    called, labels : array of bool [B]
+        Which images are called anomalous, and which are; not all are neither.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Raises
+    ------
+    ValueError
+        Shapes differ, or nothing is anomalous or called so.
+    """
+    called, labels = np.asarray(called, bool), np.asarray(labels, bool)
+    if called.shape != labels.shape:
+        raise ValueError(f"called has shape {called.shape}, labels has {labels.shape}")
+    named = int(called.sum()) + int(labels.sum())
+    if not named:
+        raise ValueError("called and labels name nothing anomalous")
+    return 2 * int((called & labels).sum()) / named
 
 
 def image_roc_curve(

@@ -21,14 +21,9 @@ from glance_fast.config import Config
 from glance_fast.data.files import write_text
 from glance_fast.data.table import printable
 from glance_fast.evaluation.overlay import FOUND, TRUTH, colour_stops, draw_outline, heat, overlay, scale
-from glance_fast.evaluation.plots import MAX_FPR, Curves, plot_curves, plot_scores, short
+from glance_fast.evaluation.plots import Curves, plot_curves, plot_scores, short
+from glance_fast.evaluation.summary import METRICS, SHOWN
 
-METRICS = {
-    "pro": ("PRO", f"share of each defect found, up to {MAX_FPR:.0%} false pixels"),
-    "pixel_auroc": ("Pixel AUROC", "how well pixels of defects rank above all others"),
-    "image_auroc": ("Image AUROC", "how well defective images rank above good ones"),
-}
-_COLUMNS = [name for name, _ in METRICS.values()]
 # By truth and by what the model says.
 _VERDICTS = {
     (True, True): ("found", "fine"),
@@ -120,6 +115,7 @@ def write_report(
     groups: Sequence[Group],
     display: tuple[float, float, float | None],
     config: Config,
+    shown: Sequence[str] = SHOWN,
 ) -> None:
     """Write the report of one category.
 
@@ -141,6 +137,8 @@ def write_report(
         Scale of all maps (``glance_fast.evaluation.overlay.display_range``).
     config : Config
         Settings of the model.
+    shown : sequence of str
+        Of ``summary.METRICS``, those to show.
 
     Raises
     ------
@@ -157,9 +155,9 @@ def write_report(
         title=printable(title),
         facts=_facts(metrics),
         notes=metrics["notes"],
-        cards=_cards(metrics),
-        columns=_COLUMNS,
-        defects=_defects(metrics) if metrics["defects"] else [],
+        cards=_cards(metrics, shown),
+        columns=[METRICS[key][0] for key in shown],
+        defects=_defects(metrics, shown) if metrics["defects"] else [],
         good_images=metrics["good_images"],
         figures=figures,
         low=display[0],
@@ -199,16 +197,16 @@ def write_index(path: str | Path, rows: Sequence[IndexRow], title: str = "Anomal
     for row in rows:
         threshold = row.metrics["threshold"]
         counts = [row.metrics["images"], threshold["missed"], threshold["false_positives"]]
-        cells.append([printable(row.name), *map(_count, counts), *_numbers(row.metrics)])
+        cells.append([printable(row.name), *map(_count, counts), *_numbers(row.metrics, SHOWN)])
     if len(rows) > 1:
-        means = {key: mean([row.metrics[key] for row in rows]) for key in METRICS}
-        cells.append(["Mean", "", "", "", *_numbers(means)])
+        means = {key: mean([row.metrics[key] for row in rows]) for key in SHOWN}
+        cells.append(["Mean", "", "", "", *_numbers(means, SHOWN)])
     page = _TEMPLATES.get_template("index.html.j2").render(
         title=printable(title),
-        columns=_COLUMNS,
+        columns=[METRICS[key][0] for key in SHOWN],
         rows=cells,
         links=[_link(row.report, path.parent) for row in rows],
-        metrics=METRICS.values(),
+        metrics=[METRICS[key] for key in SHOWN],
     )
     write_text(path, page)
 
@@ -220,8 +218,8 @@ def _facts(metrics: dict[str, Any]) -> list[str]:
     return facts + ([f"{short(seconds / images)} s an image"] if images else [])
 
 
-def _cards(metrics: dict[str, Any]) -> list[_Card]:
-    cards = [_Card(name, _number(metrics[key]), what) for key, (name, what) in METRICS.items()]
+def _cards(metrics: dict[str, Any], shown: Sequence[str]) -> list[_Card]:
+    cards = [_Card(METRICS[key][0], _number(metrics[key]), METRICS[key][1]) for key in shown]
     threshold = metrics["threshold"]
     if threshold["value"] is None:
         return cards
@@ -240,13 +238,17 @@ def _cards(metrics: dict[str, Any]) -> list[_Card]:
     return cards
 
 
-def _defects(metrics: dict[str, Any]) -> list[list[str]]:
+def _defects(metrics: dict[str, Any], shown: Sequence[str]) -> list[list[str]]:
     """The table by type of defect."""
     rows = [
-        [name, str(found["images"]), _count(found["missed"]), *_numbers(found)]
+        [name, str(found["images"]), _count(found["missed"]), *_numbers(found, shown)]
         for name, found in metrics["defects"].items()
     ]
-    whole = [str(metrics["defective_images"]), _count(metrics["threshold"]["missed"]), *_numbers(metrics)]
+    whole = [
+        str(metrics["defective_images"]),
+        _count(metrics["threshold"]["missed"]),
+        *_numbers(metrics, shown),
+    ]
     return [*rows, ["All", *whole]]
 
 
@@ -310,8 +312,8 @@ def mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
-def _numbers(metrics: dict[str, Any]) -> list[str]:
-    return [_number(metrics[key]) for key in METRICS]
+def _numbers(metrics: dict[str, Any], shown: Sequence[str]) -> list[str]:
+    return [_number(metrics[key]) for key in shown]
 
 
 def _number(value: float | None) -> str:

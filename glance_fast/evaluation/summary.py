@@ -11,8 +11,30 @@ from numpy.typing import NDArray
 from glance_fast.calibration import is_anomalous
 from glance_fast.data.folders import TestSample
 from glance_fast.data.table import printable
+from glance_fast.errors import UserError
 from glance_fast.evaluation import metrics
 from glance_fast.evaluation.plots import MAX_FPR, Curves
+
+# Name and meaning of every metric, by its key in metrics.json.
+METRICS = {
+    "pro": ("PRO", f"share of each defect found, up to {MAX_FPR:.0%} false pixels"),
+    "pro_5": ("PRO 5 %", "share of each defect found, up to 5% false pixels"),
+    "pixel_auroc": ("Pixel AUROC", "how well pixels of defects rank above all others"),
+    "pixel_ap": ("Pixel AP", "how many of the pixels above a defect's are defects', too"),
+    "pixel_f1_max": ("Pixel F1-max", "the best that one threshold for all pixels reaches"),
+    "image_auroc": ("Image AUROC", "how well defective images rank above good ones"),
+    "image_ap": ("Image AP", "how many of the images above a defective one are defective, too"),
+    "image_f1_max": ("Image F1-max", "the best that one threshold for all images reaches"),
+}
+SHOWN = ("pro", "pixel_auroc", "image_auroc")
+
+
+def check_shown(shown: Sequence[str]) -> None:
+    """Refuse names that are no metrics, or none at all."""
+    unknown = [name for name in shown if name not in METRICS]
+    if unknown or not shown or isinstance(shown, str):
+        got = f", got {', '.join(unknown)}" if unknown else ""
+        raise UserError(f"metrics: expected some of {', '.join(METRICS)}{got}")
 
 
 def defective_of(samples: Sequence[TestSample]) -> NDArray[np.bool_]:
@@ -59,6 +81,7 @@ def summarise(
             **_metrics(maps, masks, scores, defective, which | ~defective),
             "images": int(which.sum()),
             "missed": wrong(which, True),
+            "recall": None if called is None else float(called[which].mean()),
         }
     return {
         **_metrics(maps, masks, scores, defective, np.ones(len(samples), dtype=bool)),
@@ -69,6 +92,7 @@ def summarise(
             "value": threshold,
             "false_positives": wrong(~defective, False),
             "missed": wrong(defective, True),
+            "f1": None if called is None or not defective.any() else metrics.f1_score(called, defective),
         },
         "defects": defects,
         "notes": _notes(masks, kept, defective, threshold),
@@ -82,15 +106,20 @@ def _metrics(
     defective: NDArray[np.bool_],
     which: NDArray[np.bool_],
 ) -> dict[str, float | None]:
-    """The three metrics over some of the images; None for one that is not defined there."""
+    """All metrics over some of the images; None for one that is not defined there."""
     chosen = np.flatnonzero(which)
-    pro = pixel = image = None
+    found: dict[str, float | None] = dict.fromkeys(METRICS)
     if _both(masks[which]):
         # Lists of views: no map is copied.
-        pro, pixel = metrics.pro_and_auroc([maps[i] for i in chosen], [masks[i] for i in chosen], MAX_FPR)
+        found |= metrics.pixel_metrics([maps[i] for i in chosen], [masks[i] for i in chosen])
     if _both(defective[which]):
-        image = metrics.image_auroc(scores[which], defective[which])
-    return {"pro": pro, "pixel_auroc": pixel, "image_auroc": image}
+        ranked = scores[which], defective[which]
+        found |= {
+            "image_auroc": metrics.image_auroc(*ranked),
+            "image_ap": metrics.image_average_precision(*ranked),
+            "image_f1_max": metrics.image_f1_max(*ranked),
+        }
+    return found
 
 
 def _both(values: NDArray[np.bool_]) -> bool:

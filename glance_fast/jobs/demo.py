@@ -14,7 +14,8 @@ from glance_fast.data.files import write_text
 from glance_fast.data.folders import normal_images
 from glance_fast.evaluation.evaluate import evaluate
 from glance_fast.evaluation.inputs import find_category
-from glance_fast.evaluation.report import METRICS, IndexRow, mean, write_index
+from glance_fast.evaluation.report import IndexRow, mean, write_index
+from glance_fast.evaluation.summary import METRICS
 from glance_fast.progress import Reporter
 from glance_fast.training.fit import fit
 

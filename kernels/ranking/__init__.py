@@ -17,7 +17,7 @@ import numpy as np
 
 from glance_fast.kernels.ranking import cpu, reference
 
-__all__ = ["Ranking", "area", "curve", "rank"]
+__all__ = ["Precision", "Ranking", "area", "curve", "precision", "rank"]
 
 # Ranks and classes are 32 bits wide.
 _LARGEST = (1 << 32) - 1
@@ -106,6 +106,53 @@ def rank(scores: Sequence[np.ndarray], classes: Iterable[np.ndarray], *, backend
     if not 0 < pixels <= _LARGEST:
         raise ValueError(f"scores must hold 1 to {_LARGEST} pixels, got {pixels}")
     return Ranking(*chosen.rank(arrays, _checked_classes(arrays, classes)))
+
+
+class Precision(NamedTuple):
+    """How precise a ranking is over all thresholds, pixels of regions against background.
+
+    Attributes
+    ----------
+    average : float
+        Average precision: the mean over region pixels of the precision where the threshold is their score.
+    f1_max : float
+        The highest F1 of any threshold.
+    precision, recall : float
+        There; of several such thresholds, at the highest.
+    """
+
+    average: float
+    f1_max: float
+    precision: float
+    recall: float
+
+
+def precision(ranked: Ranking, *, backend: str = "auto") -> Precision:
+    """Average precision and the highest F1, all regions being one class.
+
+    Parameters
+    ----------
+    ranked : Ranking
+        From ``rank``.
+    backend : {"auto", "cpu", "reference"}
+        "auto" is "cpu".
+
+    Returns
+    -------
+    Precision
+
+    Raises
+    ------
+    TypeError
+        ``ranked`` is no Ranking.
+    ValueError
+        There is no region pixel, or ``backend`` is unknown.
+    """
+    if not isinstance(ranked, Ranking):
+        raise TypeError(f"ranked must come from rank(), got {type(ranked).__name__}")
+    if not len(ranked.regions):
+        raise ValueError("ranked holds no region pixel (class 1 or above)")
+    return Precision(*_backend(backend).precision(*ranked))
 
 
 def _checked_sweep(ranked: Ranking, weights: np.ndarray, limit: float) -> np.ndarray:

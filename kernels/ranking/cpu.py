@@ -245,6 +245,36 @@ def thin_curve(background, regions, weights, limit, x_step, y_step, out_x, out_y
     return kept
 
 
+@njit(cache=True)
+def precision_sweep(background, regions):
+    """Average precision, and the highest F1, over all thresholds from the highest score down.
+
+    Parameters: as for ``area_below``. Recall moves, and F1 can be highest, only at scores of region pixels.
+    Returns the sum of precision over region pixels, and the background and region pixels found at that F1.
+    """
+    total = regions.shape[0]
+    below = background.shape[0]
+    left = total
+    summed = 0.0
+    best_false = 0
+    best_found = 0
+    while left > 0:
+        before = left
+        score = score_of(regions[left - 1])
+        while below > 0 and background[below - 1] >= score:
+            below -= 1
+        while left > 0 and score_of(regions[left - 1]) == score:
+            left -= 1
+        false = background.shape[0] - below
+        found = total - left
+        summed += (before - left) * (found / (found + false))
+        # F1 = 2 found / (total + found + false), compared without a division.
+        if found * (total + best_found + best_false) > best_found * (total + found + false):
+            best_false = false
+            best_found = found
+    return summed, best_false, best_found
+
+
 def fits_float32(score: np.ndarray) -> bool:
     """Whether every value survives a conversion to float32."""
     if np.can_cast(score.dtype, np.float32, casting="safe"):
@@ -285,6 +315,13 @@ def area(background: np.ndarray, regions: np.ndarray, weights: np.ndarray, limit
     found = area_below(background, regions, weights, scaled)
     # The sums round; a perfect ranking must not come out above 1.
     return min(found / (scaled * total_weight(regions, weights)), 1.0)
+
+
+def precision(background: np.ndarray, regions: np.ndarray) -> tuple[float, float, float, float]:
+    """Average precision; the highest F1, and precision and recall there."""
+    summed, false, found = precision_sweep(background, regions)
+    total = len(regions)
+    return summed / total, 2 * found / (total + found + false), found / (found + false), found / total
 
 
 def curve(

@@ -62,6 +62,20 @@ def area(background: np.ndarray, regions: np.ndarray, weights: np.ndarray, limit
     return float(np.sum(0.5 * (y[1:] + y[:-1]) * np.diff(x)) / limit)
 
 
+def precision(background: np.ndarray, regions: np.ndarray) -> tuple[float, float, float, float]:
+    """Average precision; the highest F1, and precision and recall there."""
+    high = np.concatenate([background.astype(np.uint64), regions >> np.uint64(32)])
+    anomalous = np.arange(len(high)) >= len(background)
+    order = np.argsort(high)[::-1]
+    last = np.append(np.diff(high[order].astype(np.int64)) != 0, True)
+    found = np.cumsum(anomalous[order])[last]
+    share, recall = found / (np.flatnonzero(last) + 1), found / len(regions)
+    average = float(np.sum(np.diff(recall, prepend=0.0) * share))
+    f1 = 2 * found / (len(regions) + np.flatnonzero(last) + 1)
+    best = int(np.argmax(f1))
+    return average, float(f1[best]), float(share[best]), float(recall[best])
+
+
 def curve(
     background: np.ndarray, regions: np.ndarray, weights: np.ndarray, limit: float, points: int
 ) -> tuple[np.ndarray, np.ndarray]:

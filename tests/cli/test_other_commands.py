@@ -1,5 +1,6 @@
 """``glance-fast evaluate``, ``distill`` and ``demo``."""
 
+import json
 import re
 import shutil
 
@@ -56,6 +57,21 @@ def test_evaluate_prints_its_metrics(cli, run_folder, parts, tmp_path, monkeypat
     cells = [re.findall(r"[^\s│]+", line) for line in out.splitlines()]
     assert [parts.name, "0.875", "-", "1.000"] in cells and ["[red]", "0.250", "0.500", "0.750"] in cells
     assert out.endswith(f"report: {tmp_path}/out/report.html\n")
+
+
+def test_evaluate_shows_the_metrics_that_are_asked_for(cli, run_folder, parts, tmp_path):
+    out = tmp_path / "out"
+    code, said, _ = cli("evaluate", run_folder, parts, "--out", out, "--metrics", "pixel_ap, pro_5")
+    found = json.loads((out / "metrics.json").read_text())
+    assert code == 0 and "Pixel AP" in said and "PRO 5 %" in said and "AUROC" not in said
+    assert f"{found['pixel_ap']:.3f}" in said and found["image_auroc"] is not None
+    code, said, _ = cli("evaluate", run_folder, parts, "--out", out, "--overwrite", "--metrics", "all")
+    assert code == 0 and all(
+        f"{v:.3f}" in said for k, v in found.items() if k.startswith(("pixel", "image_"))
+    )
+    line = one_line(cli("evaluate", run_folder, parts, "--out", out, "--overwrite", "--metrics", "pro,ap"))
+    assert "metrics: expected some of pro, pro_5" in line and line.endswith("got ap")
+    assert (out / "metrics.json").is_file(), "an earlier one stays"
 
 
 def test_evaluate_refuses_an_engine_that_the_net_has_not(cli, run_folder, parts, tmp_path):

@@ -133,12 +133,17 @@ def test_everything_agrees_with_direct_calls(model, scored, tmp_path):
         assert numbers["image_auroc"] == metrics.image_auroc(scores[which], defective[which])
         called = [scores[i] > THRESHOLD for i in which if defective[i]]
         assert (numbers["images"], numbers["missed"]) == (3, 3 - sum(called))
+        assert numbers["recall"] == sum(called) / 3
     above = scores > THRESHOLD
     assert found["threshold"] == {
         "value": THRESHOLD,
         "false_positives": int((above & ~defective).sum()),
         "missed": int((~above & defective).sum()),
+        "f1": metrics.f1_score(above, defective),
     }
+    assert found.items() >= metrics.pixel_metrics(maps, masks).items()
+    assert found["image_ap"] == metrics.image_average_precision(scores, defective)
+    assert found["image_f1_max"] == metrics.image_f1_max(scores, defective)
     assert (found["images"], found["engine"], found["precision"]) == (10, "auto", "fp32")
     assert found["seconds"] > 0 and found["notes"] == []
     assert calls == [(0, 10), (8, 10), (10, 10)]
@@ -217,7 +222,7 @@ def test_empty_masks_count_for_images_alone(model, plain, tmp_path):
 def test_an_uncalibrated_model_gives_no_verdicts(untrained, plain, tmp_path):
     data = build(tmp_path / "part", {"good": 1, "cut": 1})
     found = run(untrained, data, tmp_path / "out")
-    assert found["threshold"] == {"value": None, "false_positives": None, "missed": None}
+    assert found["threshold"] == {"value": None, "false_positives": None, "missed": None, "f1": None}
     assert {row["anomalous"] for row in rows(tmp_path / "out" / "scores.csv")} == {""}
     assert "not calibrated" in found["notes"][0]
 
@@ -367,3 +372,14 @@ def test_only_so_many_misses_are_shown_and_the_rest_is_counted(model, plain, tmp
     text = Text((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).seen
     # Two misses, the clearest and the median, all of them below this threshold.
     assert text.count("missed") == 4 and "2 more missed images stand in scores.csv." in text
+
+
+def test_the_report_shows_the_metrics_that_are_asked_for(model, tmp_path):
+    data = build(tmp_path / "part", {"good": 2, "cut": 2})
+    found = run(model, data, tmp_path / "out", shown=["pixel_ap", "image_f1_max"])
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Pixel AP" in page and f"{found['pixel_ap']:.3f}" in page and "Image F1-max" in page
+    assert "Pixel AUROC" not in page and found["pixel_auroc"] is not None
+    for wrong in (["ap"], [], "pro"):
+        with pytest.raises(UserError, match="metrics: expected some of pro, pro_5"):
+            run(model, data, tmp_path / "out", shown=wrong)

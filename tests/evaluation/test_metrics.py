@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve
 
 from glance_fast.evaluation import metrics
 
@@ -116,6 +117,51 @@ def test_image_auroc_counts_pairs(count, seed, ties):
     assert naive_area(x, y, 1.0) == pytest.approx(metrics.image_auroc(scores, labels))
 
 
+def flat(maps, masks):
+    return np.concatenate([m.ravel() for m in masks]), np.concatenate(
+        [np.ravel(m).astype(float) for m in maps]
+    )
+
+
+def best_f1(labels, scores):
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    return float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-30)))
+
+
+@FEW
+@given(data_sets())
+def test_precision_equals_scikit_learns(data):
+    labels, scores = flat(*data)
+    average, f1 = average_precision_score(labels, scores), best_f1(labels, scores)
+    assert metrics.pixel_average_precision(*data) == pytest.approx(average, abs=1e-9)
+    assert metrics.pixel_f1_max(*data) == pytest.approx(f1, abs=1e-9)
+    assert metrics.pixel_metrics(*data) == pytest.approx(
+        {
+            "pro": metrics.pro_auc(*data),
+            "pro_5": metrics.pro_auc(*data, 0.05),
+            "pixel_auroc": metrics.pixel_auroc(*data),
+            "pixel_ap": average,
+            "pixel_f1_max": f1,
+        },
+        abs=1e-9,
+    )
+    assert metrics.image_average_precision(scores, labels) == pytest.approx(average, abs=1e-9)
+    assert metrics.image_f1_max(scores, labels) == pytest.approx(f1, abs=1e-9)
+
+
+def test_f1_of_verdicts_equals_scikit_learns():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5, 50):
+        called, labels = rng.random(count) < 0.4, rng.random(count) < 0.5
+        labels[0] = True
+        assert metrics.f1_score(called, labels) == pytest.approx(f1_score(labels, called))
+    assert metrics.f1_score(~labels, labels) == 0
+    with pytest.raises(ValueError, match="nothing anomalous"):
+        metrics.f1_score(np.zeros(3), np.zeros(3))
+    with pytest.raises(ValueError, match="shape"):
+        metrics.f1_score(np.zeros(3), np.zeros(2))
+
+
 def example(seed=0, shape=(4, 31, 23)):
     rng = np.random.default_rng(seed)
     masks = np.zeros(shape, bool)
@@ -207,7 +253,14 @@ NAN = np.where(np.arange(23) == 3, np.nan, MAPS)
 SCORES, LABELS = np.array([0.1, 0.2, 0.3]), np.array([0, 1, 1])
 
 
-@pytest.mark.parametrize("metric", [metrics.pro_auc, metrics.pixel_auroc, metrics.pro_and_auroc])
+PIXELS = [
+    metrics.pro_auc, metrics.pixel_auroc, metrics.pro_and_auroc, metrics.pixel_metrics,
+    metrics.pixel_average_precision, metrics.pixel_f1_max,
+]  # fmt: skip
+IMAGES = [metrics.image_auroc, metrics.image_roc_curve, metrics.image_average_precision, metrics.image_f1_max]
+
+
+@pytest.mark.parametrize("metric", PIXELS)
 @pytest.mark.parametrize(
     ("maps", "masks", "error", "word"),
     [
@@ -258,6 +311,6 @@ def test_says_what_is_wrong_with_the_limit(limit):
     ],
 )
 def test_says_what_is_wrong_with_images(scores, labels, error, word):
-    for metric in (metrics.image_auroc, metrics.image_roc_curve):
+    for metric in IMAGES:
         with pytest.raises(error, match=word):
             metric(scores, labels)

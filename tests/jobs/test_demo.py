@@ -32,7 +32,13 @@ def untrained(paths, out, config, **more):
 
 @pytest.mark.parametrize(
     ("counts", "known"),
-    [({"good": 0, "per_defect": 1}, {"pro", "pixel_auroc"}), ({"good": 1, "per_defect": 0}, set())],
+    [
+        (
+            {"good": 0, "per_defect": 1},
+            {"pro", "pro_5", "pixel_auroc", "pixel_ap", "pixel_f1_max"},
+        ),
+        ({"good": 1, "per_defect": 0}, set()),
+    ],
 )
 def test_means_that_cannot_be_had_are_none(tmp_path, reporter, monkeypatch, counts, known):
     monkeypatch.setattr(demo, "fit", untrained)

@@ -55,6 +55,27 @@ def test_equals_reference(data, limit):
 
 
 @FEW
+@given(images())
+def test_precision_equals_the_reference(data):
+    fast, exact = (
+        ranking.precision(ranking.rank(*data, backend=b), backend=b) for b in ("auto", "reference")
+    )
+    assert fast == pytest.approx(exact, abs=1e-12)
+    assert 0 < fast.average <= 1 and 0 < fast.f1_max <= 1
+    harmonic = 2 * fast.precision * fast.recall / (fast.precision + fast.recall)
+    assert fast.f1_max == pytest.approx(harmonic)
+
+
+def test_precision_says_what_is_wrong():
+    with pytest.raises(TypeError, match="ranked must come from rank"):
+        ranking.precision((1, 2))
+    with pytest.raises(ValueError, match="no region pixel"):
+        ranking.precision(ranking.rank([np.ones(3)], [np.zeros(3, int)]))
+    with pytest.raises(ValueError, match="backend must be"):
+        ranking.precision(ranking.rank([np.ones(3)], [np.arange(3)]), backend="gpu")
+
+
+@FEW
 @given(images(), st.randoms(use_true_random=False))
 def test_order_of_pixels_does_not_matter(data, random):
     scores, classes = np.concatenate(data[0]), np.concatenate(data[1])
