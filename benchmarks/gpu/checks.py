@@ -27,6 +27,7 @@ from glance_fast.kernels import (
     score_patches,
     surround_conv2d,
     window_conv2d,
+    window_sample,
 )
 from glance_fast.kernels.patch_score import DistortionWeights
 
@@ -124,6 +125,16 @@ def problems() -> Iterator[Problem]:
         )  # fmt: skip
 
     yield Problem("window_conv2d", draw_windows, windows)
+
+    def draw_reading(g: torch.Generator) -> tuple[Tensor, ...]:
+        return normal(g, 2, 24, 19, 21), normal(g, 3, 24, 6, 6)
+
+    def reading(base: Tensor, window: Tensor, backend: str) -> Tensor:
+        here, images = places.to(base.device), torch.tensor([1, 0, 1], device=base.device)
+        cells = torch.linspace(-2, 23, 30, device=base.device).view(3, 5, 2)
+        return window_sample(base, images, cells, window=window, window_origins=here, backend=backend)
+
+    yield Problem("window_sample", draw_reading, reading)
 
     patches, features, hidden = 21, 128, 64
 

@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glance_fast.kernels.dispatch import on_its_device
+from glance_fast.kernels.dispatch import configuration, on_its_device
 from glance_fast.kernels.window_conv.reference import WindowedMap
 
-BLOCK_C = 64
+# Channels of a program, where no table has been measured.
+HEURISTIC = {"BLOCK_C": 64, "num_warps": 4}
 
 
 @triton.jit
@@ -77,7 +78,10 @@ def window_sample_triton(source: WindowedMap, images: Tensor, cells: Tensor) -> 
     out = torch.empty(count, points, channels, device=base.device)
     if out.numel() == 0:
         return out
-    grid = (count, triton.cdiv(channels, BLOCK_C))
+    dtype = str(base.dtype).removeprefix("torch.")
+    shape = f"{dtype} {channels} channels at {points} points"
+    chosen = configuration(base, "window_sample_fwd_kernel", shape, HEURISTIC)
+    grid = (count, triton.cdiv(channels, chosen["BLOCK_C"]))
     window_sample_fwd_kernel[grid](
         base,
         window,
@@ -91,8 +95,6 @@ def window_sample_triton(source: WindowedMap, images: Tensor, cells: Tensor) -> 
         *base.shape[2:],
         *((0, 0) if window is None else window.shape[2:]),
         BLOCK_R=triton.next_power_of_2(points),
-        BLOCK_C=BLOCK_C,
-        num_warps=4,
-        enable_fp_fusion=True,
+        **chosen,
     )
     return out

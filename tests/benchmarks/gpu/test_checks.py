@@ -27,7 +27,14 @@ def test_every_operator_is_right_in_every_way(tmp_path, capsys):
     assert [c for c in done if c.fault] == []
     found = {(c.operator, c.how) for c in done}
     names = {p.operator for p in checks.problems()}
-    assert names >= {"partial_conv2d", "surround_conv2d", "window_conv2d", "score_patches", "idw_map"}
+    assert names >= {
+        "partial_conv2d",
+        "surround_conv2d",
+        "window_conv2d",
+        "window_sample",
+        "score_patches",
+        "idw_map",
+    }
     assert {(name, how) for name in names for how in ("as it is", "odd layout")} <= found
     assert ("surround_conv2d", "compiled") in found and ("partial_conv2d", "compiled") in found
     assert {c.dtype for c in done} == {"float32", "bfloat16", "float16"}
