@@ -91,7 +91,7 @@ def print_bench(found: Bench) -> None:
     tell(f"{height}x{width} pixels, {patches} patches; {machine}")
     if found.about["net"] != "surround" and found.about["device"] == "cpu" and not found.about["compiled"]:
         say("engine dense has no C code: install the package again where a C compiler is, and it is faster")
-    table = Table(box=SIMPLE, pad_edge=False)
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("engine", no_wrap=True)
     for head in ("images", "ms/image", "patches/s", "times", "MiB", "differs", "agrees"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -108,11 +108,12 @@ def print_bench(found: Bench) -> None:
         )
     out_console.print(table)
     exact = found.about["compared_with"]
-    say(
-        f"images: scored at a time; times: as fast as {exact} fp32 alone; MiB: the most that was held;\n"
-        "differs: from its patch scores, at most, as a share of the largest; agrees: Spearman\n"
-        f"correlation with them ({count(found.about['images'], 'image')})"
-    )
+    for line in (
+        f"images: scored at a time; times: as fast as {exact} fp32 alone; MiB: the most that was held;",
+        "differs: from its patch scores, at most, as a share of the largest; agrees: Spearman",
+        f"correlation with them ({count(found.about['images'], 'image')})",
+    ):
+        say(line)
     table = Table(f"stage of {found.rows[0].engine}, one image", box=SIMPLE)
     precisions = list(found.stages)
     for precision in precisions:

@@ -8,9 +8,19 @@ from commands import one_line
 def test_bench_measures_and_writes(cli, masked_run, photos, tmp_path):
     out = tmp_path / "new" / "bench.json"
     out.parent.mkdir()
-    code, said, _ = cli("bench", masked_run, photos, "--out", out, "--device", "cpu")
-    assert code == 0 and max(map(len, said.splitlines())) <= 100
-    for text in ("64x64 pixels", "dense fp32", "grouped fp32", "patchwise fp32", "patches/s", "windows"):
+    code, said, remarks = cli("bench", masked_run, photos, "--out", out, "--device", "cpu")
+    assert code == 0 and max(map(len, (said + remarks).splitlines())) <= 100
+    assert r"\n" not in said + remarks and "…" not in said, "nothing is escaped or cut"
+    for text in (
+        "64x64 pixels",
+        "MiB",
+        "agrees",
+        "dense fp32",
+        "grouped fp32",
+        "patchwise fp32",
+        "patches/s",
+        "windows",
+    ):
         assert text in said
     found = json.loads(out.read_text())
     assert {row["engine"] for row in found["engines"]} == {"dense", "grouped", "patchwise"}
