@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,6 +16,8 @@ from glance_fast.errors import on_one_line
 if TYPE_CHECKING:
     from glance_fast.model import Glance
 
+FEW = 4  # metrics that a table of 80 characters shows with lines between them
+
 # Results go to stdout; progress and remarks, which --quiet keeps back, and errors to stderr.
 out_console, console, error_console = Console(), Console(stderr=True), Console(stderr=True)
 
@@ -23,7 +26,11 @@ def print_metrics(results: dict[str, dict], shown: Sequence[str] | None = None) 
     from glance_fast.evaluation.summary import METRICS, SHOWN
 
     shown = shown or SHOWN
-    table = Table("", *(METRICS[key][0] for key in shown))
+    heads, look = [METRICS[key][0] for key in shown], dict[str, Any]()
+    if len(shown) > FEW:
+        heads = [head.replace(" ", "\n", 1) for head in heads]
+        look = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    table = Table("", *heads, **look)
     for name, metrics in results.items():
         for label, row in ((name, metrics), *((f"  {d}", m) for d, m in metrics.get("defects", {}).items())):
             values = (row.get(key) for key in shown)

@@ -20,10 +20,10 @@ METRICS = {
     "pro": ("PRO", f"share of each defect found, up to {MAX_FPR:.0%} false pixels"),
     "pro_5": ("PRO 5 %", "share of each defect found, up to 5% false pixels"),
     "pixel_auroc": ("Pixel AUROC", "how well pixels of defects rank above all others"),
-    "pixel_ap": ("Pixel AP", "how many of the pixels above a defect's are defects', too"),
+    "pixel_ap": ("Pixel AP", "precision of pixels, averaged over all thresholds"),
     "pixel_f1_max": ("Pixel F1-max", "the best that one threshold for all pixels reaches"),
     "image_auroc": ("Image AUROC", "how well defective images rank above good ones"),
-    "image_ap": ("Image AP", "how many of the images above a defective one are defective, too"),
+    "image_ap": ("Image AP", "precision of images, averaged over all thresholds"),
     "image_f1_max": ("Image F1-max", "the best that one threshold for all images reaches"),
 }
 SHOWN = ("pro", "pixel_auroc", "image_auroc")
