@@ -22,7 +22,12 @@ def test_tables_and_metrics_agree_on_scores_close_to_the_threshold(apart, anomal
     good = TestSample(Path("a.png"), "good", None)
     maps, masks = np.zeros((1, 4, 4), np.float32), np.zeros((1, 4, 4), bool)
     found = summarise([good], maps, masks, 0, np.array([score]), threshold)
-    assert found["threshold"] == {"value": threshold, "false_positives": int(anomalous), "missed": None}
+    assert found["threshold"] == {
+        "value": threshold,
+        "false_positives": int(anomalous),
+        "missed": None,
+        "f1": None,
+    }
 
 
 def test_without_a_threshold_nothing_is_anomalous():
