@@ -66,19 +66,28 @@ def as_computed(x: Tensor) -> Tensor:
 
 
 def folded(net: MaskedNet, dtype: torch.dtype) -> Weights:
-    """The weights of ``net.layers()``; made once, and again when the net has changed."""
+    """The weights of ``net.layers()``; made once, and again when the net has changed.
+
+    On a CPU the numbers themselves are compared. A device would have to be waited for: there torch's count of
+    changes is, which a change through ``.data`` does not move.
+    """
     state = [t for layer in net.layers() for t in (*layer.module.parameters(), *layer.module.buffers())]
-    # Tensors made in inference mode do not say when they change.
-    tracked = not any(t.is_inference() for t in state)
-    key = [(t.data_ptr(), t.device, t._version) for t in state] if tracked else []
+    on_cpu = all(t.device.type == "cpu" for t in state)
     known, weights = _folded.setdefault(net, {}).get(dtype, ([], []))
-    if tracked and known == key:
+    if on_cpu:
+        same = len(known) == len(state) and all(map(torch.equal, known, state))
+    else:
+        # Tensors made in inference mode count nothing.
+        tracked = not any(t.is_inference() for t in state)
+        key = [(t.data_ptr(), t.device, t._version) for t in state] if tracked else []
+        same = tracked and known == key
+    if same:
         return weights
     with torch.inference_mode(False), torch.no_grad():
         layers = [[t.to(dtype) for t in layer.module.folded()] for layer in net.layers()]
         channels_last = [(w.contiguous(memory_format=torch.channels_last), b) for w, b in layers]
         weights = [LayerWeights(w, b, packed(w)) for w, b in channels_last]
-    _folded[net][dtype] = key, weights
+        _folded[net][dtype] = [t.clone() for t in state] if on_cpu else key, weights
     return weights
 
 

@@ -209,6 +209,8 @@ def test_weights_are_folded_once_and_again_when_they_change():
     net.stages[1].down.norm.running_var *= 2
     second = folded(net, torch.float32)
     assert second is not first and not torch.equal(second[4].weight, first[4].weight)
+    net.stem.weight.data.mul_(2)
+    assert torch.equal(folded(net, torch.float32)[0].weight, 2 * second[0].weight)
     net.load_state_dict(net_of("pyramid", 32, seed=5).state_dict())
     assert not torch.equal(folded(net, torch.float32)[0].weight, second[0].weight)
     with torch.inference_mode():
