@@ -1,6 +1,10 @@
 /* window_conv2d on a CPU, by differences: the equations are in cpu.py, the fields of Layer in native.py. */
 #include "native.h"
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 /* Channels below which a row of taps is multiplied at once. */
 #define NARROW 16
 
@@ -9,6 +13,7 @@
 #define LANES 4
 #define VECTORS 4
 #define VECTORS_VARY 0
+#define PAIRS 0
 #ifdef __x86_64__
 #define PIXELS 2
 #else
@@ -44,6 +49,15 @@
 #define VECTORS 4
 #define VECTORS_VARY 1
 #include "native_window.h"
+#undef NAME
+#undef PAIRS
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bf16")
+#define NAME(x) x##_avx512_bf16
+#define PAIRS 1
+#include "native_window.h"
 #pragma GCC pop_options
 #endif
 
@@ -54,6 +68,7 @@ static Window *const WINDOWS[] = {
 #ifdef __x86_64__
     window_avx2,
     window_avx512,
+    window_avx512_bf16,
 #endif
 };
 static Finish *const FINISHES[] = {
@@ -61,6 +76,7 @@ static Finish *const FINISHES[] = {
 #ifdef __x86_64__
     finish_products_avx2,
     finish_products_avx512,
+    finish_products_avx512_bf16,
 #endif
 };
 
@@ -69,7 +85,7 @@ int glance_instruction_sets(void)
 {
 #ifdef __x86_64__
     if (__builtin_cpu_supports("avx512f"))
-        return 3;
+        return __builtin_cpu_supports("avx512bf16") ? 4 : 3;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         return 2;
 #endif

@@ -31,7 +31,7 @@ typedef struct {
     const Box *window_boxes;        /* [n], outside which window is 0 */
     const float *raw;               /* [N, H', W', O] */
     const void *after;              /* real [N, H', W', O] */
-    const float *weight;            /* [O / block, k_h, k_w, C, block] */
+    const float *weight;            /* [O / block, k_h, k_w, C, block], or pairs of bfloat16: [.., C / 2, block] */
     const float *bias;              /* [O] */
     const void *residual_base;      /* real [N, H', W', O] or NULL */
     const void *residual_window;    /* real [P, residual_height, residual_width, O] or NULL */
@@ -66,14 +66,15 @@ typedef struct {
     Box box;
 } Source;
 
-/* Of a window's input, the pixels that are not 0, as floats. */
+/* Of a window's input, the pixels that are not 0, as floats; as bfloat16 where it is multiplied in pairs. */
 typedef struct {
-    const float *x;  /* of the pixel (box.top, left) */
-    int64_t step;    /* from a row to the next */
+    const void *x;    /* of the pixel (box.top, left) */
+    int64_t step;     /* from a row to the next */
+    int64_t channels; /* from a pixel to the next */
     int64_t left;
     Box box;
-    int64_t across;  /* taps of a row that are multiplied one by one */
-    int64_t depth;   /* channels of one of these */
+    int64_t across;   /* taps of a row that are multiplied one by one */
+    int64_t depth;    /* channels of one of these, or pairs of them */
 } Field;
 
 static inline void *reserve(Buffer *buffer, size_t bytes)
@@ -138,7 +139,7 @@ static void list_places(const Layer *layer, const Field *field, Box box, Place *
         for (int64_t i = start; i < stop; i++)
             for (int64_t j = first; j < last; j++, place++) {
                 place->input = (int32_t)((y + i * stride - field->box.top) * field->step
-                                         + (x + j * stride - field->left) * layer->channels);
+                                         + (x + j * stride - field->left) * field->channels);
                 place->sums = (int32_t)((i * columns + j) * layer->block);
             }
     }

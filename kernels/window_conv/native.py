@@ -14,6 +14,8 @@ from glance_fast.kernels.window_conv.reference import Unmasked, WindowedMap
 # Places within a window are counted in 32 bits.
 MOST = 2**31
 
+# Number of the instruction set that multiplies two bfloat16 at once.
+PAIRS = 3
 
 SIZES = (
     "count", "places", "channels", "outputs", "kernel_height", "kernel_width", "stride", "padding",
@@ -38,8 +40,14 @@ def there(dtype: torch.dtype) -> bool:
 
 
 def library_first(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies faster than the C code, which does it in float32."""
-    return dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+    """Whether oneDNN multiplies faster than the C code: it has a processor's matrix unit."""
+    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+
+
+def instructions(dtype: torch.dtype) -> int:
+    """Number of the instruction set whose products are taken, in the order of native.c."""
+    last = instruction_sets() - 1
+    return last if dtype == torch.bfloat16 else min(last, PAIRS - 1)
 
 
 def fits(source: WindowedMap, unmasked: Unmasked) -> bool:
@@ -49,12 +57,20 @@ def fits(source: WindowedMap, unmasked: Unmasked) -> bool:
 
 
 def packed(weight: Tensor) -> Tensor:
-    """A weight [O, C, k_h, k_w] as the C code reads it: float32 [O / block, k_h, k_w, C, block]."""
+    """A weight [O, C, k_h, k_w] as the C code reads it.
+
+    Float32 [O / block, k_h, k_w, C, block]; bfloat16 [O / block, k_h, k_w, C / 2, block, 2] where the
+    processor multiplies those in pairs. Zeros fill up what does not divide.
+    """
     found = library()
     assert found is not None
-    block = found.glance_window_conv_block(instruction_sets() - 1, len(weight))
-    full = F.pad(weight.float(), (0, 0, 0, 0, 0, 0, 0, -len(weight) % block))
-    return full.unflatten(0, (-1, block)).permute(0, 3, 4, 2, 1).contiguous()
+    number = instructions(weight.dtype)
+    pairs = number == PAIRS
+    block = found.glance_window_conv_block(number, len(weight))
+    full = weight if pairs else weight.float()
+    full = F.pad(full, (0, 0, 0, 0, 0, weight.shape[1] % 2 if pairs else 0, 0, -len(weight) % block))
+    full = full.unflatten(0, (-1, block)).permute(0, 3, 4, 2, 1)
+    return (full.unflatten(3, (-1, 2)).transpose(4, 5) if pairs else full).contiguous()
 
 
 class NativeLayer:
@@ -130,8 +146,8 @@ class NativeLayer:
 
     def run(self, weight: Tensor) -> None:
         """All of the layer, by the weight that ``packed`` gives."""
-        self.layer.weight, self.layer.block = weight.data_ptr(), weight.shape[-1]
-        self._call("glance_window_conv", instruction_sets() - 1)
+        self.layer.weight, self.layer.block = weight.data_ptr(), weight.shape[4]
+        self._call("glance_window_conv", instructions(self.out.dtype))
 
     def fill(self, field: Tensor, part: slice) -> None:
         """What these windows read, into field [n, C, rows, columns]."""
@@ -141,7 +157,7 @@ class NativeLayer:
     def finish(self, y: Tensor, part: slice) -> None:
         """The rest, of their products y [n, O, h, w]."""
         at = ctypes.c_void_p(y.data_ptr())
-        self._call("glance_window_conv_finish", *_range(part), at, instruction_sets() - 1)
+        self._call("glance_window_conv_finish", *_range(part), at, instructions(self.out.dtype))
 
     def _call(self, function: str, *arguments: object) -> None:
         run = getattr(library(), function)

@@ -3,21 +3,40 @@
  *   LANES         floats of a vector register,
  *   PIXELS        pixels whose sums are in registers at a time,
  *   VECTORS       vectors of outputs of each pixel that are there; where
- *   VECTORS_VARY  this many at most.
+ *   VECTORS_VARY  this many at most,
+ *   PAIRS         whether it multiplies two bfloat16 at once; the input and the weight are that, then.
  */
 
 typedef float NAME(vector) __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
-/* sums += W x, for so many pixels that all their sums fit the registers: an outer product a channel. */
+#if PAIRS
+typedef uint16_t NAME(number);
+typedef uint32_t NAME(factor) __attribute__((aligned(2), may_alias));
+#else
+typedef float NAME(number);
+typedef float NAME(factor);
+#endif
+
+static inline __attribute__((always_inline)) NAME(vector) NAME(multiply_add)(
+    NAME(vector) sum, NAME(factor) x, NAME(vector) weight)
+{
+#if PAIRS
+    return (NAME(vector))_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)x), (__m512bh)weight);
+#else
+    return sum + x * weight;
+#endif
+}
+
+/* sums += W x, for so many pixels that all their sums fit the registers: an outer product a channel, or two. */
 static inline __attribute__((always_inline)) void NAME(block)(
-    const int pixels, const int vectors, const float *x, float *sums, const Place *places, const float *weight,
-    const int64_t depth)
+    const int pixels, const int vectors, const NAME(number) *x, float *sums, const Place *places,
+    const float *weight, const int64_t depth)
 {
     NAME(vector) held[PIXELS][VECTORS];
-    const float *from[PIXELS];
+    const NAME(factor) *from[PIXELS];
 #pragma GCC unroll 16
     for (int m = 0; m < pixels; m++) {
-        from[m] = x + places[m].input;
+        from[m] = (const NAME(factor) *)(x + places[m].input);
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++)
             held[m][v] = *(const NAME(vector) *)(sums + places[m].sums + v * LANES);
@@ -29,10 +48,10 @@ static inline __attribute__((always_inline)) void NAME(block)(
             w[v] = *(const NAME(vector) *)(weight + (c * vectors + v) * LANES);
 #pragma GCC unroll 16
         for (int m = 0; m < pixels; m++) {
-            const float value = from[m][c];
+            const NAME(factor) value = from[m][c];
 #pragma GCC unroll 16
             for (int v = 0; v < vectors; v++)
-                held[m][v] += value * w[v];
+                held[m][v] = NAME(multiply_add)(held[m][v], value, w[v]);
         }
     }
 #pragma GCC unroll 16
@@ -53,7 +72,7 @@ static inline __attribute__((always_inline)) void NAME(block)(
 #endif
 
 /* sums += W x of one tap: weight [depth, vectors * LANES]. */
-static void NAME(tap)(const float *x, float *sums, const Place *places, int64_t count, const float *weight,
+static void NAME(tap)(const NAME(number) *x, float *sums, const Place *places, int64_t count, const float *weight,
                       int64_t depth, int vectors)
 {
     for (int64_t blocks = (count + PIXELS - 1) / PIXELS; blocks > 0; blocks--) {
@@ -97,16 +116,30 @@ static void NAME(put)(void *to, int64_t at, const float *from, int64_t count, in
         memcpy((float *)to + at, from, count * sizeof(float));
 }
 
-/* What window p reads, as floats. Returns whether there was memory. */
+/* to = sign * from[at:at + count], sign 1 or -1. */
+static void NAME(copy)(NAME(number) *to, const void *from, int64_t at, int64_t count, float sign, int64_t bfloat16)
+{
+#if PAIRS
+    (void)bfloat16;
+    for (int64_t c = 0; c < count; c++)
+        to[c] = ((const uint16_t *)from)[at + c] ^ (sign < 0 ? 0x8000 : 0);
+#else
+    NAME(add)(to, from, at, count, sign, bfloat16);
+#endif
+}
+
+/* What window p reads, as numbers that are multiplied. Returns whether there was memory. */
 static int NAME(read)(const Layer *layer, int64_t p, Box box, Buffer *buffer, Field *field)
 {
     const int64_t channels = layer->channels;
     Source source = source_of(layer, p);
     field->box = source.box, field->left = source.box.left;
-    field->across = layer->kernel_width, field->depth = channels;
+    /* To an even number where they are taken in pairs. */
+    field->channels = channels + (PAIRS && channels % 2);
+    field->across = layer->kernel_width, field->depth = field->channels / (PAIRS + 1);
     const int packed = channels < NARROW;
-    if (layer->window && !packed && !layer->bfloat16) {
-        field->x = (const float *)source.values + source.begin, field->step = source.step;
+    if (layer->window && !packed && field->channels == channels && layer->bfloat16 == PAIRS) {
+        field->x = (const NAME(number) *)source.values + source.begin, field->step = source.step;
         return 1;
     }
 
@@ -114,7 +147,7 @@ static int NAME(read)(const Layer *layer, int64_t p, Box box, Buffer *buffer, Fi
     int64_t from = source.box.left, to = source.box.right, columns = to - from;
     if (packed) {
         /* Few channels: a row of taps at once, over columns that 0 fills up. */
-        field->across = 1, field->depth = layer->kernel_width * channels;
+        field->across = 1, field->depth *= layer->kernel_width;
         field->left = box.left * layer->stride - layer->padding;
         columns = (box.right - box.left - 1) * layer->stride + layer->kernel_width;
         from = most(from, field->left), to = least(to, field->left + columns);
@@ -122,15 +155,19 @@ static int NAME(read)(const Layer *layer, int64_t p, Box box, Buffer *buffer, Fi
         /* With these, list_places leaves out none of the outputs. */
         field->box.left = field->left, field->box.right = field->left + columns;
     }
-    const size_t bytes = rows * columns * channels * sizeof(float);
-    float *x = reserve(buffer, bytes);
-    field->x = x, field->step = columns * channels;
+    const size_t bytes = rows * columns * field->channels * sizeof(NAME(number));
+    NAME(number) *x = reserve(buffer, bytes);
+    field->x = x, field->step = columns * field->channels;
     if (!x)
         return bytes == 0;
     memset(x, 0, bytes);
-    for (int64_t i = 0; i < rows && from < to; i++)
-        NAME(add)(x + i * field->step + (from - field->left) * channels, source.values,
-                  source.begin + i * source.step, (to - from) * channels, layer->window ? 1 : -1, layer->bfloat16);
+    /* Pixels that lie together, or one by one. */
+    const int64_t together = field->channels == channels ? most(to - from, 1) : 1;
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = from; j < to; j += together)
+            NAME(copy)(x + i * field->step + (j - field->left) * field->channels, source.values,
+                       source.begin + i * source.step + (j - from) * channels, together * channels,
+                       layer->window ? 1 : -1, layer->bfloat16);
     return 1;
 }
 
@@ -152,7 +189,7 @@ static void NAME(product)(const Layer *layer, int64_t image, Box box, const Fiel
             }
         const Place *of_tap = places;
         for (int64_t tap = 0; tap < taps; tap++, weight += field->depth * block) {
-            NAME(tap)(field->x, sums, of_tap, counts[tap], weight, field->depth, (int)(block / LANES));
+            NAME(tap)((const NAME(number) *)field->x, sums, of_tap, counts[tap], weight, field->depth, (int)(block / LANES));
             of_tap += counts[tap];
         }
     }
