@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.accuracy.patchcore import SHARE, PatchCore
 from benchmarks.bench_engines import efficient_ad
 from glance_fast.config import Config
+from glance_fast.experiments.baselines.patchcore import SHARE, PatchCore
 from glance_fast.model import Glance
 from glance_fast.nets.builtin import builtin_teacher
 from glance_fast.nets.preprocess import to_input

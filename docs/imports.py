@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["cli"],
+    ["experiments"],
     ["jobs", "__init__"],
     ["training", "evaluation"],
     ["run"],

@@ -39,7 +39,11 @@ def parallel() -> Any:
 
 def compiled() -> str | None:
     """What the C code's products use of this processor; None where there is no C code."""
-    return None if library() is None else ("the least", "AVX2", "AVX-512", "AVX-512 with bfloat16")[instruction_sets() - 1]
+    return (
+        None
+        if library() is None
+        else ("the least", "AVX2", "AVX-512", "AVX-512 with bfloat16")[instruction_sets() - 1]
+    )
 
 
 @cache

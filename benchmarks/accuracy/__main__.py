@@ -25,10 +25,9 @@ import torch
 from benchmarks.accuracy.alarms import shares
 from benchmarks.accuracy.beds import BEDS, Bed, load, prepare
 from benchmarks.accuracy.measure import figures, resnet, time_one
-from benchmarks.accuracy.padim import PaDiM
-from benchmarks.accuracy.patchcore import PatchCore
 from benchmarks.accuracy.results import ANCHOR, RESULTS, keep, keep_shares, read, select, table
 from glance_fast.cli.options import parse_setting
+from glance_fast.experiments.baselines import PaDiM, PatchCore
 
 BASELINES = {"patchcore": ("PatchCore", PatchCore), "padim": ("PaDiM", PaDiM)}
 # "ours" is the default, the next two are presets.

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.accuracy.beds import Images
-from benchmarks.accuracy.measure import Baseline
 from glance_fast.calibration import is_anomalous, upper_threshold
+from glance_fast.experiments.baselines import Baseline
 
 FALSE_ALARMS = 0.01  # share of good images that is asked for
 FOLDS = 5

@@ -17,6 +17,7 @@ from glance_fast.cli.console import out_console
 from glance_fast.cli.demo import demo
 from glance_fast.cli.distill import distill
 from glance_fast.cli.evaluate import evaluate
+from glance_fast.cli.experiment import experiment
 from glance_fast.cli.group import Commands
 from glance_fast.cli.score_dir import score_dir
 from glance_fast.cli.settings import settings
@@ -60,6 +61,7 @@ def _options(
 
 for command in (train, score_dir, calibrate, evaluate, bench, settings, distill, demo):
     app.command(command.__name__.replace("_", "-"))(command)
+app.add_typer(experiment, name="experiment")
 
 
 def main() -> None:

@@ -72,6 +72,49 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupt
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier one wrote there.")]
 
 
+class Preset(StrEnum):
+    """Whole models by name."""
+
+    surround = "surround"
+    pyramid = "pyramid"
+    paper = "paper"
+
+
+PresetOption = Annotated[
+    Preset | None,
+    typer.Option(
+        metavar="NAME",
+        help="surround: the defaults; pyramid: a masked net; paper: the paper as literally as it can be "
+        "had. --config and --set come after it.",
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="TOML file of settings; RUN/config.toml is one."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="One setting, e.g. image_size=384 or 'patch=\\[32,64]'; repeatable.",
+    ),
+]
+Seed = Annotated[int | None, typer.Option(min=0, metavar="N", help="Of everything random.")]
+
+
+def given_settings(
+    preset: Preset | None, config: Path | None, settings: list[str] | None, **others: Any
+) -> dict[str, Any]:
+    """What these options say; a later one outweighs an earlier, and ``others`` that are None say nothing."""
+    from glance_fast.config import PRESETS, checked_names, load_config
+
+    given = dict(PRESETS[preset]) if preset else {}
+    given |= load_config(config) if config else {}
+    given |= checked_names(dict(parse_setting(text) for text in settings or []), "--set")
+    return given | {k: v for k, v in others.items() if v is not None}
+
+
 def parse_setting(text: str) -> tuple[str, Any]:
     """``key=value`` of ``--set``; the value is read as TOML, or as a string."""
     from glance_fast.config import checked_names

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,16 +11,19 @@ import typer
 
 from glance_fast.cli.console import console, tell
 from glance_fast.cli.group import RESUMABLE
-from glance_fast.cli.options import Device, Overwrite, Quiet, Resume, Threads, parse_setting
+from glance_fast.cli.options import (
+    ConfigFile,
+    Device,
+    Overwrite,
+    PresetOption,
+    Quiet,
+    Resume,
+    Seed,
+    Settings,
+    Threads,
+    given_settings,
+)
 from glance_fast.jobs.output import one_of
-
-
-class Preset(StrEnum):
-    """Whole models by name."""
-
-    surround = "surround"
-    pyramid = "pyramid"
-    paper = "paper"
 
 
 def train(
@@ -33,26 +35,10 @@ def train(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder to write.")],
-    preset: Annotated[
-        Preset | None,
-        typer.Option(
-            metavar="NAME",
-            help="surround: the defaults; pyramid: a masked net; paper: the paper as literally as it can be "
-            "had. --config and --set come after it.",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TOML file of settings; RUN/config.toml is one.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="One setting, e.g. image_size=384 or 'patch=\\[32,64]'; repeatable.",
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of everything random.")] = None,
+    preset: PresetOption = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    seed: Seed = None,
     steps: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Training steps of Global-Net, for each patch size."),
@@ -98,7 +84,7 @@ def train(
     [dim]glance-fast train photos/good --out run
     glance-fast train photos/good --out run --set image_size=384 --steps 1000[/dim]
     """
-    from glance_fast.config import PRESETS, Config, checked_names, load_config
+    from glance_fast.config import Config
     from glance_fast.device import use_threads
     from glance_fast.jobs.train import settings_of_unfinished, train_folder
     from glance_fast.progress import Reporter
@@ -108,10 +94,7 @@ def train(
     ctx.meta[RESUMABLE] = lambda: is_unfinished(out)
     one_of(resume, overwrite)
     before = asdict(settings_of_unfinished(out)) if resume else {}
-    given = dict(PRESETS[preset]) if preset else {}
-    given |= load_config(config) if config else {}
-    given |= checked_names(dict(parse_setting(text) for text in settings or []), "--set")
-    given |= {k: v for k, v in (("seed", seed), ("steps", steps)) if v is not None}
+    given = given_settings(preset, config, settings, seed=seed, steps=steps)
     resolved = Config(**(before | given))
     wanted = given.get("image_size", resolved.image_size)
     started = time.monotonic()

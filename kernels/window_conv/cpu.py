@@ -6,8 +6,8 @@
 The convolution of a window that is 0 beyond its border needs fewer products than that of what the window
 lies in, and nothing is gathered from two maps. C code (``native``) leaves out the products with 0, too, and
 takes a window from its input to δ. Where the processor has a unit for matrices of bfloat16, oneDNN convolves
-what C code fills in and finishes; where the package was installed without a compiler, what Numba does (``loops``).
-Those take the windows in steps, so that what was written is still in the cache when it is read.
+what C code fills in and finishes; where the package was installed without a compiler, what Numba does
+(``loops``). Those take the windows in steps, so that what was written is still in the cache when it is read.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from commands import never, one_line
 
 from glance_fast import UserError
 from glance_fast.cli.options import parse_setting
-from glance_fast.cli.train import Preset
+from glance_fast.cli.options import Preset
 from glance_fast.config import PRESETS, Config, json_schema
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.accuracy.measure import BATCH, to_maps, trunk
+from glance_fast.experiments.baselines.places import BATCH, to_maps, trunk
 from glance_fast.nets.teacher import TEACHER_FEATURES, Teacher
 
 SHARE = 0.01

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.accuracy.measure import BATCH, to_maps, trunk
+from glance_fast.experiments.baselines.places import BATCH, to_maps, trunk
 from glance_fast.nets.teacher import Teacher
 
 CHANNELS = 64 + 128 + 256

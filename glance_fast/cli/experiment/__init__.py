@@ -1,0 +1,18 @@
+"""``glance-fast experiment``: a module an experiment."""
+
+from __future__ import annotations
+
+import typer
+
+from glance_fast.cli.group import Commands
+
+experiment = typer.Typer(
+    cls=Commands,
+    help="""Run the paper's tables and figures on your data.
+
+Each writes a folder: experiment.json, results.csv, pictures. The paper's
+figures are shown beside those measured, where it has them. Ctrl-C loses no
+finished row; the same command with --resume goes on.""",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)

@@ -1,0 +1,1 @@
+"""The paper's tables and figures, to be run on one's own machine: a module an experiment."""
