@@ -110,6 +110,24 @@ def normal_images(data: str | Path) -> list[Path]:
     return list_images(data)
 
 
+def categories(root: str | Path) -> list[tuple[str, Path]]:
+    """List the categories below a folder, each with its name.
+
+    Raises
+    ------
+    UserError
+        The folder is missing or cannot be read, or there is none.
+    """
+    root = Path(root)
+    _check_folder(root)
+    if (root / "train" / "good").is_dir():
+        return [(root.resolve().name, root)]
+    names = _categories(root)
+    if not names:
+        raise UserError(f"{root}: no category in this folder; each is a folder that holds train/good")
+    return [(name, root / name) for name in names]
+
+
 @dataclass(frozen=True)
 class TestSample:
     """One test image.

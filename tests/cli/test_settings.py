@@ -6,8 +6,7 @@ import pytest
 from commands import never, one_line
 
 from glance_fast import UserError
-from glance_fast.cli.options import parse_setting
-from glance_fast.cli.options import Preset
+from glance_fast.cli.options import Preset, parse_setting
 from glance_fast.config import PRESETS, Config, json_schema
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from glance_fast.cli.experiment.categories import categories
 from glance_fast.cli.group import Commands
 
 experiment = typer.Typer(
@@ -16,3 +17,6 @@ finished row; the same command with --resume goes on.""",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
+
+for command in (categories,):
+    experiment.command(command.__name__.replace("_", "-"))(command)
