@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from glance_fast.errors import UserError
 
 # One process may have far more to do than another; one that has died is noticed without any limit.
 PATIENCE = datetime.timedelta(days=30)
+
+
+# How often they have met; the same in all of them.
+_TIMES = itertools.count()
 
 
 class AnotherFailed(Exception):
@@ -74,6 +80,19 @@ def this_process() -> Ranks:
     return Ranks(rank, count, local_rank, local_count, launched=True)
 
 
+@cache
+def _meeting_place() -> Any:
+    """Where the processes find each other, kept as long as this one lives.
+
+    One made anew each time could be the old one of a first process that has not closed it yet, and the
+    others would wait there for ever.
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    return store
+
+
 @contextlib.contextmanager
 def ranks() -> Iterator[Ranks]:
     """The processes of this command; they can wait for each other as long as the context lasts."""
@@ -87,7 +106,10 @@ def ranks() -> Iterator[Ranks]:
         # The caller's own may be of another backend, and stays.
         here = replace(here, group=distributed.new_group(backend="gloo", timeout=PATIENCE))
     else:
-        distributed.init_process_group("gloo", timeout=PATIENCE)
+        met = distributed.PrefixStore(f"glance-fast/{next(_TIMES)}", _meeting_place())
+        distributed.init_process_group(
+            "gloo", store=met, rank=here.rank, world_size=here.count, timeout=PATIENCE
+        )
     yield here
     # Only now: after an error, it would be one more thing to wait for.
     distributed.destroy_process_group(here.group)
