@@ -105,3 +105,21 @@ def test_fine_tuning_comes_nearer_and_whitens(variants, teacher, tmp_path):
     # The ridge takes some off the small ones.
     variance = torch.linalg.eigvalsh(torch.cov(features))
     assert variance.max() < 1.05 and variance.mean() > 0.2
+
+
+def test_half_of_each_batch_is_stained(variants, teacher, monkeypatch):
+    # On clean images alone, Local-Net unlearns to see what the category never shows.
+    targets = Targets(teacher, variants.clean, variants.stained, LARGE, False)
+    seen = []
+    images = Targets.images
+    monkeypatch.setattr(Targets, "images", lambda self, places: seen.append(images(self, places)) or seen[-1])
+    stage = finetune_stage("local-32", builtin_local_net(32).local, targets, 1, 0, False)
+    seen.clear()
+    stage.step(0)
+    (batch,) = seen
+    kinds = [
+        np.array([(np.asarray(x) == pictures).all((1, 2, 3)).any() for x in batch])
+        for pictures in targets.pictures
+    ]
+    half = len(batch) // 2
+    assert half and kinds[0][:half].all() and kinds[1][half:].all() and not kinds[0][half:].all()

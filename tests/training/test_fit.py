@@ -23,7 +23,6 @@ from glance_fast.data.folders import normal_images
 from glance_fast.errors import UserError
 from glance_fast.model import Glance
 from glance_fast.nets.builtin import builtin_local_net, builtin_teacher, start_global_net
-from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher
 from glance_fast.progress import Reporter
@@ -278,35 +277,6 @@ def test_distortion_head_tells_stained_from_clean_outside_training_too(tmp_path,
         module.eval()
     with torch.inference_mode():
         assert stage.validate()["held_out_distortion"] < 0.62, "chance is 0.69"
-
-
-def test_fine_tuning_keeps_an_eye_for_what_the_category_never_shows(parts, tmp_path, small, reporter):
-    # All parts are grey: trained on nothing else, Local-Net would unlearn colour.
-    images = np.stack([np.asarray(Image.open(p)) for p in normal_images(parts)])
-    hue = np.array([30, -15, -15])
-    tinted = (images + hue).clip(0, 255).astype(np.uint8)
-
-    def told_apart(run):
-        local = load_file(run / "model.safetensors")
-        net = builtin_local_net(32).local
-        net.load_state_dict(
-            {
-                name.removeprefix("scales.0.local."): torch.from_numpy(value)
-                for name, value in local.items()
-                if name.startswith("scales.0.local.")
-            }
-        )
-        with torch.inference_mode():
-            clean, other = (net(to_input(torch.from_numpy(x))).mT.flatten(0, 2) for x in (images, tinted))
-        return float((other - clean).square().mean() / clean.var(0).mean())
-
-    small |= {"finetune_steps": 60, "steps": 1}
-    fit(normal_images(parts), tmp_path / "with", Config(**small), reporter=reporter)
-    with pytest.MonkeyPatch.context() as patch:
-        clean = np.zeros((64, 64), bool)
-        patch.setattr(variants_module, "stain_image", lambda image, others, rng: (image, clean))
-        fit(normal_images(parts), tmp_path / "without", Config(**small), reporter=reporter)
-    assert told_apart(tmp_path / "with") > 1.5 * told_apart(tmp_path / "without")
 
 
 def test_only_stained_copies_are_turned_beyond_what_the_category_allows(
