@@ -263,8 +263,10 @@ def _parts(images: Sequence[np.ndarray], size: int = 16) -> Iterator[np.ndarray]
         yield np.stack(images[start : start + size])
 
 
-def measured(maps: np.ndarray, masks: np.ndarray, defective: np.ndarray) -> dict[str, float | None]:
-    """The metrics of ``METRICS`` of maps alone, where they can be had; an image's score is its largest value.
+def measured(
+    maps: np.ndarray, masks: np.ndarray, defective: np.ndarray, scores: np.ndarray | None = None
+) -> dict[str, float | None]:
+    """The metrics of ``METRICS``, where they can be had.
 
     Parameters
     ----------
@@ -274,10 +276,12 @@ def measured(maps: np.ndarray, masks: np.ndarray, defective: np.ndarray) -> dict
         bool [N, H, W].
     defective : ndarray
         bool [N].
+    scores : ndarray, optional
+        float32 [N], of the images; the largest values of their maps if not given.
     """
     found: dict[str, float | None] = dict.fromkeys(METRICS)
     if masks.any() and not masks.all():
         found["pro"], found["pixel_auroc"] = metrics.pro_and_auroc(maps, masks)
     if defective.any() and not defective.all():
-        found["image_auroc"] = metrics.image_auroc(maps.max((1, 2)), defective)
+        found["image_auroc"] = metrics.image_auroc(maps.max((1, 2)) if scores is None else scores, defective)
     return found

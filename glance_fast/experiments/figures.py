@@ -73,6 +73,27 @@ def dots(tables: Sequence[Table], titles: Mapping[str, str]) -> Figure:
     return figure
 
 
+def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str) -> Figure:
+    """A line a name; those of the paper, whose names end with it, are dashed."""
+    figure, (axes,) = panels(1, 5.2, 3.4)
+    for number, (name, (x, y)) in enumerate(curves.items()):
+        axes.plot(
+            x,
+            y,
+            ls="--" if name.endswith("paper") else "-",
+            marker=MARKERS[number % len(MARKERS)],
+            color=COLOURS[number % len(COLOURS)],
+            lw=1.6,
+            ms=4,
+            label=name,
+        )
+    axes.set_xlabel(xlabel, fontsize=9, color=_INK)
+    axes.set_ylabel(ylabel, fontsize=9, color=_INK)
+    if curves:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
 def save(path: Path, figure: Figure) -> None:
     """Write a figure as a PNG, whole or not at all; equal figures are equal bytes.
 

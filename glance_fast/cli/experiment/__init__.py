@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from glance_fast.cli.experiment.categories import categories
+from glance_fast.cli.experiment.lambda_s import lambda_
 from glance_fast.cli.group import Commands
 
 experiment = typer.Typer(
@@ -18,5 +19,5 @@ finished row; the same command with --resume goes on.""",
     rich_markup_mode="rich",
 )
 
-for command in (categories,):
-    experiment.command(command.__name__.replace("_", "-"))(command)
+for command in (categories, lambda_):
+    experiment.command(command.__name__.strip("_").replace("_", "-"))(command)
