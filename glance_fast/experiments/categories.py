@@ -10,7 +10,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,22 +23,18 @@ from glance_fast.data.cache import ImageCache
 from glance_fast.data.folders import categories, normal_images
 from glance_fast.data.images import resize
 from glance_fast.errors import UserError
-from glance_fast.evaluation import metrics
 from glance_fast.evaluation.evaluate import evaluate
 from glance_fast.evaluation.inputs import Category, Photographs, find_category, read_photographs
 from glance_fast.evaluation.summary import defective_of
 from glance_fast.experiments import figures, paper
 from glance_fast.experiments.baselines import BASELINES
+from glance_fast.experiments.measure import METRICS, NO_MATTER, RUNS, Table, measured, trained
 from glance_fast.experiments.study import Row, Study, study
 from glance_fast.jobs.output import apart
-from glance_fast.jobs.train import train_folder
-from glance_fast.model import Glance
 from glance_fast.nets.builtin import builtin_teacher
 from glance_fast.progress import Reporter
-from glance_fast.run import MODEL, is_unfinished, load
 
 OURS = "ours"
-METRICS = {"pro": "PRO", "pixel_auroc": "Pixel AUROC", "image_auroc": "Image AUROC"}
 COLUMNS = {
     "category": str,
     "kind": str,
@@ -46,29 +43,7 @@ COLUMNS = {
     "seconds": float,
     "error": str,
 }
-RUNS, REPORTS, PICTURE = "runs", "reports", "categories.png"
-# The fields of a Config by which two trainings may differ and yet give the same model.
-NO_MATTER = ("checkpoint_minutes",)
-
-
-@dataclass(frozen=True)
-class Table:
-    """One metric of all categories.
-
-    Attributes
-    ----------
-    metric : str
-        A key of ``METRICS``.
-    columns : list of str
-        "ours", baselines that were measured, and "paper" where it prints some of the figures.
-    rows : list of (str, list of float or None)
-        A category, or a mean over "textures", "objects" or "all"; of a mean, only where a column has all
-        of its categories.
-    """
-
-    metric: str
-    columns: list[str]
-    rows: list[tuple[str, list[float | None]]]
+REPORTS, PICTURE = "reports", "categories.png"
 
 
 def run_categories(
@@ -195,7 +170,7 @@ def _measure(
         # Before hours of training, all that it is measured by.
         category = find_category(data, report)
         size = config.image_size
-        photographs = read_photographs(category, lambda image: resize(image, size), size)
+        photographs = read_photographs(category, partial(resize, size=size), size)
     except UserError as error:
         table.add({"category": name, "kind": kind, "method": OURS, "error": str(error)})
         reporter.say(f"{name}: left out: {error}")
@@ -205,7 +180,7 @@ def _measure(
         row: Row = {"category": name, "kind": kind, "method": method}
         try:
             if method == OURS:
-                model = _trained(data, run, config, device, memory_mib, reporter)
+                model = trained(data, run, config, device, memory_mib, reporter)
                 seconds = time.monotonic() - started
                 shutil.rmtree(report, ignore_errors=True)
                 found = evaluate(model, category, report, photographs=photographs)
@@ -216,28 +191,6 @@ def _measure(
             reporter.say(f"{name}: {method}: {error}")
             continue
         table.add(row | {metric: found[metric] for metric in METRICS} | {"seconds": round(seconds, 1)})
-
-
-def _trained(
-    data: Path,
-    run: Path,
-    config: Config,
-    device: str,
-    memory_mib: int | None,
-    reporter: Reporter,
-) -> Glance:
-    """The model of a category, trained here where it is not yet."""
-    if not (run / MODEL).exists():
-        train_folder(
-            data,
-            run,
-            config,
-            resume=is_unfinished(run),
-            device=device,
-            memory_mib=memory_mib,
-            reporter=reporter,
-        )
-    return load(run, device, memory_mib=memory_mib)
 
 
 def _baseline(
@@ -261,27 +214,3 @@ def _baseline(
 def _parts(images: Sequence[np.ndarray], size: int = 16) -> Iterator[np.ndarray]:
     for start in range(0, len(images), size):
         yield np.stack(images[start : start + size])
-
-
-def measured(
-    maps: np.ndarray, masks: np.ndarray, defective: np.ndarray, scores: np.ndarray | None = None
-) -> dict[str, float | None]:
-    """The metrics of ``METRICS``, where they can be had.
-
-    Parameters
-    ----------
-    maps : ndarray
-        float32 [N, H, W].
-    masks : ndarray
-        bool [N, H, W].
-    defective : ndarray
-        bool [N].
-    scores : ndarray, optional
-        float32 [N], of the images; the largest values of their maps if not given.
-    """
-    found: dict[str, float | None] = dict.fromkeys(METRICS)
-    if masks.any() and not masks.all():
-        found["pro"], found["pixel_auroc"] = metrics.pro_and_auroc(maps, masks)
-    if defective.any() and not defective.all():
-        found["image_auroc"] = metrics.image_auroc(maps.max((1, 2)) if scores is None else scores, defective)
-    return found

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from glance_fast.data.files import atomic_write
 
 if TYPE_CHECKING:
-    from glance_fast.experiments.categories import Table
+    from glance_fast.experiments.measure import Table
 
 # Told apart without colour vision, too.
 COLOURS = ("#2468a8", "#c2600c", "#4f9d69", "#8a8f98", "#8e4585", "#b59f1c")
@@ -40,7 +40,7 @@ def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]
 
 
 def dots(tables: Sequence[Table], titles: Mapping[str, str]) -> Figure:
-    """Every category a line, every method a mark, a panel a metric."""
+    """Every row a line, every column a mark, a panel a metric."""
     names = [name for name, _ in tables[0].rows]
     figure, all_axes = panels(len(tables), 3.1 * len(tables) + 0.9, 0.26 * len(names) + 1.2)
     methods = list(dict.fromkeys(method for table in tables for method in table.columns))

@@ -22,7 +22,7 @@ from glance_fast.errors import UserError
 from glance_fast.evaluation.inputs import find_category, read_photographs
 from glance_fast.evaluation.summary import defective_of
 from glance_fast.experiments import figures, paper
-from glance_fast.experiments.categories import METRICS, RUNS, measured
+from glance_fast.experiments.measure import METRICS, RUNS, measured
 from glance_fast.experiments.study import RECORD, Row, study
 from glance_fast.jobs.output import apart
 from glance_fast.maps import HeadMaps, combine

@@ -57,6 +57,7 @@ def categories(
     from glance_fast.config import Config
     from glance_fast.device import use_threads
     from glance_fast.experiments import categories as experiment
+    from glance_fast.experiments.measure import METRICS
     from glance_fast.experiments.paper import SOURCE
     from glance_fast.experiments.study import resumable
     from glance_fast.progress import Reporter
@@ -80,7 +81,7 @@ def categories(
     else:
         found = experiment.tables(rows)
         for table in found:
-            print_table(out_console, experiment.METRICS[table.metric], table.columns, table.rows)
+            print_table(out_console, METRICS[table.metric], table.columns, table.rows)
         if any("paper" in table.columns for table in found):
             tell(f"paper: {SOURCE}")
         tell(f"results: {out / 'results.csv'}")

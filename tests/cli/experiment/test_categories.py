@@ -8,7 +8,7 @@ import pytest
 from commands import one_line, tree
 from samples import SMALL
 
-from glance_fast.experiments import categories as experiment
+from glance_fast.experiments import measure
 
 SETTINGS = [f"--set={key}={value}" for key, value in SMALL.items()]
 
@@ -59,8 +59,8 @@ def test_a_killed_run_goes_on_to_the_same_results(cli, root, tmp_path, monkeypat
             raise KeyboardInterrupt
         return train_folder(*arguments, **options)
 
-    train_folder = experiment.train_folder
-    monkeypatch.setattr(experiment, "train_folder", second_stops)
+    train_folder = measure.train_folder
+    monkeypatch.setattr(measure, "train_folder", second_stops)
     code, _, said = cli("experiment", "categories", root, "--out", broken, *SETTINGS)
     assert code == 130 and "--resume goes on" in said
     assert [r["category"] for r in rows_of(broken)] == ["b2"]
