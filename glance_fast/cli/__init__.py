@@ -21,6 +21,7 @@ from glance_fast.cli.experiment import experiment
 from glance_fast.cli.group import Commands
 from glance_fast.cli.score_dir import score_dir
 from glance_fast.cli.settings import settings
+from glance_fast.cli.signals import stop_on_signals
 from glance_fast.cli.train import train
 
 app = typer.Typer(
@@ -32,7 +33,7 @@ where others differ.
 [dim]glance-fast train photos/good --out run
 glance-fast score-dir run photos/new --out scores --overlays[/dim]""",
     epilog="Exit codes: 0 done; 1 failed, and the last line says why; 2 wrong use of options; "
-    "3 some images could not be scored; 130 stopped by Ctrl-C.",
+    "3 some images could not be scored; 130 stopped by Ctrl-C or SIGTERM.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -76,4 +77,5 @@ def main() -> None:
         # A path may hold what the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    stop_on_signals()
     app(prog_name="glance-fast")

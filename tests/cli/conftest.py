@@ -1,5 +1,6 @@
 """The command line as a function, and two photographs."""
 
+import signal
 import sys
 
 import numpy as np
@@ -19,8 +20,13 @@ def cli(monkeypatch, capsys):
         # Wide enough that no line of ours or Typer's is broken.
         monkeypatch.setenv("COLUMNS", "80" if "--help" in arguments else "200")
         capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with pytest.raises(SystemExit) as stop:
+                main()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
         said = capsys.readouterr()
         assert "Traceback" not in said.err + said.out
         return stop.value.code or 0, said.out, said.err
