@@ -26,6 +26,7 @@ from glance_fast.jobs.table import (
     Odd,
     Summary,
     append_rows,
+    drift_remarks,
     read_rows,
     sort_rows,
     write_rows,
@@ -174,7 +175,8 @@ def score_directory(
     if shard != WHOLE:
         found |= asdict(odd) | {"overlays": overlays}
     write_run(run, provenance | found)
-    return Summary(scored, anomalous, errors, odd.remarks())
+    drift = drift_remarks(read_rows(table).values()) if shard == WHOLE else ()
+    return Summary(scored, anomalous, errors, (*odd.remarks(), *drift))
 
 
 def _plan(

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from glance_fast.errors import UserError
 from glance_fast.jobs.record import check_provenance, damaged, read_run, write_run
-from glance_fast.jobs.table import Odd, ScoreRow, Summary, read_rows, write_rows
+from glance_fast.jobs.table import Odd, ScoreRow, Summary, drift_remarks, read_rows, write_rows
 
 T = TypeVar("T")
 
@@ -234,7 +234,7 @@ def _join(out: Path, shard: Shard) -> Summary | None:
         scored=sum(not row.error for row in rows),
         anomalous=sum(row.anomalous == "1" for row in rows),
         errors=sum(bool(row.error) for row in rows),
-        remarks=_remarks(finished),
+        remarks=(*_remarks(finished), *drift_remarks(rows)),
     )
     seconds = [run["seconds"] for run in finished]
     each = [run["seconds_per_image"] for run in finished if run["seconds_per_image"] is not None]

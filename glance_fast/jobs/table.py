@@ -16,6 +16,8 @@ from glance_fast.errors import UserError, cannot_write
 # the others' work with it.
 ELSEWHERE = "use another `out`"
 OVERWRITE = f"{ELSEWHERE}, or `overwrite=True` in place of `resume=True`"
+# Images from which a drift is told, and the share of normal images that hardly any of them scores below.
+LEAST_DRIFTED, DRIFTED = 20, 0.1
 
 
 def way_out(path: Path) -> str:
@@ -62,6 +64,23 @@ class Odd:
             are = "image is" if self.small == 1 else "images are"
             out.append(f"{self.small} {are} smaller than a patch; enlarged so much, they show little")
         return tuple(out)
+
+
+def drift_remarks(rows: Iterable[ScoreRow]) -> tuple[str, ...]:
+    """What to say where a whole folder scores higher than normal images do, and not single images.
+
+    Of photographs that come about as those in training did, nine in ten or so score as some tenth of the
+    normal images does, or lower. Where not one in ten does, it is the light, the focus or the pose that has
+    changed.
+    """
+    above = sorted((float(row.above) for row in rows if not row.error), reverse=True)
+    if len(above) < LEAST_DRIFTED or above[len(above) // 10] >= DRIFTED:
+        return ()
+    return (
+        f"{len(above) - len(above) // 10} of {len(above)} images score higher than 9 in 10 normal ones: "
+        "unless most are defective, light, focus or pose differ from those in training; "
+        "`glance-fast calibrate` with good photographs of now, or train with them",
+    )
 
 
 def read_rows(path: Path) -> dict[str, ScoreRow]:
