@@ -140,7 +140,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             of_kind = [row for name, row in values.items() if kind in (None, paper.kind_of(name))]
             if len(of_kind) > 1 and (kind is None or len(of_kind) < len(values)):
                 lines.append((label, [_mean(column) for column in zip(*of_kind, strict=True)]))
-        found.append(Table(metric, columns, lines))
+        found.append(Table(metric, columns, lines, len(lines) - len(names)))
     return found
 
 

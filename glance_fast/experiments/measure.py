@@ -33,11 +33,14 @@ class Table:
         What is compared.
     rows : list of (str, list of float or None)
         A name, and a figure a column.
+    means : int
+        How many of the rows, the last ones, are means of the others.
     """
 
     metric: str
     columns: list[str]
     rows: list[tuple[str, list[float | None]]]
+    means: int = 0
 
 
 def trained(

@@ -81,7 +81,7 @@ def categories(
     else:
         found = experiment.tables(rows)
         for table in found:
-            print_table(out_console, METRICS[table.metric], table.columns, table.rows)
+            print_table(out_console, METRICS[table.metric], table.columns, table.rows, table.means)
         if any("paper" in table.columns for table in found):
             tell(f"paper: {SOURCE}")
         tell(f"results: {out / 'results.csv'}")

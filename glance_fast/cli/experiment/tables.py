@@ -14,10 +14,13 @@ def print_table(
     title: str,
     columns: Sequence[str],
     rows: Sequence[tuple[str, Sequence[float | None]]],
+    means: int = 0,
 ) -> None:
-    """Print names and three digits each; ``-`` where there is no value."""
+    """Print names and three digits each, ``-`` where there is no value; a line above the last ones, means."""
     table = Table("", *map(escape, columns), title=escape(title), title_justify="left")
-    for name, values in rows:
+    for number, (name, values) in enumerate(rows):
+        if means and number == len(rows) - means:
+            table.add_section()
         # A folder's name may look like markup.
         table.add_row(escape(name), *("-" if value is None else f"{value:.3f}" for value in values))
     console.print(table)
