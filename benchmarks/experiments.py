@@ -31,9 +31,9 @@ def by_metric(tables: Sequence[Table]) -> str:
 def by_share(rows: Sequence[Row]) -> str:
     """PRO by λ_s."""
     lines = []
-    for name, curve in lambda_s.curves(rows).items():
+    for names, curve in lambda_s.curves(rows).items():
         values = dict(zip(*curve, strict=True))
-        lines.append((name, [values.get(share) for share in lambda_s.SHARES]))
+        lines.append((", ".join(names), [values.get(share) for share in lambda_s.SHARES]))
     return markdown(["PRO by λ_s", *(f"{share:g}" for share in lambda_s.SHARES)], lines)
 
 

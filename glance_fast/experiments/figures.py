@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Told apart without colour vision, too.
 COLOURS = ("#2468a8", "#c2600c", "#4f9d69", "#8a8f98", "#8e4585", "#b59f1c")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+STYLES = (":", "-", "--")
 _INK = "#2b3036"
 
 
@@ -73,24 +74,29 @@ def dots(tables: Sequence[Table], titles: Mapping[str, str]) -> Figure:
     return figure
 
 
-def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str) -> Figure:
-    """A line a name; those of the paper, whose names end with it, are dashed."""
+def lines(
+    curves: Mapping[tuple[str, str], tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str
+) -> Figure:
+    """A line a pair of names: a colour and a mark for the first, a style for the second."""
     figure, (axes,) = panels(1, 5.2, 3.4)
-    for number, (name, (x, y)) in enumerate(curves.items()):
+    firsts, seconds = (list(dict.fromkeys(pair[i] for pair in curves)) for i in (0, 1))
+    for (first, second), (x, y) in curves.items():
+        number = firsts.index(first)
         axes.plot(
             x,
             y,
-            ls="--" if name.endswith("paper") else "-",
+            ls=STYLES[seconds.index(second) % len(STYLES)],
             marker=MARKERS[number % len(MARKERS)],
             color=COLOURS[number % len(COLOURS)],
             lw=1.6,
             ms=4,
-            label=name,
+            label=f"{first}, {second}",
         )
     axes.set_xlabel(xlabel, fontsize=9, color=_INK)
     axes.set_ylabel(ylabel, fontsize=9, color=_INK)
     if curves:
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        # Styles would not be told apart in a handle of the usual length.
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, handlelength=4)
     return figure
 
 

@@ -118,18 +118,18 @@ def models_of(run: Path, data: Path) -> list[tuple[str, Path, Path]]:
     return found
 
 
-def curves(rows: Sequence[Row]) -> dict[str, tuple[list[float], list[float]]]:
-    """PRO over λ_s of every category and blend, and the paper's; by what the legend calls them."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
+def curves(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[list[float], list[float]]]:
+    """PRO over λ_s by category and blend; "paper" for what it prints."""
+    found: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for row in rows:
         if row["pro"] is not None:
-            x, y = found.setdefault(f"{row['category']}, {row['blend']}", ([], []))
+            x, y = found.setdefault((row["category"], row["blend"]), ([], []))
             x.append(row["lambda_s"])
             y.append(row["pro"])
     for name in dict.fromkeys(row["category"] for row in rows):
         printed = paper.figure_of("lambda_s", name)
         if printed:
-            found[f"{name}, paper"] = (list(SHARES), printed)
+            found[name, "paper"] = (list(SHARES), printed)
     return found
 
 

@@ -61,9 +61,9 @@ def lambda_(
         tell_json({"rows": rows})
         return
     found = lambda_s.curves(rows)
-    by_share = {name: dict(zip(*curve, strict=True)) for name, curve in found.items()}
+    by_share = {", ".join(names): dict(zip(*curve, strict=True)) for names, curve in found.items()}
     lines = [(name, [values.get(share) for share in lambda_s.SHARES]) for name, values in by_share.items()]
     print_table(out_console, "PRO by λ_s", [f"{share:g}" for share in lambda_s.SHARES], lines)
-    if any(name.endswith(", paper") for name in found):
+    if any(blend == "paper" for _, blend in found):
         tell(f"paper: {SOURCE}")
     tell(f"results: {out / 'results.csv'}")
