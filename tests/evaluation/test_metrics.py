@@ -162,6 +162,119 @@ def test_f1_of_verdicts_equals_scikit_learns():
         metrics.f1_score(np.zeros(3), np.zeros(2))
 
 
+@st.composite
+def defect_sets(draw):
+    """Maps with ties, and of each image defects that may overlap, with how many of their pixels suffice."""
+    maps, masks = draw(data_sets())
+    defects = []
+    for mask in masks:
+        found = []
+        for _ in range(draw(st.integers(0, 3))):
+            # Nothing in the first row: there is always background.
+            own = np.pad(draw(hnp.arrays(bool, (len(mask) - 1, mask.shape[1]))), ((1, 0), (0, 0)))
+            if own.any():
+                found.append((own, draw(st.integers(1, int(own.sum())))))
+        defects.append(found)
+    if not any(defects):
+        pixel = np.zeros(masks[0].shape, bool)
+        pixel[-1, -1] = True
+        maps.append(maps[0])
+        defects.append([(pixel, 1)])
+        maps.append(maps[0])
+        defects.append([])
+    return maps, defects
+
+
+def naive_saturated(maps, defects):
+    """(fpr, sPRO) at every threshold, as MVTec's evaluation of LOCO means it.
+
+    A false positive is a pixel in no defect of its image. Of a defect, min(pixels found / saturation, 1); all
+    defects of all images count the same.
+    """
+    thresholds = sorted({float(value) for scores in maps for value in scores.ravel()}, reverse=True)
+    free = [
+        ~np.any([np.zeros(m.shape, bool), *(d for d, _ in found)], axis=0)
+        for m, found in zip(maps, defects, strict=True)
+    ]
+    points = [(0.0, 0.0)]
+    for threshold in thresholds:
+        called = [scores >= threshold for scores in maps]
+        false = sum(int((hit & background).sum()) for hit, background in zip(called, free, strict=True))
+        overlaps = [
+            min(int((hit & mask).sum()) / saturation, 1.0)
+            for hit, found in zip(called, defects, strict=True)
+            for mask, saturation in found
+        ]
+        points.append((false / sum(int(f.sum()) for f in free), float(np.mean(overlaps))))
+    return np.array(points).T
+
+
+@settings(max_examples=150, deadline=None)
+@given(defect_sets(), st.sampled_from([0.05, 0.3, 1.0, 0.77]))
+def test_saturated_pro_equals_the_definition(data, limit):
+    fpr, overlap = naive_saturated(*data)
+    assert metrics.spro_auc(*data, limit) == pytest.approx(naive_area(fpr, overlap, limit), abs=1e-9)
+    found = metrics.spro_metrics(*data)
+    assert found["spro_5"] == pytest.approx(naive_area(fpr, overlap, 0.05), abs=1e-9)
+    assert found["spro_30"] == pytest.approx(naive_area(fpr, overlap, 0.3), abs=1e-9)
+
+
+def test_saturated_pro_of_larger_maps_with_ties():
+    rng = np.random.default_rng(5)
+    maps = rng.integers(0, 60, (3, 41, 53)).astype(np.float32) / 7
+    first, second = np.zeros((2, 41, 53), bool)
+    first[3:20, 4:30], second[15:40, 25:50] = True, True
+    defects = [[(first, 40), (second, 625)], [], [(second, 1)]]
+    for limit in (0.05, 0.3):
+        expected = naive_area(*naive_saturated(maps, defects), limit)
+        assert metrics.spro_auc(maps, defects, limit) == pytest.approx(expected, abs=1e-9)
+
+
+def test_saturated_pro_is_pro_where_all_of_each_region_is_wanted():
+    maps, masks = example()
+    defects = []
+    for mask in masks:
+        regions = []
+        for place in naive_regions(mask):
+            region = np.zeros(mask.shape, bool)
+            region[place] = True
+            regions.append((region, int(region.sum())))
+        defects.append(regions)
+    assert sum(map(len, defects)) == 3
+    for limit in (0.05, 0.3, 1.0):
+        assert metrics.spro_auc(maps, defects, limit) == pytest.approx(metrics.pro_auc(maps, masks, limit))
+
+
+def test_more_than_suffices_adds_nothing():
+    mask = np.zeros((8, 8), bool)
+    mask[2:6, 2:6] = True
+    maps = np.zeros((1, 8, 8))
+    maps[0, 3, 2:6] = 1
+    # 4 of 16 pixels are found before any false one.
+    assert metrics.spro_auc(maps, [[(mask, 4)]], 0.3) == 1.0
+    assert metrics.spro_auc(maps, [[(mask, 8)]], 0.3) == pytest.approx(0.5 + 0.5 * 0.3 / 2)
+
+
+def test_saturated_pro_says_what_is_wrong():
+    maps, mask = np.zeros((1, 4, 4)), np.eye(4, dtype=bool)
+    for defects, phrase in (
+        ([[]], "no defective pixel"),
+        ([[(np.ones((4, 4)), 3)]], "no background pixel"),
+        ([[(mask, 0)]], r"saturation must lie in \[1, 4\]"),
+        ([[(mask, 5)]], r"saturation must lie in \[1, 4\]"),
+        ([[(mask[:3], 1)]], "shape"),
+        ([[(mask * 3, 1)]], "must be binary"),
+        ([], "as many"),
+    ):
+        with pytest.raises(ValueError, match=phrase):
+            metrics.spro_auc(maps, defects)
+    for metric in (metrics.spro_auc, metrics.spro_metrics):
+        with pytest.raises(ValueError, match="NaN"):
+            metric(maps * np.nan, [[(mask, 1)]])
+    with pytest.raises(ValueError, match="max_fpr"):
+        metrics.spro_auc(maps, [[(mask, 1)]], 0)
+
+
 def example(seed=0, shape=(4, 31, 23)):
     rng = np.random.default_rng(seed)
     masks = np.zeros(shape, bool)
