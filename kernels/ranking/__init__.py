@@ -30,7 +30,7 @@ def _backend(name: str) -> ModuleType:
     return _BACKENDS[name]
 
 
-def _checked_classes(scores: Sequence[np.ndarray], classes: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+def checked_classes(scores: Sequence[np.ndarray], classes: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
     """Yield the classes one by one, so that a caller can make them as they are consumed."""
     number = 0
     for number, label in enumerate(classes, start=1):
@@ -48,6 +48,20 @@ def _checked_classes(scores: Sequence[np.ndarray], classes: Iterable[np.ndarray]
         yield label
     if number != len(scores):
         raise ValueError(f"classes and scores must be as many: got {number} and {len(scores)}")
+
+
+def checked_scores(scores: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The scores as arrays; refused where they cannot be ranked."""
+    arrays = [np.asarray(score) for score in scores]
+    for i, score in enumerate(arrays):
+        if score.dtype.kind not in "buif" or score.dtype.itemsize > 8:
+            raise TypeError(f"scores[{i}] must hold real numbers of at most 64 bits, got {score.dtype}")
+        if not np.isfinite(score).all():
+            raise ValueError(f"scores[{i}] holds NaN or infinity")
+    pixels = sum(score.size for score in arrays)
+    if not 0 < pixels <= _LARGEST:
+        raise ValueError(f"scores must hold 1 to {_LARGEST} pixels, got {pixels}")
+    return arrays
 
 
 class Ranking(NamedTuple):
@@ -96,16 +110,8 @@ def rank(scores: Sequence[np.ndarray], classes: Iterable[np.ndarray], *, backend
     through an argsort, which takes up to 28 bytes a pixel.
     """
     chosen = _backend(backend)
-    arrays = [np.asarray(score) for score in scores]
-    for i, score in enumerate(arrays):
-        if score.dtype.kind not in "buif" or score.dtype.itemsize > 8:
-            raise TypeError(f"scores[{i}] must hold real numbers of at most 64 bits, got {score.dtype}")
-        if not np.isfinite(score).all():
-            raise ValueError(f"scores[{i}] holds NaN or infinity")
-    pixels = sum(score.size for score in arrays)
-    if not 0 < pixels <= _LARGEST:
-        raise ValueError(f"scores must hold 1 to {_LARGEST} pixels, got {pixels}")
-    return Ranking(*chosen.rank(arrays, _checked_classes(arrays, classes)))
+    arrays = checked_scores(scores)
+    return Ranking(*chosen.rank(arrays, checked_classes(arrays, classes)))
 
 
 class Precision(NamedTuple):
@@ -155,20 +161,31 @@ def precision(ranked: Ranking, *, backend: str = "auto") -> Precision:
     return Precision(*_backend(backend).precision(*ranked))
 
 
-def _checked_sweep(ranked: Ranking, weights: np.ndarray, limit: float) -> np.ndarray:
-    if not isinstance(ranked, Ranking):
-        raise TypeError(f"ranked must come from rank(), got {type(ranked).__name__}")
-    if not len(ranked.background):
-        raise ValueError("ranked holds no background pixel (class 0)")
+def checked_weights(weights: np.ndarray) -> np.ndarray:
+    """Weights of classes as float64; refused where they are no such."""
     weights = np.ascontiguousarray(weights, dtype=np.float64)
     if weights.ndim != 1 or not len(weights) or weights[0] != 0:
         raise ValueError("weights must be [classes], with 0 for the background at index 0")
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError("weights must be finite and not negative")
+    return weights
+
+
+def check_limit(limit: float) -> None:
+    """Refuse what is no share of the background."""
     if isinstance(limit, bool) or not isinstance(limit, numbers.Real):
         raise TypeError(f"limit must be a real number, got {type(limit).__name__}")
     if not (math.isfinite(limit) and 0 < limit <= 1):
         raise ValueError(f"limit must lie in (0, 1], got {limit}")
+
+
+def _checked_sweep(ranked: Ranking, weights: np.ndarray, limit: float) -> np.ndarray:
+    if not isinstance(ranked, Ranking):
+        raise TypeError(f"ranked must come from rank(), got {type(ranked).__name__}")
+    if not len(ranked.background):
+        raise ValueError("ranked holds no background pixel (class 0)")
+    weights = checked_weights(weights)
+    check_limit(limit)
     labels = ranked.regions & np.uint64(_LARGEST)
     if len(labels) and labels.max() >= len(weights):
         raise ValueError(f"weights has {len(weights)} entries, the largest class is {labels.max()}")

@@ -285,7 +285,7 @@ def fits_float32(score: np.ndarray) -> bool:
         return bool(np.array_equal(score.astype(np.float32), score))
 
 
-def _flat(values: np.ndarray, dtype: type) -> np.ndarray:
+def flat(values: np.ndarray, dtype: type) -> np.ndarray:
     return np.ascontiguousarray(values, dtype=dtype).reshape(-1)
 
 
@@ -296,12 +296,12 @@ def rank(scores: Sequence[np.ndarray], classes: Iterable[np.ndarray]) -> tuple[n
     backgrounds = regions = 0
     if all(map(fits_float32, scores)):
         for score, label in zip(scores, classes, strict=True):
-            bits = _flat(score, np.float32).view(np.uint32)
-            backgrounds, regions = pack(bits, _flat(label, np.uint32), low, room, backgrounds, regions)
+            bits = flat(score, np.float32).view(np.uint32)
+            backgrounds, regions = pack(bits, flat(label, np.uint32), low, room, backgrounds, regions)
     else:
-        flat = np.concatenate([np.ravel(score) for score in scores])
-        labels = np.concatenate([_flat(label, np.uint32) for label in classes])
-        backgrounds, regions = pack_ranks(flat, np.argsort(flat), labels, low, room)
+        values = np.concatenate([np.ravel(score) for score in scores])
+        labels = np.concatenate([flat(label, np.uint32) for label in classes])
+        backgrounds, regions = pack_ranks(values, np.argsort(values), labels, low, room)
     region_keys = room[len(room) - regions :]
     region_keys.sort()
     ordered = low[backgrounds : 2 * backgrounds]
