@@ -44,15 +44,15 @@ class Study:
         """The first row with these values; None where it has not been measured yet."""
         return next((row for row in self.rows if values.items() <= row.items()), None)
 
-    def add(self, row: Row) -> None:
-        """Keep a row, in the file too.
+    def add(self, *rows: Row) -> None:
+        """Keep rows, in the file too.
 
         Raises
         ------
         UserError
             The file cannot be written.
         """
-        self.rows.append({name: row.get(name) for name in self.columns})
+        self.rows += [{name: row.get(name) for name in self.columns} for row in rows]
         values = (["" if row[name] is None else row[name] for name in self.columns] for row in self.rows)
         write_table(self.out / RESULTS, list(self.columns), values)
 
@@ -140,7 +140,8 @@ def _read(path: Path, columns: Mapping[str, type]) -> list[Row]:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             rows = list(reader)
-        if reader.fieldnames != list(columns):
+        # A row with more values than columns has some under None; one with fewer has None as values.
+        if reader.fieldnames != list(columns) or any(None in row or None in row.values() for row in rows):
             raise ValueError
         return [
             {name: None if row[name] == "" else kind(row[name]) for name, kind in columns.items()}
