@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,13 @@ def distill(
             "global: where a masked Global-Net starts from.",
         ),
     ] = StudentKind.local32,
+    self_supervised: Annotated[
+        bool,
+        typer.Option(
+            "--self-supervised",
+            help="No teacher: two views of a patch agree. IMAGES may be the good parts themselves.",
+        ),
+    ] = False,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of everything random.")] = 0,
     device: Device = "auto",
@@ -65,6 +73,7 @@ def distill(
     from glance_fast.nets.teacher import load_teacher
     from glance_fast.progress import Reporter
     from glance_fast.training.distill import distill_global_start, distill_local
+    from glance_fast.training.self_supervised import distill_self_supervised
 
     one_of(resume, overwrite)
     work = out.with_name(out.name + ".checkpoint") if out.name else out
@@ -78,21 +87,24 @@ def distill(
         raise UserError(f"{out}: nothing to resume there; leave --resume away to begin")
     if teacher_weights is not None and student is StudentKind.global_:
         raise UserError("--student global learns from the built-in Local-Nets; leave --teacher-weights away")
+    if self_supervised and student is StudentKind.global_:
+        raise UserError("--self-supervised makes a Local-Net: --student local-32 or local-64")
+    if self_supervised and teacher_weights is not None:
+        raise UserError("--self-supervised has no teacher; leave --teacher-weights away")
     teacher = None
-    if student is not StudentKind.global_:
+    if student is not StudentKind.global_ and not self_supervised:
         teacher = load_teacher(teacher_weights) if teacher_weights else builtin_teacher()
     paths = list_images(images)
     chosen = pick_device(device)
     if overwrite and work.exists():
         shutil.rmtree(work)
     with Reporter(console) as reporter:
-        if teacher is None:
+        if student is StudentKind.global_:
             figures = distill_global_start(
                 paths, out, work, steps=steps, seed=seed, reporter=reporter, device=chosen
             )
         else:
             patch = int(student.value.removeprefix("local-"))
-            figures = distill_local(
-                paths, out, work, patch, teacher, steps=steps, seed=seed, reporter=reporter, device=chosen
-            )
+            make = partial(distill_local, teacher=teacher) if teacher else distill_self_supervised
+            figures = make(paths, out, work, patch, steps=steps, seed=seed, reporter=reporter, device=chosen)
     tell(f"{out}: {figures}")

@@ -23,7 +23,7 @@ from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.student import BATCH, Student
 from glance_fast.nets.teacher import Teacher
 from glance_fast.progress import Reporter
-from glance_fast.training.loop import Log, Stage, digest_of_images, remember, run_stage
+from glance_fast.training.loop import COLUMNS, Log, Stage, digest_of_images, remember, run_stage
 from glance_fast.training.pretrain import global_start_stage
 from glance_fast.training.sampling import augment, draw_indices, step_generator
 from glance_fast.training.symmetry import Symmetry, vary
@@ -160,7 +160,7 @@ def distill_local(
     device = pick_device(device)
     name = f"local-{patch}"
     given = {"student": name, "teacher": digest_of(teacher.state_dict()), "steps": steps, "seed": seed}
-    with _open(paths, work, given, reporter) as photographs:
+    with open_photographs(paths, work, given, reporter) as photographs:
         student = Student(patch)
         student.local.start_from(teacher)
         student, teacher = student.to(device), teacher.to(device)
@@ -168,7 +168,7 @@ def distill_local(
         student.measure_teacher(teacher, sample)
         bf16 = has_bf16(device)
         stage = local_stage(name, student, teacher, photographs, steps=steps, seed=seed, bf16=bf16)
-        loss = _train(stage, work, reporter)
+        loss = train_alone(stage, work, reporter)
         student.whiten(sample)
         notes = {"teacher": "ResNet-18, ImageNet", "photographs": len(photographs.cache)}
         student.save(out, notes | {"steps": steps, "seed": seed, "held_out_loss": loss})
@@ -193,11 +193,11 @@ def distill_global_start(
     """
     device = pick_device(device)
     given = {"student": "global", "teacher": None, "steps": steps, "seed": seed}
-    with _open(paths, work, given, reporter) as photographs:
+    with open_photographs(paths, work, given, reporter) as photographs:
         start = GlobalStart(Config(net="pyramid").patches).to(device)
         bf16 = has_bf16(device)
         stage = global_start_stage(start, *photographs, steps=steps, symmetry=MIRRORS, seed=seed, bf16=bf16)
-        loss = _train(stage, work, reporter)
+        loss = train_alone(stage, work, reporter)
         notes = {"teacher": "the built-in Local-Nets", "photographs": len(photographs.cache)}
         start.save(out, notes | {"steps": steps, "seed": seed, "held_out_loss": loss})
     shutil.rmtree(work)
@@ -205,12 +205,16 @@ def distill_global_start(
 
 
 @contextmanager
-def _open(
-    paths: Sequence[Path], work: Path, given: dict[str, Any], reporter: Reporter
+def open_photographs(
+    paths: Sequence[Path],
+    work: Path,
+    given: dict[str, Any],
+    reporter: Reporter,
+    size: tuple[int, int] = (SIZE, SIZE),
 ) -> Iterator[Photographs]:
     """Read photographs, note what is begun, choose those that are held out, and seed what is random."""
     with reporter.task("reading images", len(paths)) as advance:
-        cache = ImageCache(paths, (SIZE, SIZE), progress=advance)
+        cache = ImageCache(paths, size, progress=advance)
     with cache:
         for error in cache.errors:
             reporter.say(f"left out: {error}")
@@ -223,8 +227,8 @@ def _open(
         yield Photographs(cache, np.sort(order[count:]), np.sort(order[:count]))
 
 
-def _train(stage: Stage, work: Path, reporter: Reporter) -> float:
+def train_alone(stage: Stage, work: Path, reporter: Reporter, columns: tuple[str, ...] = COLUMNS) -> float:
     """Train to the end: the loss on held-out photographs."""
-    log = Log(work / "log.csv")
+    log = Log(work / "log.csv", columns)
     run_stage(stage, work, log, reporter.step, minutes=2.0)
     return float(log.rows[-1]["held_out_loss"])

@@ -81,14 +81,17 @@ class Log:
     ----------
     path : Path
         The file; what it holds already is kept, also that of an earlier version.
+    columns : tuple of str
+        What it has a column for.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, columns: tuple[str, ...] = COLUMNS) -> None:
+        self.path, self.columns = path, columns
         self.rows: list[dict[str, str]] = []
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
-                self.rows = [_of_this_version(row) for row in csv.DictReader(file)]
+                rows = [_of_this_version(row) for row in csv.DictReader(file)]
+            self.rows = [{name: row.get(name) or "" for name in columns} for row in rows]
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget rows of ``stage`` after ``step``: they will be computed again."""
@@ -96,9 +99,9 @@ class Log:
 
     def add(self, row: dict) -> None:
         """Append a row and write the file."""
-        self.rows.append({name: _format(row.get(name, "")) for name in COLUMNS})
+        self.rows.append({name: _format(row.get(name, "")) for name in self.columns})
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
@@ -110,7 +113,7 @@ def _of_this_version(row: dict[str, str]) -> dict[str, str]:
         parts = LOCAL_PARTS if row["stage"].startswith("local-") else GLOBAL_PARTS
         row = row | dict(zip(parts, (row["first"], row["second"]), strict=True))
         row["held_out_distortion"] = row["held_out_second"]
-    return {name: row.get(name) or "" for name in COLUMNS}
+    return row
 
 
 def _format(value: object) -> str:

@@ -127,6 +127,21 @@ def test_distill_takes_the_built_in_teacher_unless_told(cli, photos, tmp_path, m
     assert code == 2 and "'local-16' is not one of" in err
 
 
+def test_distill_without_a_teacher(cli, photos, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("glance_fast.nets.builtin.builtin_teacher", never)
+    monkeypatch.setattr(
+        "glance_fast.training.self_supervised.distill_self_supervised",
+        lambda paths, out, work, patch, **more: seen.append((len(paths), patch, more["steps"])) or "done",
+    )
+    command = ("distill", photos, "--self-supervised", "--out", tmp_path / "a.safetensors")
+    assert cli(*command, "--steps", 7)[0] == 0
+    assert cli(*command, "--student", "local-64")[0] == 0
+    assert seen == [(2, 32, 7), (2, 64, 2000)]
+    assert "makes a Local-Net: --student local-32" in one_line(cli(*command, "--student", "global"))
+    assert "has no teacher" in one_line(cli(*command, "--teacher-weights", tmp_path / "b.safetensors"))
+
+
 def test_distill_with_wrong_places(cli, photos, tmp_path):
     weights, out = tmp_path / "weights", tmp_path / "out.safetensors"
     weights.write_text("no weights")
