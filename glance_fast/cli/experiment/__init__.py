@@ -7,6 +7,7 @@ import typer
 from glance_fast.cli.experiment.categories import categories
 from glance_fast.cli.experiment.lambda_s import lambda_
 from glance_fast.cli.experiment.scales import scales
+from glance_fast.cli.experiment.self_supervised import self_supervised
 from glance_fast.cli.group import Commands
 
 experiment = typer.Typer(
@@ -20,5 +21,5 @@ finished row; the same command with --resume goes on.""",
     rich_markup_mode="rich",
 )
 
-for command in (categories, lambda_, scales):
+for command in (categories, lambda_, scales, self_supervised):
     experiment.command(command.__name__.strip("_").replace("_", "-"))(command)
