@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,6 +40,24 @@ class Moments:
         """Moments of all entries of an array, or of a tensor on the CPU."""
         values = np.asarray(values, dtype=np.float64)
         return cls(float(values.mean()), max(float(values.std()), 1e-6))
+
+
+class Verdict(NamedTuple):
+    """What a score says of an image.
+
+    Attributes
+    ----------
+    score : float
+        Itself, with the nine digits that hold a float32.
+    above : float
+        Share of normal images that score as high.
+    anomalous : bool or None
+        Whether it lies above the threshold; None where the model has none.
+    """
+
+    score: float
+    above: float
+    anomalous: bool | None
 
 
 @dataclass(frozen=True)
@@ -281,6 +299,21 @@ def score_row(calibration: Calibration, path: str, score: float) -> ScoreRow:
     known = math.isfinite(calibration.threshold)
     anomalous = str(int(is_anomalous(score, calibration.threshold))) if known else ""
     return ScoreRow(path, f"{score:.9g}", f"{calibration.share_above(score):.3g}", anomalous)
+
+
+def verdict(calibration: Calibration, score: float) -> Verdict:
+    """What ``score_row`` says of an image, as numbers.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        The model's.
+    score : float
+        Of the image; finite.
+    """
+    row = score_row(calibration, "", score)
+    anomalous = row.anomalous == "1" if row.anomalous else None
+    return Verdict(float(row.score), float(row.above), anomalous)
 
 
 def promise(calibration: Calibration, sure: float = 0.95) -> str:

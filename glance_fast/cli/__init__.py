@@ -23,6 +23,7 @@ from glance_fast.cli.score_dir import score_dir
 from glance_fast.cli.settings import settings
 from glance_fast.cli.signals import stop_on_signals
 from glance_fast.cli.train import train
+from glance_fast.cli.watch import watch
 
 app = typer.Typer(
     name="glance-fast",
@@ -60,7 +61,7 @@ def _options(
     pass
 
 
-for command in (train, score_dir, calibrate, evaluate, bench, settings, distill, demo):
+for command in (train, score_dir, watch, calibrate, evaluate, bench, settings, distill, demo):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(experiment, name="experiment")
 

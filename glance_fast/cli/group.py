@@ -16,7 +16,9 @@ from glance_fast.jobs.ranks import AnotherFailed, this_process
 FAILED, SOME_IMAGES_FAILED, STOPPED = 1, 3, 130
 # What takes less memory, by command; the others have no setting for it.
 SMALLER = {
-    **dict.fromkeys(("score-dir", "calibrate", "evaluate", "bench"), "use a smaller --memory-mib"),
+    **dict.fromkeys(
+        ("score-dir", "watch", "calibrate", "evaluate", "bench"), "use a smaller --memory-mib"
+    ),
     "train": "use a smaller image_size, batch or cache_mib",
 }
 # Commands that leave something that only --overwrite replaces, and that none goes on with.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +42,22 @@ def list_images(folder: str | Path) -> list[Path]:
         The folder is missing, is a file, cannot be read, or holds no image.
     """
     folder = Path(folder)
+    found = list(walk_images(folder))
+    if not found:
+        kinds = " ".join(sorted(SUFFIXES))
+        raise UserError(f"{folder}: no image in this folder or below it (looked for {kinds})")
+    return sorted(found, key=lambda path: _natural_key(path.relative_to(folder)))
+
+
+def walk_images(folder: Path) -> Iterator[Path]:
+    """The images of ``list_images``, in no order; none is not refused.
+
+    Raises
+    ------
+    UserError
+        The folder is missing, is a file, or cannot be read.
+    """
     _check_folder(folder)
-    found: list[Path] = []
     seen: set[tuple[int, int]] = set()
     folders, links = [folder], list[Path]()
     while folders or links:
@@ -61,13 +76,9 @@ def list_images(folder: str | Path) -> list[Path]:
                     if entry.is_dir():
                         (links if entry.is_symlink() else folders).append(path)
                     elif path.suffix.lower() in SUFFIXES:
-                        found.append(path)  # a broken link, too: reading it says so, leaving it out would not
+                        yield path  # a broken link, too: reading it says so, leaving it out would not
         except OSError as error:
             raise UserError(f"{current}: the folder cannot be read: {error.strerror or error}") from error
-    if not found:
-        kinds = " ".join(sorted(SUFFIXES))
-        raise UserError(f"{folder}: no image in this folder or below it (looked for {kinds})")
-    return sorted(found, key=lambda path: _natural_key(path.relative_to(folder)))
 
 
 def normal_images(data: str | Path) -> list[Path]:

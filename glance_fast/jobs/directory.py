@@ -35,6 +35,7 @@ from glance_fast.model import Glance
 
 # Whole photographs in memory at a time, for overlays: they are larger than what is made of them.
 MOST_ORIGINALS = 8
+NOT_FINITE = "its scores are not finite; try precision fp32, or train the model again"
 # Photographs of another shape than in training are stretched; beyond this share it is said.
 ASPECT_TOLERANCE = 0.05
 
@@ -266,7 +267,7 @@ def _score_chunk(
         writes = {}
         for (i, photo), score_map, score in zip(good.items(), result.maps, result.scores, strict=True):
             if not (math.isfinite(score) and np.isfinite(score_map).all()):
-                errors[i] = "its scores are not finite; try precision fp32, or train the model again"
+                errors[i] = NOT_FINITE
                 continue
             scores[i] = float(score)
             writes[i] = pool.submit(_write, out, paths[i].relative_to(images), photo, score_map, display)

@@ -9,9 +9,19 @@ import pytest
 
 import glance_fast
 
-COMMANDS = ("train", "score-dir", "calibrate", "evaluate", "bench", "settings", "distill", "demo")
+COMMANDS = (
+    "train",
+    "score-dir",
+    "watch",
+    "calibrate",
+    "evaluate",
+    "bench",
+    "settings",
+    "distill",
+    "demo",
+)
 # These write a file or a folder of their own.
-WRITING = tuple(command for command in COMMANDS if command not in ("calibrate", "settings"))
+WRITING = tuple(command for command in COMMANDS if command not in ("watch", "calibrate", "settings"))
 
 
 def test_version(cli):
@@ -26,7 +36,7 @@ def test_help_teaches_with_an_example(cli, command):
     assert max(map(len, out.splitlines())) <= 80
     # Neither a paragraph that a narrow terminal breaks anew, nor markup that shows.
     assert "[dim]" not in out and not re.search(r"^ \S+(?: \S+)? *$", out.split("╭")[0], re.MULTILINE)
-    assert "--quiet" in out and ("--json" in out) == (command not in ("train", "distill"))
+    assert "--quiet" in out and ("--json" in out) == (command not in ("train", "watch", "distill"))
     assert ("--device" in out) == (command != "settings")
     if command in WRITING:
         assert all(option in out for option in ("--out", "--overwrite"))

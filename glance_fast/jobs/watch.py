@@ -1,0 +1,259 @@
+"""Images scored as they come: ``glance-fast watch``.
+
+A thread waits for images and another one decodes them, few ahead, so that memory stays flat; the caller's own
+thread scores what is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glance_fast.calibration import verdict
+from glance_fast.errors import ImageError, cannot_write
+from glance_fast.jobs.belt import Belt
+from glance_fast.jobs.directory import NOT_FINITE
+from glance_fast.jobs.sources import Arrival, Source
+from glance_fast.model import Glance
+
+# Seconds between two lines that say how many wait.
+BETWEEN = 10.0
+# Fewer that wait are no word worth.
+MANY = 16
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is said of an image.
+
+    Attributes
+    ----------
+    path : str
+        Below the folder that is watched, as it was given on standard input, or such as ``video.mp4#12``.
+    score, above : float or None
+        As in ``scores.csv``; None where there is an error.
+    anomalous : bool or None
+        None where there is an error, or where the model has no threshold.
+    milliseconds : float
+        From when the image was found to its score.
+    error : str or None
+        Why there is no score.
+    """
+
+    path: str
+    score: float | None
+    above: float | None
+    anomalous: bool | None
+    milliseconds: float
+    error: str | None
+
+    def to_json(self) -> str:
+        """As one line of JSON, without its end."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+
+class _Prepared(NamedTuple):
+    name: str
+    since: float
+    image: NDArray[np.uint8] | ImageError
+
+
+class Backlog:
+    """Finds words for images that come faster than they are scored.
+
+    Parameters
+    ----------
+    together : int
+        How many are scored at a time.
+    """
+
+    def __init__(self, together: int) -> None:
+        self._least = max(2 * together, MANY)
+        self._told, self._dropped, self._said = 0, 0, -math.inf
+
+    def line(self, now: float, waiting: int, age: float, dropped: int) -> str | None:
+        """What is to be said, if something is: that twice as many wait, none any more, or more were dropped.
+
+        Parameters
+        ----------
+        now : float
+            Seconds.
+        waiting : int
+            Images.
+        age : float
+            Seconds for which the first of them has waited.
+        dropped : int
+            Frames, since the beginning.
+        """
+        if self._told and waiting < self._least:
+            self._told = 0
+            return f"caught up: {waiting} wait"
+        if now - self._said < BETWEEN:
+            return None
+        if dropped > self._dropped:
+            self._dropped, self._said = dropped, now
+            return (
+                f"does not keep up: {dropped} frames dropped so far, for they come faster than they are "
+                "scored; a larger `every` takes fewer"
+            )
+        if waiting >= max(self._least, 2 * self._told):
+            self._told, self._said = waiting, now
+            return f"does not keep up: {waiting} images wait, the first one for {age:.0f} s"
+        return None
+
+
+def watch(
+    model: Glance,
+    source: Source,
+    *,
+    engine: str = "auto",
+    precision: str = "auto",
+    say: Callable[[str], None] | None = None,
+) -> Generator[Line, None, None]:
+    """Score images as they come.
+
+    Those that wait are scored together, up to ``model.at_once()``. Ending the iteration (``close``) ends what
+    runs beside it.
+
+    Parameters
+    ----------
+    model : Glance
+        Trained.
+    source : Source
+        Of ``open_source``; used up.
+    engine, precision : str
+        As for ``Glance.score``.
+    say : callable, optional
+        Told, in a line, when scoring does not keep up and when it has caught up.
+
+    Yields
+    ------
+    Line
+        One an image, in the order in which they came. A damaged image gives one with its error.
+
+    Raises
+    ------
+    UserError
+        The model has no such engine, or the source cannot be read any more.
+
+    Examples
+    --------
+    >>> for line in watch(model, open_source("incoming")):  # doctest: +SKIP
+    ...     print(line.path, line.score)
+    """
+    model.check(engine, precision)
+    together = model.at_once(precision)
+    waiting: Belt[Arrival] = Belt(source.limit, source.drops)
+    ready: Belt[_Prepared] = Belt(together)
+    threads = (
+        threading.Thread(target=_find, args=(source, waiting), daemon=True, name="glance-find"),
+        threading.Thread(target=_decode, args=(model, waiting, ready), daemon=True, name="glance-decode"),
+    )
+    for thread in threads:
+        thread.start()
+    backlog = Backlog(together)
+    try:
+        while batch := ready.take(together):
+            yield from _score(model, batch, engine, precision)
+            number, first = waiting.waiting()
+            now = time.monotonic()
+            line = backlog.line(now, number, now - first.since if first else 0.0, waiting.dropped)
+            if line and say:
+                say(line)
+    finally:
+        source.stop.set()
+        waiting.clear()
+        ready.clear()
+        if waiting.dropped and say:
+            say(f"{waiting.dropped} frames were dropped, for they came faster than they were scored")
+
+
+@contextlib.contextmanager
+def add_lines(path: Path) -> Iterator[Callable[[str], None]]:
+    """Open a file, and give what adds a line to its end, written at once.
+
+    Where a killed process left half a line there, that line is ended first.
+
+    Raises
+    ------
+    UserError
+        It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b", buffering=0)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+    def add(line: str) -> None:
+        rest = f"{line}\n".encode()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    with file:
+        yield add
+
+
+def _find(source: Source, waiting: Belt[Arrival]) -> None:
+    """Put what comes on the belt, until nothing more comes or is wanted."""
+    try:
+        for arrival in source.arrivals:
+            if not waiting.put(arrival):
+                break
+    except BaseException as error:  # noqa: BLE001  # the thread that scores raises it
+        waiting.close(error)
+    waiting.close()
+
+
+def _decode(model: Glance, waiting: Belt[Arrival], ready: Belt[_Prepared]) -> None:
+    """Make images of what comes, of the size that the model takes."""
+    try:
+        while taken := waiting.take(1):
+            (arrival,) = taken
+            image = arrival.image
+            if not isinstance(image, ImageError):
+                try:
+                    image = model.prepare(image)
+                except ImageError as error:
+                    image = error
+            if not ready.put(_Prepared(arrival.name, arrival.since, image)):
+                break
+    except BaseException as error:  # noqa: BLE001
+        ready.close(error)
+    ready.close()
+
+
+def _score(model: Glance, batch: list[_Prepared], engine: str, precision: str) -> Iterator[Line]:
+    """Lines of images that have been decoded."""
+    images = [item.image for item in batch if not isinstance(item.image, ImageError)]
+    result = model.score(images, engine, precision)
+    finite = np.isfinite(result.scores) & np.isfinite(result.maps).all((1, 2))
+    scores = iter(zip(result.scores, finite, strict=True))
+    for item in batch:
+        milliseconds = round(1000 * (time.monotonic() - item.since), 1)
+        if isinstance(item.image, ImageError):
+            yield Line(item.name, None, None, None, milliseconds, item.image.reason)
+            continue
+        score, good = next(scores)
+        if good:
+            yield Line(item.name, *verdict(model.calibration, score), milliseconds, None)
+        else:
+            yield Line(item.name, None, None, None, milliseconds, NOT_FINITE)
