@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["cli"],
     ["experiments"],
+    ["serving"],
     ["jobs", "__init__"],
     ["training", "evaluation"],
     ["run"],

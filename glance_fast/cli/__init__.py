@@ -20,6 +20,7 @@ from glance_fast.cli.evaluate import evaluate
 from glance_fast.cli.experiment import experiment
 from glance_fast.cli.group import Commands
 from glance_fast.cli.score_dir import score_dir
+from glance_fast.cli.serve import serve
 from glance_fast.cli.settings import settings
 from glance_fast.cli.signals import stop_on_signals
 from glance_fast.cli.train import train
@@ -61,7 +62,7 @@ def _options(
     pass
 
 
-for command in (train, score_dir, watch, calibrate, evaluate, bench, settings, distill, demo):
+for command in (train, score_dir, watch, serve, calibrate, evaluate, bench, settings, distill, demo):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(experiment, name="experiment")
 

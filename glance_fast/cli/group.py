@@ -17,7 +17,7 @@ FAILED, SOME_IMAGES_FAILED, STOPPED = 1, 3, 130
 # What takes less memory, by command; the others have no setting for it.
 SMALLER = {
     **dict.fromkeys(
-        ("score-dir", "watch", "calibrate", "evaluate", "bench"), "use a smaller --memory-mib"
+        ("score-dir", "watch", "serve", "calibrate", "evaluate", "bench"), "use a smaller --memory-mib"
     ),
     "train": "use a smaller image_size, batch or cache_mib",
 }

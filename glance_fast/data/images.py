@@ -14,6 +14,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import tifffile
@@ -43,6 +44,7 @@ _DAMAGE = (
 
 _COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 _EXIF_ORIENTATION = 0x0112
+_EMPTY = "is empty (0 bytes)"
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
@@ -79,6 +81,34 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     """
     path = Path(path)
     image, orientation = _load(path)
+    return _upright(_as_rgb(path, image), orientation)
+
+
+def decode_image(data: bytes, name: str = "image") -> NDArray[np.uint8]:
+    """Read an image as RGB from the bytes of its file, by the rules of ``read_image``.
+
+    Parameters
+    ----------
+    data : bytes
+        All of the file.
+    name : str
+        What to call it in a message; never opened.
+
+    Returns
+    -------
+    ndarray of uint8, shape [H, W, 3]
+        Contiguous and writable.
+
+    Raises
+    ------
+    ImageError
+        As ``read_image``.
+    """
+    path = Path(name)
+    with _in_one_line(path):
+        if not data:
+            raise ImageError(path, _EMPTY)
+        image, orientation = _decode(path, io.BytesIO(data))
     return _upright(_as_rgb(path, image), orientation)
 
 
@@ -252,15 +282,21 @@ def write_tiff(path: str | Path, map32: NDArray[np.float32]) -> None:
     UserError
         The file cannot be written.
     """
+    # Into memory first: NumPy, which writes the pixels to a file, does not tell that the disk is full.
+    data = encode_tiff(map32)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def encode_tiff(map32: NDArray[np.float32]) -> bytes:
+    """What ``write_tiff`` writes."""
     if map32.dtype != np.float32:
         raise TypeError(f"a map must be float32, not {map32.dtype}")
     if map32.ndim != 2:
         raise ValueError(f"a map must be [H, W], not {list(map32.shape)}")
-    # Into memory first: NumPy, which writes the pixels to a file, does not tell that the disk is full.
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, map32, photometric="minisblack", metadata=None)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    return buffer.getvalue()
 
 
 def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
@@ -282,14 +318,21 @@ def write_png(path: str | Path, rgb: NDArray[np.uint8]) -> None:
     UserError
         The file cannot be written.
     """
+    data = encode_png(rgb)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def encode_png(rgb: NDArray[np.uint8]) -> bytes:
+    """What ``write_png`` writes."""
     if rgb.dtype != np.uint8:
         raise TypeError(f"an image must be uint8, not {rgb.dtype}")
     if rgb.ndim != 2 and (rgb.ndim != 3 or rgb.shape[2] != 3):
         raise ValueError(f"an image must be [H, W, 3] or [H, W], not {list(rgb.shape)}")
-    image = Image.fromarray(rgb)
-    with atomic_write(path) as temporary:
-        # Lossless at every level; 3 takes half as long again for a twenty-fifth fewer bytes.
-        image.save(temporary, format="PNG", compress_level=1)
+    buffer = io.BytesIO()
+    # Lossless at every level; 3 takes half as long again for a twenty-fifth fewer bytes.
+    Image.fromarray(rgb).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def _load(path: Path) -> tuple[Image.Image, int]:
@@ -301,12 +344,18 @@ def _load(path: Path) -> tuple[Image.Image, int]:
         if not stat.S_ISREG(mode):
             raise ImageError(path, "is not a regular file")  # opening a named pipe would wait for ever
         if path.stat().st_size == 0:
-            raise ImageError(path, "is empty (0 bytes)")
-        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
-            _check_header(path, image)
-            image.load()
-            # After load(): for TIFF, Pillow has then turned the pixels already and dropped the tag.
-            return image.copy(), _orientation(image)
+            raise ImageError(path, _EMPTY)
+        with path.open("rb") as file:
+            return _decode(path, file)
+
+
+def _decode(path: Path, file: BinaryIO) -> tuple[Image.Image, int]:
+    """An open file as ``_load`` gives it; within ``_in_one_line``."""
+    with Image.open(file, formats=FORMATS) as image:
+        _check_header(path, image)
+        image.load()
+        # After load(): for TIFF, Pillow has then turned the pixels already and dropped the tag.
+        return image.copy(), _orientation(image)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ COMMANDS = (
     "train",
     "score-dir",
     "watch",
+    "serve",
     "calibrate",
     "evaluate",
     "bench",
@@ -21,7 +22,7 @@ COMMANDS = (
     "demo",
 )
 # These write a file or a folder of their own.
-WRITING = tuple(command for command in COMMANDS if command not in ("watch", "calibrate", "settings"))
+WRITING = tuple(command for command in COMMANDS if command not in ("watch", "serve", "calibrate", "settings"))
 
 
 def test_version(cli):
@@ -36,7 +37,7 @@ def test_help_teaches_with_an_example(cli, command):
     assert max(map(len, out.splitlines())) <= 80
     # Neither a paragraph that a narrow terminal breaks anew, nor markup that shows.
     assert "[dim]" not in out and not re.search(r"^ \S+(?: \S+)? *$", out.split("╭")[0], re.MULTILINE)
-    assert "--quiet" in out and ("--json" in out) == (command not in ("train", "watch", "distill"))
+    assert "--quiet" in out and ("--json" in out) == (command not in ("train", "watch", "serve", "distill"))
     assert ("--device" in out) == (command != "settings")
     if command in WRITING:
         assert all(option in out for option in ("--out", "--overwrite"))

@@ -15,7 +15,16 @@ import tifffile
 from PIL import Image, ImageOps
 
 from glance_fast.data.files import atomic_write, remove_stale, write_text
-from glance_fast.data.images import as_rgb, read_image, read_mask, resize, resize_mask, write_png, write_tiff
+from glance_fast.data.images import (
+    as_rgb,
+    decode_image,
+    read_image,
+    read_mask,
+    resize,
+    resize_mask,
+    write_png,
+    write_tiff,
+)
 from glance_fast.errors import ImageError, UserError
 
 GREY = np.array([[0, 50, 100], [150, 200, 255]], np.uint8)
@@ -179,6 +188,10 @@ def test_odd_image_has_the_right_pixels(tmp_path, name, make):
     assert image.dtype == np.uint8
     assert image.flags.c_contiguous and image.flags.writeable
     np.testing.assert_array_equal(image, expected)
+    # The same from its bytes.
+    image = decode_image(path.read_bytes())
+    assert image.flags.c_contiguous and image.flags.writeable
+    np.testing.assert_array_equal(image, expected)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -285,6 +298,10 @@ def test_bad_file_is_one_clear_line(tmp_path, name):
     assert phrase in caught.value.reason
     assert caught.value.path == tmp_path / name
     assert "\n" not in str(caught.value)
+    if "\0" not in name and (tmp_path / name[:200]).is_file():
+        with pytest.raises(ImageError) as again:
+            decode_image((tmp_path / name).read_bytes(), "sent")
+        assert again.value.reason == caught.value.reason and str(again.value.path) == "sent"
 
 
 @pytest.mark.parametrize("name", ["half.png", "half.tif", "flipped.png", "wide.tif", "moving.gif"])

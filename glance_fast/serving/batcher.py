@@ -1,0 +1,102 @@
+"""One thread owns the model, and scores together whatever waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glance_fast.device import use_threads
+from glance_fast.jobs.belt import Belt
+from glance_fast.model import Glance
+
+
+class Scored(NamedTuple):
+    """The score of an image, and its map, float32 [H, W] of the model's size."""
+
+    score: float
+    map: NDArray[np.float32]
+
+
+class _Wanted(NamedTuple):
+    image: NDArray[np.uint8]
+    answer: Future[Scored]
+
+
+class Batcher:
+    """Scores images that come one by one, several at a time.
+
+    Parameters
+    ----------
+    model : Glance
+        Trained. Nothing else may score with it meanwhile.
+    engine, precision : str
+        As for ``Glance.score``.
+    threads : int, optional
+        As for ``use_threads``, which counts for one thread of Python alone.
+    tell : callable, optional
+        Called after every batch with the number of its images and its seconds.
+    """
+
+    def __init__(
+        self,
+        model: Glance,
+        engine: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        tell: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self._model, self._how, self._threads = model, (engine, precision), threads
+        self._tell = tell or (lambda images, seconds: None)
+        self._together = model.at_once(precision)
+        self._waiting: Belt[_Wanted] = Belt(None)
+        self._thread = threading.Thread(target=self._run, daemon=True, name="glance-score")
+        self._thread.start()
+
+    def submit(self, image: NDArray[np.uint8]) -> Future[Scored]:
+        """Have an image scored, uint8 [H, W, 3], best of the model's size (``Glance.prepare``).
+
+        Raises
+        ------
+        RuntimeError
+            It was closed.
+        """
+        answer: Future[Scored] = Future()
+        if not self._waiting.put(_Wanted(image, answer)):
+            raise RuntimeError("the batcher is closed")
+        return answer
+
+    @property
+    def runs(self) -> bool:
+        """Whether the thread still answers."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Take nothing more, and wait until all that waits is answered."""
+        self._waiting.close()
+        self._thread.join()
+
+    def _run(self) -> None:
+        use_threads(self._threads)
+        while batch := self._waiting.take(self._together):
+            # Of a client that has gone, nobody waits for the answer.
+            self._score([wanted for wanted in batch if wanted.answer.set_running_or_notify_cancel()])
+
+    def _score(self, batch: list[_Wanted]) -> None:
+        if not batch:
+            return
+        began = time.monotonic()
+        try:
+            result = self._model.score([wanted.image for wanted in batch], *self._how)
+        except Exception as error:  # noqa: BLE001  # those who wait raise it; the next batch may do
+            for wanted in batch:
+                wanted.answer.set_exception(error)
+            return
+        self._tell(len(batch), time.monotonic() - began)
+        for wanted, score, score_map in zip(batch, result.scores, result.maps, strict=True):
+            wanted.answer.set_result(Scored(float(score), score_map))
