@@ -20,6 +20,7 @@ from glance_fast.calibration import is_anomalous
 from glance_fast.config import PRESETS, Config
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.folders import normal_images
+from glance_fast.experiments.local_alone import without_global
 from glance_fast.maps import combine
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
@@ -130,9 +131,8 @@ def ablate(model: Glance, folder: Path) -> dict[str, dict[str, float]]:
         if patch == 64:
             one = [[[c[index]] for c in chunks] for chunks in (normal_features, test_features)]
             row("patch 64, paper's blend", _paper_model(model), *one, 0.8)
-    # Local-Net alone: nothing stands where Global-Net's features would be.
-    alone = [[[(z, torch.zeros_like(z)) for z, _ in c] for c in f] for f in (normal_features, test_features)]
-    row(LOCAL, model, *alone, 1.0)
+    alone = without_global(model, cache).score(list(test))
+    out[LOCAL] = figures(alone.maps, alone.scores, masks, labels)
     return out
 
 

@@ -72,6 +72,7 @@ def calibrate(
     indices: Sequence[int] | np.ndarray,
     progress: Callable[[int, int], None] | None = None,
     held_out: Sequence[int] | np.ndarray = (),
+    weights: Sequence[float] | None = None,
 ) -> float:
     """Estimate whitening, moments and thresholds on normal images, as many of them as ``room`` says.
 
@@ -88,6 +89,8 @@ def calibrate(
     held_out : sequence of int
         Those that no net was trained on: they tell what each of several patch sizes counts by in the map
         (``weights_of``). Without any, all count the same.
+    weights : sequence of float, optional
+        What each patch size counts by, where that is known already.
 
     Returns
     -------
@@ -102,8 +105,7 @@ def calibrate(
     """
     most = room(model, len(indices))
     chosen = np.random.default_rng(model.config.seed).permutation(np.asarray(indices))[:most]
-    weights = None
-    if len(held_out) and len(model.scales) > 1 and model.config.blend == "calibrated":
+    if weights is None and len(held_out) and len(model.scales) > 1 and model.config.blend == "calibrated":
         weights = weights_of(r2_of_scales(features_of(model, cache, held_out)))
     with _leaving(model, _residual_bytes(model, len(chosen))):
         scores = fit_whitening(model, features_of(model, cache, chosen, progress))

@@ -603,6 +603,14 @@ def test_how_much_higher_images_held_out_score(cache, settings_of, monkeypatch):
     assert calibrate(model, cache, held_out, held_out=held_out) == 0
 
 
+def test_what_patch_sizes_count_by_may_be_given(cache, small):
+    two = {**small, "image_size": 128, "patch": [32, 64], "stride": [16, 32], "finetune_steps": [2, 2]}
+    model, held_out = Glance(Config(**two)), [1, 5]
+    with ImageCache(cache.paths, model.config.image_size) as larger:
+        calibrate(model, larger, all_of(larger), held_out=held_out, weights=[0.6, 0.9])
+    assert [scale.weight for scale in model.calibration.scales] == [0.6, 0.9]
+
+
 @pytest.mark.parametrize(
     ("higher", "count", "said"),
     [(-1.0, 8, False), (0.2, 1000, False), (0.3, 8, False), (0.3, 16, True), (0.5, 3, False), (0.7, 8, True)],
