@@ -113,8 +113,9 @@ def open_source(
         return Source(paths_of(0), stop, PATHS, drops=False)
     if path.is_dir():
         # Looked at now, not when the model has been read: what comes meanwhile is new.
-        there = set() if take_all else set(walk_images(path))
-        return Source(images_of(path, there, stop, say or (lambda line: None)), stop, None, drops=False)
+        there = set(walk_images(path))
+        taken = set() if take_all else there
+        return Source(images_of(path, taken, stop, say or (lambda line: None)), stop, None, drops=False)
     if address:
         return Source(frames_of(_open(source, source, live=True), source, every), stop, FRAMES, drops=True)
     try:

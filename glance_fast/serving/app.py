@@ -111,13 +111,8 @@ class Service:
             self.metrics.answered(outcome, time.monotonic() - began)
 
     async def _score(self, request: Request, kind: str | None) -> bytes:
-        stated = request.headers.get("content-length", "")
         if self.waiting >= self.limits.queue:
-            # Read and let go, or a client that still sends would not see the answer.
-            if not stated.isdigit() or int(stated) <= self.limits.body:
-                await receive(request.stream(), self.limits.body, PATIENCE)
-            reason = f"{self.waiting} images wait already; try again in {RETRY} s"
-            raise Refused(429, "busy", reason)
+            raise Refused(429, "busy", f"{self.waiting} images wait already; try again in {RETRY} s")
         self.waiting += 1
         try:
             loop = asyncio.get_running_loop()

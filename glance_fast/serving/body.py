@@ -51,18 +51,13 @@ async def receive(chunks: AsyncIterator[bytes], limit: int, patience: float) -> 
         async with asyncio.timeout(patience):
             async for chunk in chunks:
                 size += len(chunk)
-                # Some of what is too much is read, and let go: a client that still sends would not see the
-                # answer.
-                if size > 2 * limit:
-                    break
-                if size <= limit:
-                    found.append(chunk)
-                else:
-                    found.clear()
+                if size > limit:
+                    # The server lets go what still comes.
+                    reason = f"the body is larger than {limit / 2**20:g} MiB; reduce the image"
+                    raise Refused(413, "too_large", reason)
+                found.append(chunk)
     except TimeoutError:
         raise Refused(408, "slow", f"the body did not come within {patience:.0f} s") from None
-    if size > limit:
-        raise Refused(413, "too_large", f"the body is larger than {limit / 2**20:g} MiB; reduce the image")
     return b"".join(found)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import logging
+import math
 import socket
 import struct
 import sys
@@ -109,6 +111,18 @@ def test_regions_and_maps_are_of_the_images_own_size(served, model):
     np.testing.assert_allclose(np.asarray(picture), heat(scale(full, low, high)), atol=4)
 
 
+def test_a_model_without_thresholds(served, model, monkeypatch):
+    plain = dataclasses.replace(model.calibration, threshold=math.inf, pixel_threshold=math.inf)
+    monkeypatch.setattr(model, "calibration", plain)
+    client, (image,) = served.client(), parts_drawn(1)
+    for query in ("", "?map=tiff", "?map=png"):
+        status, said = client.score(png(image), query)
+        assert status == 200 and said["anomalous"] is None and said["regions"] == []
+        assert ("map" in said) == bool(query)
+    health = client.ask("GET", "/health")[2]
+    assert health["threshold"] is None and health["pixel_threshold"] is None
+
+
 def test_a_form_and_other_kinds_of_images(served, model):
     image, client = parts_drawn(1)[0], served.client()
     _, plain = client.score(png(image))
@@ -154,7 +168,8 @@ def test_wrong_questions(served):
 
 def test_a_body_that_is_too_large(model):
     with serving(model, max_mib=1) as served:
-        for size in ((1 << 20) + 1, 3 << 19, 2 << 20):
+        # Also more than the system keeps for a client that first sends all that it has.
+        for size in ((1 << 20) + 1, 2 << 20, 30 << 20):
             status, said = served.client().score(bytes(size))
             assert status == 413 and said == {"error": "the body is larger than 1 MiB; reduce the image"}
         # Without its length, in pieces.
@@ -214,19 +229,17 @@ def await_until(holds, seconds=30):
 def test_a_full_queue_refuses_and_goes_on(model, monkeypatch):
     gate, score = threading.Event(), model.score
     image = png(parts_drawn(1)[0])
-    with serving(model, queue=3, max_mib=1) as served:
+    with serving(model, queue=3, max_mib=32) as served:
         monkeypatch.setattr(model, "score", lambda *a: gate.wait(30) and score(*a))
         with ThreadPoolExecutor(3) as pool:
             answers = [pool.submit(served.client().score, image) for _ in range(3)]
             await_until(lambda: waiting(served) == 3)
-            for body in (image, bytes(1 << 20), bytes(1 << 21)):
-                client = served.client()
+            client = served.client()
+            # Also to clients that first send all that they have, more than the system keeps for them.
+            for body in (image, bytes(30 << 20), iter([bytes(1 << 20)] * 30)):
                 status, headers, said = client.ask("POST", "/score", body)
-                if len(body) <= 1 << 20:
-                    assert status == 429 and headers["Retry-After"] == "1"
-                    assert said == {"error": "3 images wait already; try again in 1 s"}
-                else:
-                    assert status in (413, 429)
+                assert status == 429 and headers["Retry-After"] == "1"
+                assert said == {"error": "3 images wait already; try again in 1 s"}
             gate.set()
             assert [answer.result()[0] for answer in answers] == [200, 200, 200]
         assert client.score(image)[0] == 200, "the connection is of use again"

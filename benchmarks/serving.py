@@ -1,0 +1,134 @@
+"""What a server costs beside the model it serves, and how long its clients wait.
+
+    python -m benchmarks.serving RUN IMAGES [--seconds 20] [--clients 8] [--rounds 2]
+    python -m benchmarks.serving RUN IMAGES --broken 10000
+
+The first scores the images by ``model.score`` in batches, from their files, and then by clients who each keep
+a connection to ``glance-fast serve`` in a process of its own; in turns, so that both see the same machine.
+The second sends so many requests, a tenth of them broken, and says how they ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import glance_fast
+from glance_fast.data.folders import list_images
+
+
+@contextmanager
+def server(run, *more):
+    """A server in a process of its own; gives its port."""
+    command = [sys.executable, "-m", "glance_fast.cli", "serve", str(run), "--port", "0", *more]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        yield int(re.search(r":(\d+); ", process.stderr.readline())[1])
+        assert process.poll() is None, "the server has ended"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+
+
+def ask(port, bodies, clients, again):
+    """Have clients send bodies while ``again(how many were sent)``: seconds and status of each answer."""
+    answers, lock = [], threading.Lock()
+
+    def one():
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        while True:
+            with lock:
+                if not again(len(answers)):
+                    return
+                place = len(answers)
+                answers.append(None)
+            began = time.perf_counter()
+            connection.request("POST", "/score", bodies[place % len(bodies)])
+            reply = connection.getresponse()
+            said = json.loads(reply.read())
+            answers[place] = time.perf_counter() - began, reply.status, said.get("score")
+
+    threads = [threading.Thread(target=one) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def compare(run, paths, seconds, clients, rounds):
+    model = glance_fast.load(run, "cpu")
+    together = model.at_once()
+    bodies = [path.read_bytes() for path in paths]
+    expected = model.score(paths).scores  # and what is compiled on first use
+    plain, served, waits = [], [], []
+    with server(run, "--device", "cpu") as port:
+        ask(port, bodies, clients, lambda sent: sent < 4 * clients)
+        for _ in range(rounds):
+            count, began = 0, time.perf_counter()
+            while time.perf_counter() - began < seconds:
+                start = count % len(paths)
+                batch = (paths[start:] + paths)[:together]
+                model.score(batch)
+                count += len(batch)
+            plain.append(count / (time.perf_counter() - began))
+            began = time.perf_counter()
+            answers = ask(port, bodies, clients, lambda sent, end=began + seconds: time.perf_counter() < end)
+            served.append(len(answers) / (time.perf_counter() - began))
+            waits += [answer[0] for answer in answers]
+            for place, (_, status, score) in enumerate(answers):
+                wanted = expected[place % len(paths)]
+                assert status == 200 and abs(score - wanted) <= 1e-3 * max(1, abs(wanted)), (status, score)
+    cuts = statistics.quantiles(waits, n=100)
+    print(f"model.score, {together} at a time: {', '.join(f'{x:.1f}' for x in plain)} images/s")
+    print(f"served, {clients} clients: {', '.join(f'{x:.1f}' for x in served)} images/s")
+    print(f"ratio {statistics.median(served) / statistics.median(plain):.3f}")
+    print(f"p50 {1e3 * cuts[49]:.0f} ms, p99 {1e3 * cuts[98]:.0f} ms, ratio {cuts[98] / cuts[49]:.2f}")
+
+
+def damage(run, paths, requests, clients):
+    rng, bodies = random.Random(0), []
+    for place, path in enumerate(paths * -(-100 // len(paths))):
+        body = path.read_bytes()
+        if place % 10 == 9:
+            kind = rng.randrange(4)
+            cut = rng.randrange(len(body))
+            body = (b"", body[:cut], body[:cut] + rng.randbytes(2000), rng.randbytes(3000))[kind]
+        bodies.append(body)
+    bodies = bodies[:100]
+    began = time.perf_counter()
+    with server(run, "--device", "cpu") as port:
+        answers = ask(port, bodies, clients, lambda sent: sent < requests)
+    print(dict(Counter(status for _, status, _ in answers)), f"in {time.perf_counter() - began:.0f} s")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--broken", type=int)
+    given = parser.parse_args()
+    paths = list_images(given.images)
+    if given.broken:
+        damage(given.run, paths, given.broken, given.clients)
+    else:
+        compare(given.run, paths, given.seconds, given.clients, given.rounds)
+
+
+if __name__ == "__main__":
+    main()
