@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glance_fast.device import use_threads
+from glance_fast.device import pick_device, use_threads
 from glance_fast.jobs.belt import Belt
 from glance_fast.model import Glance
 
@@ -38,7 +38,7 @@ class Batcher:
     engine, precision : str
         As for ``Glance.score``.
     threads : int, optional
-        As for ``use_threads``, which counts for one thread of Python alone.
+        As for ``use_threads``.
     tell : callable, optional
         Called after every batch with the number of its images and its seconds.
     """
@@ -82,7 +82,9 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
+        # Both count for the thread that asks: numbers of threads, and the device that kernels run on.
         use_threads(self._threads)
+        pick_device(self._model.device)
         while batch := self._waiting.take(self._together):
             # Of a client that has gone, nobody waits for the answer.
             self._score([wanted for wanted in batch if wanted.answer.set_running_or_notify_cancel()])

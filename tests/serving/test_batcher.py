@@ -49,6 +49,18 @@ def test_scores_and_maps_are_those_of_the_model(model, images):
     assert sum(batch[0] for batch in told) == 12 and all(batch[1] > 0 for batch in told)
 
 
+def test_its_thread_computes_as_it_was_told(model, images, monkeypatch):
+    asked = []
+    for name in ("pick_device", "use_threads"):
+        monkeypatch.setattr(
+            f"glance_fast.serving.batcher.{name}",
+            lambda value, name=name: asked.append((name, value, threading.current_thread().name)),
+        )
+    batcher = Batcher(model, threads=3)
+    batcher.close()
+    assert asked == [("use_threads", 3, "glance-score"), ("pick_device", model.device, "glance-score")]
+
+
 def test_no_more_than_fit_together(model, images, gate, monkeypatch):
     monkeypatch.setattr(model, "at_once", lambda precision="auto": 4)
     batcher = Batcher(model, threads=1)
