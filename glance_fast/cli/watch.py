@@ -45,6 +45,10 @@ def watch(
     every: Annotated[
         int, typer.Option(min=1, metavar="N", help="Of a video or camera, score every Nth frame.")
     ] = 1,
+    overlays: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write pictures of the maps over the images to this folder."),
+    ] = None,
     engine: EngineOption = Engine.auto,
     precision: PrecisionOption = Precision.auto,
     device: Device = "auto",
@@ -81,7 +85,7 @@ def watch(
     images = open_source(source, take_all=take_all, every=every, say=remark)
     model = load(run, device, precision.value, memory)
     tell_precision(model, precision.value)
-    lines = lines_of(model, images, engine=engine.value, say=remark)
+    lines = lines_of(model, images, engine=engine.value, overlays=overlays, say=remark)
     scored = anomalous = errors = 0
     try:
         with add_lines(out) if out else nullcontext(_print) as add, closing(lines):

@@ -68,12 +68,15 @@ class Source:
         How many may be taken from it and wait.
     drops : bool
         Whether those that have waited longest are given up where more would wait; else the source waits.
+    folder : Path or None
+        The one that is watched, if it is one.
     """
 
     arrivals: Iterator[Arrival]
     stop: threading.Event
     limit: int | None
     drops: bool
+    folder: Path | None = None
 
 
 def open_source(
@@ -115,7 +118,8 @@ def open_source(
         # Looked at now, not when the model has been read: what comes meanwhile is new.
         there = set(walk_images(path))
         taken = set() if take_all else there
-        return Source(images_of(path, taken, stop, say or (lambda line: None)), stop, None, drops=False)
+        images = images_of(path, taken, stop, say or (lambda line: None))
+        return Source(images, stop, None, drops=False, folder=path)
     if address:
         return Source(frames_of(_open(source, source, live=True), source, every), stop, FRAMES, drops=True)
     try:

@@ -7,6 +7,7 @@ thread scores what is there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -21,9 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glance_fast.calibration import verdict
-from glance_fast.errors import ImageError, cannot_write
+from glance_fast.data.images import read_image, write_png
+from glance_fast.errors import ImageError, UserError, cannot_write
+from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.jobs.belt import Belt
-from glance_fast.jobs.directory import NOT_FINITE
+from glance_fast.jobs.directory import MOST_ORIGINALS, NOT_FINITE
 from glance_fast.jobs.sources import Arrival, Source
 from glance_fast.model import Glance
 
@@ -67,6 +70,7 @@ class _Prepared(NamedTuple):
     name: str
     since: float
     image: NDArray[np.uint8] | ImageError
+    original: NDArray[np.uint8] | None = None  # for an overlay
 
 
 class Backlog:
@@ -119,6 +123,7 @@ def watch(
     *,
     engine: str = "auto",
     precision: str = "auto",
+    overlays: Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Generator[Line, None, None]:
     """Score images as they come.
@@ -134,6 +139,9 @@ def watch(
         Of ``open_source``; used up.
     engine, precision : str
         As for ``Glance.score``.
+    overlays : Path, optional
+        A folder to write pictures of the maps over the images to, each named after its image. Made, and what
+        has the same name there replaced.
     say : callable, optional
         Told, in a line, when scoring does not keep up and when it has caught up.
 
@@ -145,7 +153,8 @@ def watch(
     Raises
     ------
     UserError
-        The model has no such engine, or the source cannot be read any more.
+        The model has no such engine, the source cannot be read any more, or ``overlays`` lies in the folder
+        that is watched or cannot be written.
 
     Examples
     --------
@@ -153,19 +162,28 @@ def watch(
     ...     print(line.path, line.score)
     """
     model.check(engine, precision)
+    if overlays and source.folder and overlays.resolve().is_relative_to(source.folder.resolve()):
+        raise UserError(
+            f"{overlays}: lies in {source.folder}, where overlays would be taken for new images; "
+            "choose another folder for them"
+        )
     together = model.at_once(precision)
+    if overlays:
+        together = min(together, MOST_ORIGINALS)
     waiting: Belt[Arrival] = Belt(source.limit, source.drops)
     ready: Belt[_Prepared] = Belt(together)
     threads = (
         threading.Thread(target=_find, args=(source, waiting), daemon=True, name="glance-find"),
-        threading.Thread(target=_decode, args=(model, waiting, ready), daemon=True, name="glance-decode"),
+        threading.Thread(
+            target=_decode, args=(model, waiting, ready, bool(overlays)), daemon=True, name="glance-decode"
+        ),
     )
     for thread in threads:
         thread.start()
     backlog = Backlog(together)
     try:
         while batch := ready.take(together):
-            yield from _score(model, batch, engine, precision)
+            yield from _score(model, batch, engine, precision, overlays)
             number, first = waiting.waiting()
             now = time.monotonic()
             line = backlog.line(now, number, now - first.since if first else 0.0, waiting.dropped)
@@ -223,37 +241,65 @@ def _find(source: Source, waiting: Belt[Arrival]) -> None:
     waiting.close()
 
 
-def _decode(model: Glance, waiting: Belt[Arrival], ready: Belt[_Prepared]) -> None:
+def _decode(model: Glance, waiting: Belt[Arrival], ready: Belt[_Prepared], originals: bool) -> None:
     """Make images of what comes, of the size that the model takes."""
     try:
         while taken := waiting.take(1):
             (arrival,) = taken
-            image = arrival.image
-            if not isinstance(image, ImageError):
-                try:
+            image, original = arrival.image, None
+            try:
+                if isinstance(image, Path):
+                    image = read_image(image)
+                if not isinstance(image, ImageError):
+                    original = image if originals else None
                     image = model.prepare(image)
-                except ImageError as error:
-                    image = error
-            if not ready.put(_Prepared(arrival.name, arrival.since, image)):
+            except ImageError as error:
+                image = error
+            if not ready.put(_Prepared(arrival.name, arrival.since, image, original)):
                 break
     except BaseException as error:  # noqa: BLE001
         ready.close(error)
     ready.close()
 
 
-def _score(model: Glance, batch: list[_Prepared], engine: str, precision: str) -> Iterator[Line]:
+def _score(
+    model: Glance, batch: list[_Prepared], engine: str, precision: str, overlays: Path | None
+) -> Iterator[Line]:
     """Lines of images that have been decoded."""
     images = [item.image for item in batch if not isinstance(item.image, ImageError)]
     result = model.score(images, engine, precision)
     finite = np.isfinite(result.scores) & np.isfinite(result.maps).all((1, 2))
-    scores = iter(zip(result.scores, finite, strict=True))
+    display = display_range(model.calibration)
+    scores = iter(zip(result.scores, result.maps, finite, strict=True))
     for item in batch:
         milliseconds = round(1000 * (time.monotonic() - item.since), 1)
         if isinstance(item.image, ImageError):
             yield Line(item.name, None, None, None, milliseconds, item.image.reason)
             continue
-        score, good = next(scores)
-        if good:
-            yield Line(item.name, *verdict(model.calibration, score), milliseconds, None)
+        score, score_map, good = next(scores)
+        reason = "" if good else NOT_FINITE
+        if good and overlays and item.original is not None:
+            picture = overlay(item.original, score_map, *display)
+            reason = _write(_place(overlays, item.name), picture)
+        if reason:
+            yield Line(item.name, None, None, None, milliseconds, reason)
         else:
-            yield Line(item.name, None, None, None, milliseconds, NOT_FINITE)
+            yield Line(item.name, *verdict(model.calibration, score), milliseconds, None)
+
+
+def _write(path: Path, picture: NDArray[np.uint8]) -> str:
+    """Write an overlay; gives what is wrong with its name, if something is."""
+    try:
+        write_png(path, picture)
+    except UserError as error:
+        # This is one image's fault; a full disk, say, concerns them all.
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENAMETOOLONG:
+            return "its name is too long for that of an overlay; rename it"
+        raise
+    return ""
+
+
+def _place(overlays: Path, name: str) -> Path:
+    """The overlay of an image; one that was named by a path from elsewhere is no less below the folder."""
+    parts = [part for part in Path(name).parts if part != ".." and part != Path(name).anchor]
+    return overlays.joinpath(*parts[:-1], f"{parts[-1]}.png")

@@ -14,8 +14,9 @@ from PIL import Image
 from samples import draw_part
 
 from glance_fast.errors import ImageError, UserError
+from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.jobs.directory import NOT_FINITE
-from glance_fast.jobs.sources import Arrival, Source
+from glance_fast.jobs.sources import Arrival, Source, open_source
 from glance_fast.jobs.watch import MANY, Backlog, add_lines, watch
 from glance_fast.run import load
 
@@ -51,6 +52,35 @@ def test_lines_are_what_the_model_says(model, tmp_path):
         assert line.anomalous == (line.score > model.calibration.threshold)
         assert line.error is None and 0 <= line.milliseconds < 60_000
         assert json.loads(line.to_json()) == line.__dict__
+
+
+TOO_LONG = "its name is too long for that of an overlay; rename it"
+
+
+def test_overlays(model, tmp_path):
+    images, out = parts_drawn(2), tmp_path / "new/overlays"
+    large = np.concatenate([images[0], images[1]], axis=1)
+    Image.fromarray(large).save(tmp_path / "a.png")
+    came = [
+        arrival(str(tmp_path / "a.png"), tmp_path / "a.png"),
+        arrival("deep/../er/b.jpg", images[1]),
+        arrival("bad", ImageError("bad", "is damaged")),
+        arrival("x" * 253, images[0]),
+        arrival("clip.mp4#12", images[0]),
+    ]
+    lines = list(watch(model, source_of(came), overlays=out))
+    assert [line.error for line in lines] == [None, None, "is damaged", TOO_LONG, None]
+    written = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+    absolute = Path(*tmp_path.parts[1:], "a.png.png")
+    assert written == {absolute, Path("deep/er/b.jpg.png"), Path("clip.mp4#12.png")}
+    expected = overlay(large, model.score([large]).maps[0], *display_range(model.calibration))
+    np.testing.assert_allclose(np.asarray(Image.open(out / absolute)).astype(int), expected, atol=4)
+
+
+def test_overlays_that_would_be_taken_for_images(model, tmp_path):
+    source = open_source(str(tmp_path))
+    with pytest.raises(UserError, match=r"out: lies in .* would be taken for new images; choose"):
+        next(watch(model, source, overlays=tmp_path / "deep/out"))
 
 
 def test_what_is_damaged_has_a_line_and_the_others_go_on(model, tmp_path):
