@@ -39,6 +39,12 @@ def score_dir(
     overlays: Annotated[
         bool, typer.Option("--overlays", help="Also write pictures of the maps over the images.")
     ] = False,
+    regions: Annotated[
+        bool, typer.Option("--regions", help="Also write regions.jsonl: where something was found.")
+    ] = False,
+    coco: Annotated[
+        bool, typer.Option("--coco", help="Also write regions.jsonl and, as COCO has it, regions.coco.json.")
+    ] = False,
     engine: EngineOption = Engine.auto,
     precision: PrecisionOption = Precision.auto,
     device: Device = "auto",
@@ -58,7 +64,8 @@ def score_dir(
     """Score photographs: a map of every pixel and one number each.
 
     Writes scores.csv (path, score, above, anomalous, error), maps/*.tiff
-    (float32, each image's own size), run.json and, if asked, overlays/*.png.
+    (float32, each image's own size), run.json and, if asked, overlays/*.png
+    and regions.jsonl (box, area, peak and centroid of each region found).
 
     score counts standard deviations from what good photographs score, and
     above is the share of good photographs that score as high: 0.01 is one
@@ -90,6 +97,8 @@ def score_dir(
             engine=engine.value,
             precision=precision.value,
             overlays=overlays,
+            regions=regions,
+            coco=coco,
             resume=resume,
             overwrite=overwrite,
             shard=shard,

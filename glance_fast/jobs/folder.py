@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from glance_fast.errors import UserError
 from glance_fast.jobs.directory import deal_directory, find_images, score_directory
 from glance_fast.jobs.output import apart, one_of, output
 from glance_fast.jobs.ranks import Ranks, ranks
+from glance_fast.jobs.record import read_run
+from glance_fast.jobs.regions import COCO, REGIONS, write_regions
 from glance_fast.jobs.shards import WHOLE, Shard, check_folder, files_of, join, joined, parse_shard, parts_in
 from glance_fast.jobs.table import Summary
 from glance_fast.model import NO_BF16, Glance
@@ -52,6 +55,8 @@ def score_folder(
     engine: str = "auto",
     precision: str = "auto",
     overlays: bool = False,
+    regions: bool = False,
+    coco: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     shard: str | None = None,
@@ -77,6 +82,9 @@ def score_folder(
         As for ``Glance.score``.
     overlays : bool
         Whether to write pictures of the maps over the images.
+    regions, coco : bool
+        Whether to write ``regions.jsonl`` (``glance_fast.jobs.regions``), and ``regions.coco.json`` with it,
+        once all images are scored. Of several shards, the one that joins them does.
     resume : bool
         Score only what ``scores.csv`` lacks, and what failed. What shards left is gone on with, too.
     overwrite : bool
@@ -128,12 +136,14 @@ def score_folder(
                 done = joined(out, part)
                 assert done is not None  # or the folder would have been refused
                 return Scored(WHOLE.table(out), part, True, True, done)
-            ours = ("scores.csv", "run.json", "maps", "overlays", *parts)
+            ours = ("scores.csv", "run.json", "maps", "overlays", REGIONS, COCO, *parts)
             if resume and not is_begun(out):
                 raise UserError(f"{out}: nothing to resume there; leave `resume` away to begin")
             model = _model(run, here, device, memory_mib)
             # Before what an earlier one wrote is replaced.
             model.check(engine, precision)
+            if (regions or coco) and not math.isfinite(model.calibration.pixel_threshold):
+                raise UserError("`regions`: the model is not calibrated, and has no threshold for them")
             model.memory_share("fp32")
             if precision not in ("auto", model.chosen_precision(precision)):
                 reporter.say(NO_BF16)
@@ -159,6 +169,9 @@ def score_folder(
     if whole is None and here.launched:
         raise UserError(f"{out}: not what the other processes wrote to; `out` must be on a disk that all see")
     table = WHOLE.table(out) if whole else part.table(out)
+    if whole and (regions or coco):
+        with reporter.task("regions", None):
+            write_regions(out, table, threshold_of(out), coco)
     return Scored(table, part, whole is not None, False, whole or summary)
 
 
@@ -166,6 +179,12 @@ def is_begun(out: Path, part: Shard = WHOLE) -> bool:
     """Whether there is something to resume: of a shard or, without one, of any."""
     parts = parts_in(out) if part == WHOLE else [part]
     return any(path.is_file() for path in files_of(out, [WHOLE, *parts]))
+
+
+def threshold_of(out: Path) -> float | None:
+    """The pixel threshold of the model that a folder was scored with."""
+    run = read_run(WHOLE.run(out))
+    return run.get("pixel_threshold") if run else None
 
 
 def _model(run: str | Path | Glance, here: Ranks, device: str, memory_mib: int | None) -> Glance:

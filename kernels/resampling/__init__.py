@@ -182,7 +182,7 @@ def sweep(
         raise TypeError(f"counts must hold integers, got {counts.dtype}")
     if counts.ndim != 2 or counts.shape[1] != images:
         raise ValueError(f"counts must be [resamples, {images} images], got shape {counts.shape}")
-    if counts.size and not (0 <= counts.min() and counts.max() <= cpu.MOST):
+    if counts.size and not (counts.min() >= 0 and counts.max() <= cpu.MOST):
         raise ValueError(f"counts must lie in [0, {cpu.MOST}]")
 
     by_class = np.bincount(ranked.classes, minlength=len(weights)) * weights

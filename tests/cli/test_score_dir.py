@@ -117,3 +117,11 @@ def test_a_scoring_that_was_broken_off_is_not_advised_away(cli, run_folder, phot
         f"{out}: is not empty; --resume goes on with the scoring there, --overwrite replaces it, "
         "or choose another --out"
     )
+
+
+def test_regions_are_written_where_asked_for(cli, run_folder, photos, tmp_path):
+    out = tmp_path / "out"
+    assert score_dir(cli, run_folder, photos, out, "--regions")[0] == 0
+    assert "0.png" in (out / "regions.jsonl").read_text()
+    assert score_dir(cli, run_folder, photos, out, "--overwrite")[0] == 0
+    assert not (out / "regions.jsonl").exists()
