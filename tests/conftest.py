@@ -13,7 +13,7 @@ from rich.console import Console
 from samples import MASKED, SMALL, draw_part
 
 from glance_fast.config import Config
-from glance_fast.data.folders import normal_images
+from glance_fast.data.layouts import normal_images
 from glance_fast.device import use_threads
 from glance_fast.progress import Reporter
 from glance_fast.training.fit import fit

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from glance_fast.config import Config
 from glance_fast.data.demo import build_demo
-from glance_fast.data.folders import mvtec_test, normal_images
+from glance_fast.data.layouts import normal_images, open_category
 from glance_fast.evaluation.evaluate import evaluate
 from glance_fast.evaluation.metrics import image_auroc
 from glance_fast.jobs.directory import score_directory
@@ -75,7 +75,7 @@ def test_real_folders_are_scored_as_they_are_evaluated(hazelnut, real_run, tmp_p
     model = load(real_run, "cpu")
     score_directory(model, hazelnut / "test", tmp_path / "scores")
     rows = read_rows(tmp_path / "scores" / "scores.csv")
-    samples = mvtec_test(hazelnut)
+    samples = open_category(hazelnut).samples
     own = [rows[sample.path.relative_to(hazelnut / "test").as_posix()] for sample in samples]
     scores = np.array([float(row.score) for row in own])
     defective = np.array([sample.defect != "good" for sample in samples])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glance_fast.calibration import Calibration, is_anomalous, score_row
-from glance_fast.data.folders import TestSample
+from glance_fast.data.layouts import TestSample
 from glance_fast.evaluation.summary import summarise
 
 
@@ -19,7 +19,7 @@ def test_tables_and_metrics_agree_on_scores_close_to_the_threshold(apart, anomal
     assert is_anomalous(np.array([score]), threshold).tolist() == [anomalous]
     row = score_row(Calibration((), threshold=threshold), "a.png", float(score))
     assert row.anomalous == str(int(anomalous))
-    good = TestSample(Path("a.png"), "good", None)
+    good = TestSample(Path("a.png"), "good")
     maps, masks = np.zeros((1, 4, 4), np.float32), np.zeros((1, 4, 4), bool)
     found = summarise([good], maps, masks, 0, np.array([score]), threshold)
     assert found["threshold"] == {

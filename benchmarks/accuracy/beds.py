@@ -17,8 +17,8 @@ import numpy as np
 from scipy.ndimage import rotate
 
 from glance_fast.data.demo import TEXTURES, build_demo
-from glance_fast.data.folders import mvtec_test, normal_images, read_sample_mask
 from glance_fast.data.images import read_image, read_mask, resize, write_png
+from glance_fast.data.layouts import normal_images, open_category, read_sample_mask
 from glance_fast.evaluation.truth import resize_truth
 
 
@@ -111,7 +111,7 @@ def load(folder: Path, size: int) -> Images:
 def load_test(folder: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read a category's test images at one size: pixels, masks and labels, as in ``Images``."""
     images, masks, labels = [], [], []
-    for sample in mvtec_test(folder):
+    for sample in open_category(folder).samples:
         image = read_image(sample.path)
         images.append(resize(image, size))
         masks.append(resize_truth(read_sample_mask(sample, image.shape[:2]), size)[0])

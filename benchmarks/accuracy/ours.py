@@ -19,7 +19,7 @@ from benchmarks.accuracy.results import BLEND, LOCAL
 from glance_fast.calibration import is_anomalous
 from glance_fast.config import PRESETS, Config
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.folders import normal_images
+from glance_fast.data.layouts import normal_images
 from glance_fast.experiments.local_alone import without_global
 from glance_fast.maps import combine
 from glance_fast.model import Glance

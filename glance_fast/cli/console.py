@@ -23,10 +23,10 @@ out_console, console, error_console = Console(), Console(stderr=True), Console(s
 
 
 def print_metrics(results: dict[str, dict], shown: Sequence[str] | None = None) -> None:
-    from glance_fast.evaluation.summary import METRICS, SHOWN
+    from glance_fast.evaluation.summary import METRICS, SATURATED, SHOWN
 
     shown = shown or SHOWN
-    heads, look = [METRICS[key][0] for key in shown], dict[str, Any]()
+    heads, look = [(METRICS | SATURATED)[key][0] for key in shown], dict[str, Any]()
     if len(shown) > FEW:
         heads = [head.replace(" ", "\n", 1) for head in heads]
         look = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}

@@ -29,7 +29,11 @@ def evaluate(
     run: Run,
     data: Annotated[
         Path,
-        typer.Argument(metavar="DATA", help="An MVTec category: test/<defect>/ and ground_truth/<defect>/."),
+        typer.Argument(
+            metavar="DATA",
+            help="A category of MVTec AD, AD 2 or LOCO, of VisA or BTAD; a folder with good beside "
+            "defects; or a CSV file (path, label; mask, split).",
+        ),
     ],
     out: Out,
     metrics: Annotated[
@@ -37,7 +41,8 @@ def evaluate(
         typer.Option(
             metavar="NAMES",
             help="Metrics to show, separated by commas: pro, pro_5, pixel_auroc, pixel_ap, pixel_f1_max, "
-            "image_auroc, image_ap, image_f1_max, or all. metrics.json has all of them.",
+            "image_auroc, image_ap, image_f1_max, for MVTec LOCO also spro_5, spro_30; or all. "
+            "metrics.json has all of them.",
         ),
     ] = "pro,pixel_auroc,image_auroc",
     engine: EngineOption = Engine.auto,
@@ -63,10 +68,12 @@ def evaluate(
     from glance_fast.progress import Reporter
     from glance_fast.run import load
 
-    shown = summary.METRICS if metrics == "all" else [name.strip() for name in metrics.split(",")]
-    summary.check_shown(list(shown))
     apart(out, run, data)
     category = evaluation.find_category(data, out)
+    saturated = category.saturations is not None
+    known = summary.metrics_of(saturated)
+    shown = list(known) if metrics == "all" else [name.strip() for name in metrics.split(",")]
+    summary.check_shown(shown, saturated)
     use_threads(threads)
     model = load(run, device, memory_mib=memory)
     # Before what an earlier one wrote is replaced.
@@ -90,12 +97,13 @@ def evaluate(
             precision=precision.value,
             progress=advance,
             photographs=photographs,
-            shown=list(shown),
+            shown=shown,
         )
     if as_json:
         tell_json(found)
     else:
-        print_metrics({category.name: found}, list(shown))
+        say(str(category))
+        print_metrics({category.name: found}, shown)
         for note in found["notes"]:
             say(note)
         tell(f"report: {out / 'report.html'}")

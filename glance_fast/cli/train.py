@@ -31,7 +31,9 @@ def train(
     data: Annotated[
         Path,
         typer.Argument(
-            metavar="DATA", help="Folder of photographs of good parts, or an MVTec category (train/good)."
+            metavar="DATA",
+            help="Folder of photographs of good parts; a category of MVTec AD, AD 2 or LOCO, of VisA or "
+            "BTAD; or a CSV file (path, label; split).",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder to write.")],

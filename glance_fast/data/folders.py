@@ -1,18 +1,13 @@
-"""Folders of images: which are normal, which test image has which mask."""
+"""Folders of images: which files count, and in which order."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from glance_fast.data.images import read_mask
-from glance_fast.errors import ImageError, UserError
+from glance_fast.errors import UserError
 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
@@ -46,7 +41,7 @@ def list_images(folder: str | Path) -> list[Path]:
     if not found:
         kinds = " ".join(sorted(SUFFIXES))
         raise UserError(f"{folder}: no image in this folder or below it (looked for {kinds})")
-    return sorted(found, key=lambda path: _natural_key(path.relative_to(folder)))
+    return sorted(found, key=lambda path: natural_key(path.relative_to(folder)))
 
 
 def walk_images(folder: Path) -> Iterator[Path]:
@@ -57,7 +52,7 @@ def walk_images(folder: Path) -> Iterator[Path]:
     UserError
         The folder is missing, is a file, or cannot be read.
     """
-    _check_folder(folder)
+    check_folder(folder)
     seen: set[tuple[int, int]] = set()
     folders, links = [folder], list[Path]()
     while folders or links:
@@ -81,166 +76,29 @@ def walk_images(folder: Path) -> Iterator[Path]:
             raise UserError(f"{current}: the folder cannot be read: {error.strerror or error}") from error
 
 
-def normal_images(data: str | Path) -> list[Path]:
-    """Find the normal images to learn from.
+def subfolders(folder: Path) -> list[Path]:
+    """The folders directly in a folder, in natural order; none where there is no such folder.
 
-    Parameters
-    ----------
-    data : path
-        A category in MVTec's layout (then the images of ``train/good``), or any folder that holds normal
-        images only.
-
-    Returns
-    -------
-    list of pathlib.Path
-        In natural order.
+    Links to folders count. Names that start with a dot do not.
 
     Raises
     ------
     UserError
-        As ``list_images``; or the folder is laid out like a category but has no ``train/good``; or it holds
-        several categories, of which one must be chosen.
+        The folder cannot be read.
     """
-    data = Path(data)
-    _check_folder(data)
-    good = data / "train" / "good"
-    if good.is_dir():
-        return list_images(good)
-    if (data / "train").is_dir():
-        raise UserError(f"{data}: has a folder 'train' but no 'train/good'; put the normal images there")
-    categories = _categories(data)
-    if categories:
-        listed = ", ".join(categories)
-        raise UserError(
-            f"{data}: holds several categories ({listed}); give one of them, such as {data / categories[0]}"
-        )
-    for name in ("test", "ground_truth"):
-        # Learning from all images below would take the defects for normal.
-        if (data / name).is_dir():
-            raise UserError(f"{data}: has a folder '{name}' but no 'train/good'; put the normal images there")
-    return list_images(data)
+    if not folder.is_dir():
+        return []
+    try:
+        # Not iterdir, which would ask of every image what it is.
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
+    except OSError as error:
+        raise UserError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
+    return [folder / name for name in sorted(names, key=lambda name: natural_key(Path(name)))]
 
 
-def categories(root: str | Path) -> list[tuple[str, Path]]:
-    """List the categories below a folder, each with its name.
-
-    Raises
-    ------
-    UserError
-        The folder is missing or cannot be read, or there is none.
-    """
-    root = Path(root)
-    _check_folder(root)
-    if (root / "train" / "good").is_dir():
-        return [(root.resolve().name, root)]
-    names = _categories(root)
-    if not names:
-        raise UserError(f"{root}: no category in this folder; each is a folder that holds train/good")
-    return [(name, root / name) for name in names]
-
-
-@dataclass(frozen=True)
-class TestSample:
-    """One test image.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The image.
-    defect : str
-        The name of its folder; ``"good"`` for a normal image.
-    mask : pathlib.Path or None
-        Its ground truth; None for a normal image.
-    """
-
-    __test__ = False  # pytest takes the name for one of its own
-
-    path: Path
-    defect: str
-    mask: Path | None
-
-
-def mvtec_test(data: str | Path) -> list[TestSample]:
-    """List the test images of a category in MVTec's layout.
-
-    Parameters
-    ----------
-    data : path
-        Holds ``test/<defect>/<name>.png`` and, for every defect but ``good``,
-        ``ground_truth/<defect>/<name>_mask.png`` or ``ground_truth/<defect>/<name>.png``.
-
-    Returns
-    -------
-    list of TestSample
-        By defect, then by name, in natural order.
-
-    Raises
-    ------
-    UserError
-        No such layout, an image outside the folders of the defects, or a defective image without a mask.
-    """
-    data = Path(data)
-    _check_folder(data)
-    test = data / "test"
-    if not test.is_dir():
-        categories = _categories(data)
-        hint = f"; give one of the categories in it: {', '.join(categories)}" if categories else ""
-        raise UserError(
-            f"{data}: no folder 'test' in it, which should hold test/good and test/<defect>{hint}"
-        )
-
-    samples: list[TestSample] = []
-    missing: list[tuple[Path, Path]] = []
-    for path in list_images(test):
-        defect, *inner = path.relative_to(test).parts
-        if not inner:
-            raise UserError(f"{path}: lies directly in 'test'; move it to test/good or to test/<defect>")
-        if defect == "good":
-            samples.append(TestSample(path, defect, None))
-            continue
-        beside = data / "ground_truth" / Path(defect, *inner).parent
-        candidates = (beside / f"{path.stem}_mask.png", beside / f"{path.stem}.png")
-        mask = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if mask is None:
-            missing.append((path, candidates[0]))
-        samples.append(TestSample(path, defect, mask))
-    if missing:
-        path, expected = missing[0]
-        others = f" ({len(missing) - 1} more like it)" if len(missing) > 1 else ""
-        raise UserError(f"{path}: has no mask; expected {expected}{others}")
-    return samples
-
-
-def read_sample_mask(sample: TestSample, image_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Read the ground truth of a test image.
-
-    Parameters
-    ----------
-    sample : TestSample
-        Without a mask, nothing is defective.
-    image_size : (height, width)
-        Of the image as it is in its file.
-
-    Returns
-    -------
-    ndarray of bool, shape [height, width]
-
-    Raises
-    ------
-    ImageError
-        The mask cannot be read, is not binary, or has another size than the image.
-    """
-    height, width = image_size
-    if sample.mask is None:
-        return np.zeros((height, width), dtype=bool)
-    mask = read_mask(sample.mask)
-    if mask.shape != (height, width):
-        sizes = f"the mask is {mask.shape[1]}x{mask.shape[0]}, its image {width}x{height}"
-        raise ImageError(sample.mask, f"{sizes} ({sample.path}); they must be equal")
-    return mask
-
-
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Refuse what is no folder."""
     if folder.is_dir():
         return
     if folder.exists():
@@ -248,16 +106,7 @@ def _check_folder(folder: Path) -> None:
     raise UserError(f"{folder}: no such folder")
 
 
-def _categories(data: Path) -> list[str]:
-    """Names of the subfolders that are categories in MVTec's layout."""
-    try:
-        names = [path.name for path in data.iterdir() if (path / "train" / "good").is_dir()]
-    except OSError as error:
-        raise UserError(f"{data}: the folder cannot be read: {error.strerror or error}") from error
-    return sorted(names, key=lambda name: _natural_key(Path(name)))
-
-
-def _natural_key(path: Path) -> tuple[list[list[str | int]], str]:
+def natural_key(path: Path) -> tuple[list[list[str | int]], str]:
     """Order by folder, digits as numbers, letters without case; the name itself decides between equals."""
     parts: list[list[str | int]] = []
     for part in path.parts:

@@ -175,7 +175,9 @@ def read_mask(path: str | Path) -> NDArray[np.bool_]:
     """
     path = Path(path)
     image, orientation = _load(path)
-    values, deep = _mask_values(path, image)
+    values, deep = _mask_values(
+        path, image, "not a binary mask: it has colours; needed is one channel, 0 and 255"
+    )
     found = np.unique(values)
     for full in (1, 255, 65535) if deep else (1, 255):
         if np.isin(found, (0, full)).all():
@@ -183,6 +185,33 @@ def read_mask(path: str | Path) -> NDArray[np.bool_]:
     odd = found[~np.isin(found, (0, 255))][0]
     reason = f"not a binary mask: it holds {odd} among {len(found)} values; needed: 0 and 255, or 0 and 1"
     raise ImageError(path, reason)
+
+
+def read_classes(path: str | Path) -> NDArray[np.integer]:
+    """Read a mask whose values are numbers of classes.
+
+    Parameters
+    ----------
+    path : path
+        An image of one channel, of a palette (whose indices are the numbers), or of colours that are all
+        grey. Alpha is ignored.
+
+    Returns
+    -------
+    ndarray of integers, shape [H, W]
+        As stored; 0 where nothing is marked.
+
+    Raises
+    ------
+    ImageError
+        As ``read_image``; or the mask has colours.
+    """
+    path = Path(path)
+    image, orientation = _load(path)
+    if image.mode == "P":
+        return _upright(np.asarray(image), orientation)
+    values, _ = _mask_values(path, image, "has colours; needed is one channel that holds numbers of classes")
+    return _upright(values, orientation)
 
 
 def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -452,15 +481,15 @@ def _deep_values(path: Path, image: Image.Image) -> NDArray[np.int32]:
     return values
 
 
-def _mask_values(path: Path, image: Image.Image) -> tuple[NDArray, bool]:
-    """Values ``[H, W]`` of a mask as stored, and whether they may use 16 bits."""
+def _mask_values(path: Path, image: Image.Image, coloured: str) -> tuple[NDArray, bool]:
+    """Values ``[H, W]`` of a mask as stored, and whether they may use 16 bits; what to say of colours."""
     if image.mode not in _COLOUR_MODES:
         return _deep_values(path, image), True
     if image.mode in ("1", "L", "LA"):
         return np.asarray(image.convert("L")), False
     rgb = _as_rgb(path, image)
     if (rgb != rgb[:, :, :1]).any():
-        raise ImageError(path, "not a binary mask: it has colours; needed is one channel, 0 and 255")
+        raise ImageError(path, coloured)
     return rgb[:, :, 0], False
 
 

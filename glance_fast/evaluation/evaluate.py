@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from glance_fast.calibration import Calibration, is_anomalous, score_row
 from glance_fast.data.files import atomic_write, write_text
-from glance_fast.data.folders import TestSample
 from glance_fast.data.images import resize_map, write_tiff
+from glance_fast.data.layouts import TestSample
 from glance_fast.data.table import ScoreRow, printable, write_table
 from glance_fast.errors import UserError
 from glance_fast.evaluation.gallery import choose_pictures
@@ -45,8 +45,8 @@ def evaluate(
     model : Glance
         Trained.
     data : path or Category
-        A category in MVTec's layout: ``test/<defect>``, ``ground_truth/<defect>``; or what ``find_category``
-        found there.
+        A category in a layout of ``glance_fast.data.layouts``, such as MVTec's: ``test/<defect>``,
+        ``ground_truth/<defect>``; or what ``find_category`` found there.
     out : path
         Folder to write to; files of the same names are replaced.
 
@@ -55,7 +55,8 @@ def evaluate(
         ``scores.csv``                            path, score, above, anomalous, error, as
                                                   ``score-dir`` has them; defect, label
         ``maps/<category>/test/<defect>/*.tiff``  float32, each image's own size, where MVTec's own
-                                                  evaluation looks below ``--anomaly_maps_dir maps``
+                                                  evaluation looks below ``--anomaly_maps_dir maps``;
+                                                  in other layouts below the image's own folders
         ``curves.png``                            PRO and pixel ROC
         ``report.html``                           all of it for reading, in one file
         ========================================  =====================================================
@@ -72,33 +73,36 @@ def evaluate(
     Returns
     -------
     dict
-        ``pro``, ``pro_5``, ``pixel_auroc``, ``pixel_ap``, ``pixel_f1_max``, ``image_auroc``, ``image_ap``
-        and ``image_f1_max`` over all test images, as in ``metrics``; ``defects``: the same for each type of
-        defect against all good images, with ``images``, ``missed`` and ``recall`` (the share of them called
-        anomalous); ``threshold``: its ``value``, ``false_positives`` (good images called anomalous),
-        ``missed`` (defective ones that are not) and ``f1`` of its verdicts;
-        ``images``, ``good_images``, ``defective_images``; ``engine``, ``precision``; ``seconds``, of
-        scoring with decoding and without writing; ``notes``: what could not be had, and why. Numbers that
-        cannot be had are None.
+        ``layout``: the name of the category's. ``pro``, ``pro_5``, ``pixel_auroc``, ``pixel_ap``,
+        ``pixel_f1_max``, ``image_auroc``, ``image_ap`` and ``image_f1_max`` over all test images, as in
+        ``metrics``; ``defects``: the same for each type of defect against all good images, with ``images``,
+        ``missed`` and ``recall`` (the share of them called anomalous); ``threshold``: its ``value``,
+        ``false_positives`` (good images called anomalous), ``missed`` (defective ones that are not) and
+        ``f1`` of its verdicts; ``images``, ``good_images``, ``defective_images``; ``engine``, ``precision``;
+        ``seconds``, of scoring with decoding and without writing; ``notes``: what could not be had, and why.
+        Numbers that cannot be had are None. For MVTec LOCO ``spro_5`` and ``spro_30`` stand beside the other
+        metrics, and ``mean_of_defects`` has the mean of each over the types of defects, which its papers
+        give.
 
     Raises
     ------
     ImageError
         Images or masks cannot be read: all of them are named, before anything is scored.
     UserError
-        ``data`` is no such category, an image has no mask, two images would have one map, ``out`` lies among
-        the test images, ``photographs`` are others, ``shown`` names no metric, a file cannot be written, or
-        a score is not finite.
+        ``data`` is no such category, some defective images have masks and others have none, two images would
+        have one map, ``out`` lies among the test images, ``photographs`` are others, ``shown`` names no
+        metric of this category, a file cannot be written, or a score is not finite.
 
     Notes
     -----
     Metrics are computed at the model's image size, at which it decides; MVTec's script computes them from
     the map files at the images' own sizes, and differs a little. Masks are resized by ``resize_truth``,
-    which keeps every region; a note says how many of them would have vanished.
+    which keeps every region; a note says how many of them would have vanished. Of MVTec LOCO's saturation
+    thresholds, which are numbers of pixels, the share of the defect is kept.
     """
-    check_shown(shown)
     out = Path(out)
     category = data if isinstance(data, Category) else find_category(data, out)
+    check_shown(shown, category.saturations is not None)
     samples, targets, size = category.samples, category.targets(out), model.config.image_size
     photographs = photographs or read_photographs(category, model.prepare, size)
 
@@ -127,9 +131,13 @@ def evaluate(
 
     threshold = model.calibration.threshold if math.isfinite(model.calibration.threshold) else None
     anomalous = None if threshold is None else is_anomalous(scores, threshold)
-    found = summarise(samples, maps, photographs.masks, photographs.kept, scores, threshold)
+    found = summarise(
+        samples, maps, photographs.masks, photographs.kept, scores, threshold, photographs.defects
+    )
     # What "auto" stands for is the model's business, and part of the result.
+    found["notes"] += category.notes
     found |= {
+        "layout": category.layout,
         "engine": model.chosen_engine(engine),
         "precision": model.chosen_precision(precision),
         "seconds": round(seconds, 3),
@@ -170,6 +178,6 @@ def _score_rows(
     calibration: Calibration, category: Category, scores: NDArray[np.float32]
 ) -> Iterator[tuple[object, ...]]:
     for sample, score in zip(category.samples, scores, strict=True):
-        path = printable(sample.path.relative_to(category.data))
+        path = printable(category.place(sample.path))
         truth = (printable(sample.defect), int(sample.defect != "good"))
         yield (*score_row(calibration, path, float(score)), *truth)

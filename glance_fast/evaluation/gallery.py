@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,11 @@ from glance_fast.evaluation.report import Example, Group
 # The most that are shown of a kind: a model that misses everything would otherwise make a report that no
 # browser opens.
 MOST_WRONG, HIGHEST_GOOD = 24, 3
+
+
+def _shown_path(place: Path) -> Path:
+    """Where an image lies, without the folder that most layouts have all of them in."""
+    return place.relative_to("test") if place.parts[0] == "test" else place
 
 
 def choose_pictures(
@@ -40,7 +46,7 @@ def choose_pictures(
         sample = category.samples[i]
         image, mask = shown[i]
         return Example(
-            name=printable(sample.path.relative_to(category.data / "test")),
+            name=printable(_shown_path(category.place(sample.path))),
             score=float(scores[i]),
             anomalous=None if anomalous is None else bool(anomalous[i]),
             defective=sample.defect != "good",

@@ -10,57 +10,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from glance_fast.data.folders import TestSample, mvtec_test, read_sample_mask
 from glance_fast.data.images import read_image, resize
-from glance_fast.errors import ImageError, UserError
+from glance_fast.data.layouts import (
+    Category,
+    Defect,
+    TestSample,
+    open_category,
+    read_defects,
+    read_sample_mask,
+)
+from glance_fast.errors import ImageError
 from glance_fast.evaluation.truth import resize_truth
 
 # Longer side of the pictures in the report, pixels.
 SHOWN_SIDE = 384
-
-
-@dataclass(frozen=True)
-class Category:
-    """The test images of a category.
-
-    Attributes
-    ----------
-    data : Path
-        Its folder.
-    samples : list of TestSample
-    """
-
-    data: Path
-    samples: list[TestSample]
-
-    @property
-    def name(self) -> str:
-        """That of its folder, however that was given."""
-        return self.data.name if self.data.name not in ("", "..") else self.data.resolve().name
-
-    def targets(self, out: Path) -> list[Path]:
-        """Where below ``out`` the map of each sample goes.
-
-        Raises
-        ------
-        UserError
-            ``out`` lies among the test images, or two images would have one map.
-        """
-        test = self.data / "test"
-        if out.resolve().is_relative_to(test.resolve()):
-            raise UserError(
-                f"{out}: lies among the test images, and maps would be taken for images; choose another"
-            )
-        owners: dict[Path, Path] = {}
-        for sample in self.samples:
-            target = out / "maps" / self.name / "test" / sample.path.relative_to(test).with_suffix(".tiff")
-            if target in owners:
-                # MVTec's layout knows images by their names without suffix, and so do the masks.
-                raise UserError(
-                    f"{sample.path}: has the same name as {owners[target].name}; rename one of them"
-                )
-            owners[target] = sample.path
-        return list(owners)
 
 
 @dataclass(frozen=True)
@@ -81,6 +44,8 @@ class Photographs:
         Each image as the report may show it, uint8 [h, w, 3], and its mask, bool [h, w], where it has one.
     seconds : float
         That decoding and preparing took.
+    defects : list of list of Defect, or None
+        Of each image its defects, at the model's size; None where the category has no saturation thresholds.
     """
 
     prepared: list[NDArray[np.uint8]]
@@ -89,6 +54,7 @@ class Photographs:
     kept: int
     shown: list[tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]
     seconds: float
+    defects: list[list[Defect]] | None = None
 
 
 def find_category(data: str | Path, out: str | Path) -> Category:
@@ -97,17 +63,17 @@ def find_category(data: str | Path, out: str | Path) -> Category:
     Parameters
     ----------
     data : path
-        A category in MVTec's layout.
+        A category, in any layout of ``glance_fast.data.layouts``.
     out : path
         Folder to write to, for ``Category.targets``.
 
     Raises
     ------
     UserError
-        ``data`` is no such category, an image has no mask, two images would have one map, or ``out`` lies
-        among the test images.
+        ``data`` is no such category, some defective images have masks and others have none, two images would
+        have one map, or ``out`` lies among the test images.
     """
-    category = Category(Path(data), mvtec_test(data))
+    category = open_category(data)
     category.targets(Path(out))
     return category
 
@@ -131,7 +97,7 @@ def read_photographs(
         Images or masks cannot be read: all of them are named.
     """
     masks = np.zeros((len(category.samples), *size), dtype=bool)
-    prepared, sizes, shown = [], [], []
+    prepared, sizes, shown, defects = [], [], [], []
     errors: list[ImageError] = []
     kept, seconds = 0, 0.0
     for i, sample in enumerate(category.samples):
@@ -141,19 +107,40 @@ def read_photographs(
             prepared.append(prepare(image))
             seconds += time.perf_counter() - started
             sizes.append(image.shape[:2])
-            mask = read_sample_mask(sample, sizes[-1])
+            mask, found = _read_truth(category, sample, sizes[-1])
         except ImageError as error:
             errors.append(error)
             continue
         masks[i], forced = resize_truth(mask, size)
         kept += forced
+        defects.append([_resized(defect, size) for defect in found])
         ratio = SHOWN_SIDE / max(sizes[-1])
         small = tuple(max(1, round(side * ratio)) for side in sizes[-1])
-        shown.append((resize(image, small), None if sample.mask is None else resize_truth(mask, small)[0]))
+        shown.append((resize(image, small), resize_truth(mask, small)[0] if sample.masks else None))
     if len(errors) > 1:
         first, *others = errors
         listed = "; ".join(map(str, others))
         raise ImageError(first.path, f"{first.reason}; and {len(others)} more: {listed}")
     if errors:
         raise errors[0]
-    return Photographs(prepared, masks, sizes, kept, shown, seconds)
+    known = None if category.saturations is None else defects
+    return Photographs(prepared, masks, sizes, kept, shown, seconds, known)
+
+
+def _read_truth(
+    category: Category, sample: TestSample, size: tuple[int, int]
+) -> tuple[NDArray[np.bool_], list[Defect]]:
+    """What is defective, and each defect where the category has saturation thresholds; every file once."""
+    if category.saturations is None:
+        return read_sample_mask(sample, size), []
+    defects = read_defects(sample, size, category.saturations)
+    mask = np.zeros(size, dtype=bool)
+    for defect in defects:
+        mask |= defect.mask
+    return mask, defects
+
+
+def _resized(defect: Defect, size: tuple[int, int]) -> Defect:
+    """A defect at another size, of which the same share suffices."""
+    mask, _ = resize_truth(defect.mask, size)
+    return Defect(mask, max(1, round(defect.saturation * mask.sum() / defect.mask.sum())))

@@ -22,8 +22,9 @@ from glance_fast.data.files import write_text
 from glance_fast.data.table import printable
 from glance_fast.evaluation.overlay import FOUND, TRUTH, colour_stops, draw_outline, heat, overlay, scale
 from glance_fast.evaluation.plots import Curves, plot_curves, plot_scores, short
-from glance_fast.evaluation.summary import METRICS, SHOWN
+from glance_fast.evaluation.summary import METRICS, SATURATED, SHOWN
 
+_NAMED = METRICS | SATURATED
 # By truth and by what the model says.
 _VERDICTS = {
     (True, True): ("found", "fine"),
@@ -156,7 +157,7 @@ def write_report(
         facts=_facts(metrics),
         notes=metrics["notes"],
         cards=_cards(metrics, shown),
-        columns=[METRICS[key][0] for key in shown],
+        columns=[_NAMED[key][0] for key in shown],
         defects=_defects(metrics, shown) if metrics["defects"] else [],
         good_images=metrics["good_images"],
         figures=figures,
@@ -219,7 +220,7 @@ def _facts(metrics: dict[str, Any]) -> list[str]:
 
 
 def _cards(metrics: dict[str, Any], shown: Sequence[str]) -> list[_Card]:
-    cards = [_Card(METRICS[key][0], _number(metrics[key]), METRICS[key][1]) for key in shown]
+    cards = [_Card(_NAMED[key][0], _number(metrics[key]), _NAMED[key][1]) for key in shown]
     threshold = metrics["threshold"]
     if threshold["value"] is None:
         return cards

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glance_fast.calibration import is_anomalous
-from glance_fast.data.folders import TestSample
+from glance_fast.data.layouts import Defect, TestSample
 from glance_fast.data.table import printable
 from glance_fast.errors import UserError
 from glance_fast.evaluation import metrics
@@ -26,15 +26,30 @@ METRICS = {
     "image_ap": ("Image AP", "precision of images, averaged over all thresholds"),
     "image_f1_max": ("Image F1-max", "the best that one threshold for all images reaches"),
 }
+# Those of a category with saturation thresholds (MVTec LOCO), beside the others.
+SATURATED = {
+    "spro_5": ("sPRO 5 %", "share found of what suffices of each defect, up to 5% false pixels"),
+    "spro_30": (
+        "sPRO 30 %",
+        f"share found of what suffices of each defect, up to {MAX_FPR:.0%} false pixels",
+    ),
+}
 SHOWN = ("pro", "pixel_auroc", "image_auroc")
 
 
-def check_shown(shown: Sequence[str]) -> None:
-    """Refuse names that are no metrics, or none at all."""
-    unknown = [name for name in shown if name not in METRICS]
+def metrics_of(saturated: bool) -> dict[str, tuple[str, str]]:
+    """Name and meaning of the metrics of a category, with saturation thresholds or without."""
+    return METRICS | SATURATED if saturated else METRICS
+
+
+def check_shown(shown: Sequence[str], saturated: bool = False) -> None:
+    """Refuse names that are no metrics of a category (``metrics_of``), or none at all."""
+    known = metrics_of(saturated)
+    unknown = [name for name in shown if name not in known]
     if unknown or not shown or isinstance(shown, str):
         got = f", got {', '.join(unknown)}" if unknown else ""
-        raise UserError(f"metrics: expected some of {', '.join(METRICS)}{got}")
+        needs = "; sPRO needs MVTec LOCO's defects_config.json" if set(unknown) & set(SATURATED) else ""
+        raise UserError(f"metrics: expected some of {', '.join(known)}{got}{needs}")
 
 
 def defective_of(samples: Sequence[TestSample]) -> NDArray[np.bool_]:
@@ -49,6 +64,7 @@ def summarise(
     kept: int,
     scores: NDArray[np.float32],
     threshold: float | None,
+    regions: Sequence[Sequence[Defect]] | None = None,
 ) -> dict[str, Any]:
     """What ``metrics.json`` says of quality.
 
@@ -65,6 +81,8 @@ def summarise(
         float32 [N].
     threshold : float or None
         None where the model has none.
+    regions : sequence of sequence of Defect, optional
+        Of each image its defects, for saturated PRO.
     """
     defective = defective_of(samples)
     kinds = np.array([sample.defect for sample in samples])
@@ -78,13 +96,13 @@ def summarise(
     for kind in dict.fromkeys(kinds[defective]):
         which = kinds == kind
         defects[printable(str(kind))] = {
-            **_metrics(maps, masks, scores, defective, which | ~defective),
+            **_metrics(maps, masks, scores, defective, which | ~defective, regions),
             "images": int(which.sum()),
             "missed": wrong(which, True),
             "recall": None if called is None else float(called[which].mean()),
         }
     return {
-        **_metrics(maps, masks, scores, defective, np.ones(len(samples), dtype=bool)),
+        **_metrics(maps, masks, scores, defective, np.ones(len(samples), dtype=bool), regions),
         "images": len(samples),
         "good_images": int((~defective).sum()),
         "defective_images": int(defective.sum()),
@@ -95,8 +113,18 @@ def summarise(
             "f1": None if called is None or not defective.any() else metrics.f1_score(called, defective),
         },
         "defects": defects,
-        "notes": _notes(masks, kept, defective, threshold),
+        **({} if regions is None else {"mean_of_defects": _means(defects)}),
+        "notes": _notes(samples, masks, kept, defective, threshold),
     }
+
+
+def _means(defects: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Means over the types of defects, which count alike then, as papers on MVTec LOCO do; None as above."""
+    means: dict[str, float | None] = {}
+    for key in metrics_of(saturated=True):
+        values = [found[key] for found in defects.values()]
+        means[key] = float(np.mean(values)) if values and None not in values else None
+    return means
 
 
 def _metrics(
@@ -105,13 +133,16 @@ def _metrics(
     scores: NDArray[np.float32],
     defective: NDArray[np.bool_],
     which: NDArray[np.bool_],
+    regions: Sequence[Sequence[Defect]] | None,
 ) -> dict[str, float | None]:
     """All metrics over some of the images; None for one that is not defined there."""
     chosen = np.flatnonzero(which)
-    found: dict[str, float | None] = dict.fromkeys(METRICS)
+    found: dict[str, float | None] = dict.fromkeys(metrics_of(regions is not None))
     if _both(masks[which]):
         # Lists of views: no map is copied.
         found |= metrics.pixel_metrics([maps[i] for i in chosen], [masks[i] for i in chosen])
+        if regions is not None:
+            found |= metrics.spro_metrics([maps[i] for i in chosen], [regions[int(i)] for i in chosen])
     if _both(defective[which]):
         ranked = scores[which], defective[which]
         found |= {
@@ -127,18 +158,27 @@ def _both(values: NDArray[np.bool_]) -> bool:
 
 
 def _notes(
-    masks: NDArray[np.bool_], kept: int, defective: NDArray[np.bool_], threshold: float | None
+    samples: Sequence[TestSample],
+    masks: NDArray[np.bool_],
+    kept: int,
+    defective: NDArray[np.bool_],
+    threshold: float | None,
 ) -> list[str]:
     notes = []
     if not defective.any():
-        notes.append("No defective images in 'test': PRO, pixel AUROC and image AUROC cannot be computed.")
+        notes.append("No defective images to test: PRO, pixel AUROC and image AUROC cannot be computed.")
+    elif not any(sample.masks for sample in samples):
+        notes.append(
+            "No masks: where the defects are is not known, and PRO and the other metrics of pixels cannot be "
+            "computed."
+        )
     elif not masks.any():
         notes.append("All masks are empty: PRO and pixel AUROC cannot be computed.")
     elif masks.all():
         notes.append("The masks cover everything: PRO and pixel AUROC cannot be computed.")
     if defective.all():
         notes.append(
-            "No good images in 'test/good': image AUROC and false alarms cannot be computed; "
+            "No good images to test: image AUROC and false alarms cannot be computed; "
             "the background of defective images stands for what is normal."
         )
     empty = int((defective & ~masks.any((1, 2))).sum())

@@ -20,8 +20,8 @@ import numpy as np
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.folders import categories, normal_images
 from glance_fast.data.images import resize
+from glance_fast.data.layouts import categories, normal_images
 from glance_fast.errors import UserError
 from glance_fast.evaluation.evaluate import evaluate
 from glance_fast.evaluation.inputs import Category, Photographs, find_category, read_photographs

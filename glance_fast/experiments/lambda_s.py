@@ -17,7 +17,7 @@ import torch
 from glance_fast.calibration import ScaleStatistics
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.files import digest_of
-from glance_fast.data.folders import categories, normal_images
+from glance_fast.data.layouts import categories, normal_images
 from glance_fast.errors import UserError
 from glance_fast.evaluation.inputs import find_category, read_photographs
 from glance_fast.evaluation.summary import defective_of

@@ -16,8 +16,9 @@ import numpy as np
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.folders import list_images, normal_images
+from glance_fast.data.folders import list_images
 from glance_fast.data.images import resize
+from glance_fast.data.layouts import normal_images
 from glance_fast.errors import UserError
 from glance_fast.evaluation.inputs import find_category, read_photographs
 from glance_fast.evaluation.summary import defective_of

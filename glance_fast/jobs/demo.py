@@ -11,7 +11,7 @@ import torch
 from glance_fast.config import Config
 from glance_fast.data.demo import TEXTURES, build_demo
 from glance_fast.data.files import write_text
-from glance_fast.data.folders import normal_images
+from glance_fast.data.layouts import normal_images
 from glance_fast.evaluation.evaluate import evaluate
 from glance_fast.evaluation.inputs import find_category
 from glance_fast.evaluation.report import IndexRow, mean, write_index

@@ -13,7 +13,7 @@ from glance_fast.calibration import Calibration, with_thresholds
 from glance_fast.config import allowed, json_schema
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.files import remove_stale
-from glance_fast.data.folders import normal_images
+from glance_fast.data.layouts import normal_images
 from glance_fast.errors import UserError
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.folders import normal_images
+from glance_fast.data.layouts import find_layout
 from glance_fast.device import pick_device
 from glance_fast.errors import UserError
 from glance_fast.jobs.output import apart, one_of, output
@@ -93,8 +93,9 @@ def fit(
     Parameters
     ----------
     images : path or sequence of paths
-        A folder of photographs of good parts, an MVTec category (its ``train/good``), or the photographs.
-        Those that cannot be read are told to ``callback`` and left out.
+        A folder of photographs of good parts, a category in a layout of ``glance_fast.data.layouts`` (of
+        MVTec's its ``train/good``), a CSV file of paths and labels, or the photographs. Those that cannot be
+        read are told to ``callback`` and left out.
     config : Config, optional
         Settings; the defaults if not given.
     out : path, optional
@@ -220,9 +221,10 @@ def train_folder(
             raise UserError(f"{path}: made for patches of {patch} pixels; this model uses {used}")
     if isinstance(images, (str, Path)):
         apart(out, Path(images))
-        paths, source = normal_images(images), f"{images}: "
+        layout = find_layout(images)
+        paths, source, known = layout.normal(Path(images)), f"{images}: ", layout.name
     else:
-        paths, source = [Path(path) for path in images], ""
+        paths, source, known = [Path(path) for path in images], "", None
     least = training.LEAST_IMAGES
     if len(paths) < least:
         number = f"{len(paths)} image{'' if len(paths) == 1 else 's'}"
@@ -242,4 +244,5 @@ def train_folder(
             local_nets=nets,
             teacher=teacher,
             memory_mib=memory_mib,
+            layout=known,
         )

@@ -56,6 +56,7 @@ def fit(
     local_nets: Sequence[Path] = (),
     teacher: Teacher | None = None,
     memory_mib: int | None = None,
+    layout: str | None = None,
 ) -> Glance:
     """Train a model on photographs of good parts and write it to a run folder.
 
@@ -80,6 +81,8 @@ def fit(
         What Local-Net is fine-tuned by; the built-in one if not given.
     memory_mib : int, optional
         That calibration may take beside the model, as for ``load``.
+    layout : str, optional
+        How the data set is laid out that they are from, to say so.
 
     Returns
     -------
@@ -103,8 +106,9 @@ def fit(
             reporter.say(f"left out: {error}")
         check_images(cache)
         train, held_out = split(len(cache), config)
+        found_as = f"{layout}: " if layout else ""
         reporter.say(
-            f"{len(train)} images to train on, {len(held_out)} held out; "
+            f"{found_as}{len(train)} images to train on, {len(held_out)} held out; "
             f"{config.image_size[0]}x{config.image_size[1]} pixels, "
             f"{'bfloat16' if bf16 else 'float32'} on {device}"
         )

@@ -8,8 +8,8 @@ from scipy import ndimage
 
 from glance_fast.data import demo
 from glance_fast.data.demo import DEFECTS, LARGEST, SMALLEST, TEXTURES, build_demo
-from glance_fast.data.folders import mvtec_test, normal_images, read_sample_mask
 from glance_fast.data.images import read_image
+from glance_fast.data.layouts import normal_images, open_category, read_sample_mask
 from glance_fast.errors import UserError
 
 FEW = {"size": 96, "train": 2, "good": 1, "per_defect": 1}
@@ -24,7 +24,7 @@ def test_layout_is_what_our_own_reader_wants(tmp_path):
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == sorted(TEXTURES)
     for texture in TEXTURES:
         assert len(normal_images(tmp_path / "demo" / texture)) == 3
-        samples = mvtec_test(tmp_path / "demo" / texture)
+        samples = open_category(tmp_path / "demo" / texture).samples
         assert sorted(sample.defect for sample in samples) == sorted([*DEFECTS, "good", "good"])
         for sample in samples:
             image = read_image(sample.path)

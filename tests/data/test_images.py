@@ -18,6 +18,7 @@ from glance_fast.data.files import atomic_write, remove_stale, write_text
 from glance_fast.data.images import (
     as_rgb,
     decode_image,
+    read_classes,
     read_image,
     read_mask,
     resize,
@@ -479,6 +480,38 @@ def test_resize_to_the_same_size_is_a_copy():
 def test_resize_refuses(image, size, error):
     with pytest.raises(error):
         resize(image, size)
+
+
+def _palette(indices):
+    image = Image.fromarray(indices, "P")
+    image.putpalette([0, 0, 0, 200, 10, 10, 10, 200, 10, 0, 0, 0])
+    return image
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        Image.fromarray,
+        lambda values: Image.fromarray(values.astype(np.uint16)),
+        lambda values: Image.fromarray(_grey_rgb(values)),
+        # Two classes may have one colour.
+        _palette,
+    ],
+    ids=["grey", "16 bit", "rgb", "palette"],
+)
+def test_numbers_of_classes_are_read_as_they_are_stored(tmp_path, save):
+    classes = SQUARE * np.uint8(3)
+    classes[0, 0] = 2
+    save(classes).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_classes(tmp_path / "m.png"), classes)
+
+
+def test_colours_are_no_classes(tmp_path):
+    Image.fromarray(np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8)).save(tmp_path / "m.png")
+    with pytest.raises(
+        ImageError, match=r"m\.png: has colours; needed is one channel that holds numbers of cl"
+    ):
+        read_classes(tmp_path / "m.png")
 
 
 # ---------------------------------------------------------------- writing

@@ -15,9 +15,9 @@ from PIL import Image
 
 import glance_fast.model
 from glance_fast.config import Config
-from glance_fast.data import folders, images
-from glance_fast.data.folders import mvtec_test
+from glance_fast.data import images
 from glance_fast.data.images import read_image, read_mask, resize, resize_map, resize_mask, write_png
+from glance_fast.data.layouts import masks, open_category
 from glance_fast.data.table import ScoreRow
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation import gallery, inputs, metrics
@@ -87,17 +87,17 @@ def scored(monkeypatch):
 
 def direct(scored, data):
     """Samples, maps, image scores, masks and labels without any of the code under test."""
-    samples = mvtec_test(data)
+    samples = open_category(data).samples
     given = [image for images, _ in scored for image in images]
     assert len(given) == len(samples)
     for image, sample in zip(given, samples, strict=True):
         assert np.array_equal(image, resize(read_image(sample.path), (64, 64)))
     maps = np.concatenate([result.maps for _, result in scored])
     scores = np.concatenate([result.scores for _, result in scored])
-    masks = [
-        resize_mask(read_mask(s.mask), (64, 64)) if s.mask else np.zeros((64, 64), bool) for s in samples
+    truth = [
+        resize_mask(read_mask(s.masks[0]), (64, 64)) if s.masks else np.zeros((64, 64), bool) for s in samples
     ]
-    return samples, maps, scores, np.stack(masks), np.array([s.defect != "good" for s in samples])
+    return samples, maps, scores, np.stack(truth), np.array([s.defect != "good" for s in samples])
 
 
 def rows(path):
@@ -269,10 +269,10 @@ def test_every_file_is_listed_and_decoded_once(model, plain, tmp_path, monkeypat
         whole = getattr(module, name)
         monkeypatch.setattr(module, name, lambda path, *more: (seen.append(path), whole(path, *more))[1])
 
-    counted(inputs, "mvtec_test")
+    counted(inputs, "open_category")
     for module in (images, inputs, glance_fast.model):
         counted(module, "read_image")
-    counted(folders, "read_mask")
+    counted(masks, "read_mask")
     out = tmp_path / "out"
     category = inputs.find_category(data, out)
     photographs = inputs.read_photographs(category, model.prepare, model.config.image_size)

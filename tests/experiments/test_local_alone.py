@@ -9,7 +9,7 @@ from samples import MASKED, SMALL, draw_part
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.folders import normal_images
+from glance_fast.data.layouts import normal_images
 from glance_fast.experiments.local_alone import without_global
 from glance_fast.model import Glance
 from glance_fast.training import calibrate

@@ -12,7 +12,7 @@ from commands import never, tree
 
 import glance_fast
 from glance_fast import Config, UserError
-from glance_fast.data.folders import normal_images
+from glance_fast.data.layouts import normal_images
 from glance_fast.jobs.train import CallbackReporter, train_folder
 
 

@@ -23,7 +23,7 @@ from glance_fast.calibration import (
 )
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.folders import normal_images
+from glance_fast.data.layouts import normal_images
 from glance_fast.device import has_bf16
 from glance_fast.engines.memory import MIB
 from glance_fast.errors import UserError

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.folders import list_images, normal_images
+from glance_fast.data.folders import list_images
+from glance_fast.data.layouts import normal_images
 from glance_fast.jobs import demo
 from glance_fast.nets.builtin import builtin_teacher
 from glance_fast.nets.global_start import GlobalStart

@@ -8,7 +8,7 @@ import torch
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.folders import normal_images
+from glance_fast.data.layouts import normal_images
 from glance_fast.nets.builtin import builtin_local_net, builtin_teacher
 from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.teacher import ALL_FEATURES, sample_grid

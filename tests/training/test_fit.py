@@ -19,7 +19,7 @@ from samples import SMALL, draw_part
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.folders import normal_images
+from glance_fast.data.layouts import normal_images
 from glance_fast.errors import UserError
 from glance_fast.model import Glance
 from glance_fast.nets.builtin import builtin_local_net, builtin_teacher, start_global_net

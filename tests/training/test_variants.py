@@ -9,7 +9,7 @@ import pytest
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.folders import normal_images
+from glance_fast.data.layouts import normal_images
 from glance_fast.training.symmetry import Symmetry
 from glance_fast.training.variants import make_variants, number_of_variants
 
