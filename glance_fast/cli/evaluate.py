@@ -65,6 +65,7 @@ def evaluate(
     from glance_fast.device import use_threads
     from glance_fast.evaluation import evaluate as evaluation
     from glance_fast.evaluation import summary
+    from glance_fast.evaluation.submission import MAPS, THRESHOLDED
     from glance_fast.progress import Reporter
     from glance_fast.run import load
 
@@ -83,7 +84,7 @@ def evaluate(
     if overwrite:
         photographs = evaluation.read_photographs(category, model.prepare, model.config.image_size)
     tell_precision(model, precision.value)
-    ours = ("metrics.json", "scores.csv", "curves.png", "report.html", "maps")
+    ours = ("metrics.json", "scores.csv", "curves.png", "report.html", "maps", MAPS, THRESHOLDED)
     with (
         output(out, ours, overwrite),
         Reporter(console) as reporter,

@@ -293,38 +293,39 @@ def size_of_map(path: str | Path) -> tuple[int, int] | None:
         return None
 
 
-def write_tiff(path: str | Path, map32: NDArray[np.float32]) -> None:
-    """Write an anomaly map as a float32 TIFF of one channel, uncompressed, whole or not at all.
+def write_tiff(path: str | Path, values: NDArray[np.float32] | NDArray[np.float16]) -> None:
+    """Write an anomaly map as a TIFF of one channel, uncompressed, whole or not at all.
 
     Parameters
     ----------
     path : path
         The file; parent folders are made.
-    map32 : ndarray of float32, shape [H, W]
+    values : ndarray of float32 or float16, shape [H, W]
+        Written as they are.
 
     Raises
     ------
     TypeError
-        ``map32`` is not float32.
+        ``values`` are neither.
     ValueError
-        ``map32`` is not ``[H, W]``.
+        ``values`` are not ``[H, W]``.
     UserError
         The file cannot be written.
     """
     # Into memory first: NumPy, which writes the pixels to a file, does not tell that the disk is full.
-    data = encode_tiff(map32)
+    data = encode_tiff(values)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 
-def encode_tiff(map32: NDArray[np.float32]) -> bytes:
+def encode_tiff(values: NDArray[np.floating]) -> bytes:
     """What ``write_tiff`` writes."""
-    if map32.dtype != np.float32:
-        raise TypeError(f"a map must be float32, not {map32.dtype}")
-    if map32.ndim != 2:
-        raise ValueError(f"a map must be [H, W], not {list(map32.shape)}")
+    if values.dtype not in (np.float32, np.float16):
+        raise TypeError(f"a map must be float32 or float16, not {values.dtype}")
+    if values.ndim != 2:
+        raise ValueError(f"a map must be [H, W], not {list(values.shape)}")
     buffer = io.BytesIO()
-    tifffile.imwrite(buffer, map32, photometric="minisblack", metadata=None)
+    tifffile.imwrite(buffer, values, photometric="minisblack", metadata=None)
     return buffer.getvalue()
 
 

@@ -23,6 +23,7 @@ from glance_fast.evaluation.inputs import Category, Photographs, find_category, 
 from glance_fast.evaluation.overlay import display_range
 from glance_fast.evaluation.plots import plot_curves
 from glance_fast.evaluation.report import write_report
+from glance_fast.evaluation.submission import write_submission
 from glance_fast.evaluation.summary import SHOWN, check_shown, curves_of, defective_of, summarise
 from glance_fast.model import Glance
 
@@ -57,6 +58,8 @@ def evaluate(
         ``maps/<category>/test/<defect>/*.tiff``  float32, each image's own size, where MVTec's own
                                                   evaluation looks below ``--anomaly_maps_dir maps``;
                                                   in other layouts below the image's own folders
+        ``anomaly_images*/<category>/...``        of MVTec AD 2's private splits alone, as its server
+                                                  takes them (``write_submission``)
         ``curves.png``                            PRO and pixel ROC
         ``report.html``                           all of it for reading, in one file
         ========================================  =====================================================
@@ -87,7 +90,8 @@ def evaluate(
     Raises
     ------
     ImageError
-        Images or masks cannot be read: all of them are named, before anything is scored.
+        Images or masks cannot be read: all of them are named, before anything is scored. An image whose
+        truth is not public is read when it is scored, after the others.
     UserError
         ``data`` is no such category, some defective images have masks and others have none, two images would
         have one map, ``out`` lies among the test images, ``photographs`` are others, ``shown`` names no
@@ -114,8 +118,9 @@ def evaluate(
         )
     scores = np.empty(count, np.float32)
     seconds = photographs.seconds
+    whole = count + len(category.unlabelled)
     if progress:
-        progress(0, count)
+        progress(0, whole)
     together = model.at_once(precision)
     for start in range(0, count, together):
         part = slice(start, min(start + together, count))
@@ -127,7 +132,10 @@ def evaluate(
         for target, score_map, own in zip(targets[part], maps[part], photographs.sizes[part], strict=True):
             write_tiff(target, resize_map(score_map, own))
         if progress:
-            progress(part.stop, count)
+            progress(part.stop, whole)
+    write_submission(
+        model, category, out, engine, precision, lambda done: progress and progress(count + done, whole)
+    )
 
     threshold = model.calibration.threshold if math.isfinite(model.calibration.threshold) else None
     anomalous = None if threshold is None else is_anomalous(scores, threshold)

@@ -53,6 +53,17 @@ def test_a_table_from_the_command_line(evaluated, tmp_path):
     assert "photos/4.png," in (out / "scores.csv").read_text()
 
 
+def test_ad2_is_written_for_its_server_and_replaced_as_a_whole(evaluated, tmp_path):
+    data = trees.mvtec_ad2(tmp_path / "can")
+    _, err, _, out = evaluated(data)
+    assert "MVTec AD 2: 2 good and 2 defective test images, 4 without public truth\n" in err
+    assert len(list(out.glob("anomaly_images/can/*/*.tiff"))) == 4
+    assert len(list(out.glob("anomaly_images_thresholded/can/*/*.png"))) == 4
+    shutil.rmtree(data / "test_private_mixed")
+    evaluated(data, "--overwrite")
+    assert len(list(out.glob("anomaly_images*/can/*/*"))) == 4
+
+
 def test_folders_and_btad_from_the_command_line(evaluated, tmp_path):
     _, err, found, _ = evaluated(trees.sorted_folder(tmp_path / "plain", "good", "cut"))
     assert "plain folder: 2 good and 2 defective test images\n" in err and "No masks: where" in err

@@ -518,11 +518,12 @@ def test_colours_are_no_classes(tmp_path):
 
 
 def test_written_files_read_back(tmp_path):
-    values = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
-    write_tiff(tmp_path / "deep" / "a.tiff", values)
-    back = tifffile.imread(tmp_path / "deep" / "a.tiff")
-    assert back.dtype == np.float32
-    np.testing.assert_array_equal(back, values)
+    for kind in (np.float16, np.float32):
+        values = np.random.default_rng(0).normal(size=(5, 7)).astype(kind)
+        write_tiff(tmp_path / "deep" / "a.tiff", values)
+        back = tifffile.imread(tmp_path / "deep" / "a.tiff")
+        assert back.dtype == kind
+        np.testing.assert_array_equal(back, values)
 
     write_png(tmp_path / "a.png", RGB)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import tifffile
 import trees
+from PIL import Image
 
 from glance_fast.config import Config
+from glance_fast.data.images import read_image, resize_map
 from glance_fast.data.layouts import open_category, read_sample_mask
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation import metrics
@@ -159,3 +161,84 @@ def test_a_table_without_splits_says_what_that_means(model, tmp_path):
         "t.csv has no column 'split': g",
     ]
     assert found["defects"].keys() == {"cut"}
+
+
+# ---------------------------------------------------------------- MVTec AD 2's private splits
+
+
+def check_submission(folder):
+    """What MVTec's own checker asks of one object: these files and no others, in this form."""
+    for kind, ending in (("anomaly_images", ".tiff"), ("anomaly_images_thresholded", ".png")):
+        splits = {path.name: path for path in (folder / kind / "can").iterdir()}
+        assert set(splits) == {"test_private", "test_private_mixed"}
+        for split, suffix in (("test_private", "regular"), ("test_private_mixed", "mixed")):
+            assert {p.name for p in splits[split].iterdir()} == {f"{i:03}_{suffix}{ending}" for i in range(2)}
+        assert [path.name for path in (folder / kind).iterdir()] == ["can"]
+    for path in (folder / "anomaly_images").rglob("*.tiff"):
+        values = tifffile.imread(path)
+        assert values.ndim == 2 and values.dtype == np.float16 and np.isfinite(values).all()
+    for path in (folder / "anomaly_images_thresholded").rglob("*.png"):
+        values = np.asarray(Image.open(path))
+        assert values.ndim == 2 and np.isin(values, (0, 255)).all()
+
+
+def test_private_splits_are_written_as_the_server_takes_them(model, tmp_path):
+    data, out = trees.mvtec_ad2(tmp_path / "can"), tmp_path / "out"
+    trees.save(data / "test_private/001_regular.png", np.full((40, 70, 3), 90, np.uint8))
+    calls = []
+    photographs = [read_image(path) for path in open_category(data).unlabelled]
+    maps = [model.score([model.prepare(image)]).maps[0] for image in photographs]
+    middle = float(np.median(maps))
+    model.calibration = dataclasses.replace(model.calibration, pixel_threshold=middle)
+    found = evaluate(model, data, out, progress=lambda *call: calls.append(call))
+    check_submission(out)
+    for path, image, scores in zip(open_category(data).unlabelled, photographs, maps, strict=True):
+        full = resize_map(scores, image.shape[:2])
+        place = path.relative_to(data.parent)
+        written = tifffile.imread(out / "anomaly_images" / place.with_suffix(".tiff"))
+        assert written.shape == image.shape[:2]
+        np.testing.assert_allclose(written, full, rtol=2e-3, atol=1e-3)
+        called = np.asarray(Image.open(out / "anomaly_images_thresholded" / place.with_suffix(".png"))) > 0
+        # Scored in other company, a map may differ in its last digits.
+        assert called.any() and (called == (full > middle))[np.abs(full - middle) > 1e-3].all()
+    # They count for nothing else.
+    assert found["images"] == 4 and calls == [(0, 8), (4, 8), (8, 8)]
+    assert len(list((out / "maps").rglob("*.tiff"))) == 4
+
+
+def test_values_beyond_float16_stay_finite_and_a_model_without_thresholds_writes_maps_alone(
+    untrained, tmp_path, monkeypatch
+):
+    data, score = trees.mvtec_ad2(tmp_path / "can"), Glance.score
+
+    def huge(self, *arguments):
+        result = score(self, *arguments)
+        result.maps[:] = 1e6
+        return result
+
+    monkeypatch.setattr(Glance, "score", huge)
+    evaluate(untrained, data, tmp_path / "out")
+    written = [tifffile.imread(path) for path in (tmp_path / "out/anomaly_images").rglob("*.tiff")]
+    assert len(written) == 4 and all((values == np.finfo(np.float16).max).all() for values in written)
+    assert not (tmp_path / "out/anomaly_images_thresholded").exists()
+
+
+def test_a_private_image_that_cannot_be_scored_is_named(model, tmp_path, monkeypatch):
+    data, score = trees.mvtec_ad2(tmp_path / "can"), Glance.score
+    bad = data / "test_private_mixed/001_mixed.png"
+
+    def broken(self, images, *arguments):
+        result = score(self, images, *arguments)
+        for image, values in zip(images, result.maps, strict=True):
+            if (image == read_image(bad)).all():
+                values[3, 3] = np.nan
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Glance, "score", broken)
+        with pytest.raises(UserError, match=r"001_mixed\.png: its scores are not finite"):
+            evaluate(model, data, tmp_path / "out")
+    bad.write_text("no image")
+    with pytest.raises(ImageError, match=r"001_mixed\.png"):
+        evaluate(model, data, tmp_path / "out")
+    assert not (tmp_path / "out/metrics.json").exists()

@@ -1,7 +1,7 @@
 """MVTec AD 2: ``train/good``, ``validation/good``, ``test_public`` with its truth, and splits without.
 
 ``test_public/{good,bad,ground_truth/bad}`` is what can be evaluated. The truth of ``test_private`` and
-``test_private_mixed`` is MVTec's.
+``test_private_mixed`` is MVTec's; its server takes their maps (``glance_fast.evaluation.submission``).
 """
 
 from __future__ import annotations
