@@ -91,9 +91,9 @@ def test_wrong_calls(cli, root, tmp_path):
     call = ("experiment", "categories", root, "--out", out)
     assert "nothing to resume" in one_line(cli(*call, "--resume"))
     assert "is read" in one_line(cli("experiment", "categories", root, "--out", root))
-    assert "no category in this folder" in one_line(
-        cli("experiment", "categories", root / "b10" / "test", "--out", out)
-    )
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    assert "no category in it or below it" in one_line(cli("experiment", "categories", nothing, "--out", out))
     (root / "b10" / "test" / "punched" / "000.png").write_bytes(b"no image")
     code, _, said = cli(*call, "--quiet")
     assert code == 1 and "000.png" in said and said.endswith("; no category could be measured\n")
