@@ -25,8 +25,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.costs.counts import Conv, Work, forward, global_layers, local_layers, total
+from benchmarks.tables import ROOT
 
-RESULTS = Path(__file__).parent / "results" / "machine.json"
+RESULTS = ROOT / "benchmarks/results/machine.json"
 PACKAGES = ("torch", "triton", "numba", "numpy", "scipy")
 # Wide, and larger than the caches, or as the nets have them: the library's best is one of these.
 LARGE = {(256, 64): 8, (512, 16): 16, (64, 32): 64}  # channels and side of the map: batch
