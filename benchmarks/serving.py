@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import random
 import re
 import signal
@@ -25,8 +26,12 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+# As the command line has it, before PyTorch is imported: both sides alike.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import glance_fast
 from glance_fast.data.folders import list_images
+from glance_fast.device import use_threads
 
 
 @contextmanager
@@ -69,6 +74,7 @@ def ask(port, bodies, clients, again):
 
 
 def compare(run, paths, seconds, clients, rounds):
+    use_threads(None)
     model = glance_fast.load(run, "cpu")
     together = model.at_once()
     bodies = [path.read_bytes() for path in paths]
@@ -91,6 +97,7 @@ def compare(run, paths, seconds, clients, rounds):
             for place, (_, status, score) in enumerate(answers):
                 wanted = expected[place % len(paths)]
                 assert status == 200 and abs(score - wanted) <= 1e-3 * max(1, abs(wanted)), (status, score)
+    print(f"load of the machine in the last minute: {os.getloadavg()[0]:.1f}")
     cuts = statistics.quantiles(waits, n=100)
     print(f"model.score, {together} at a time: {', '.join(f'{x:.1f}' for x in plain)} images/s")
     print(f"served, {clients} clients: {', '.join(f'{x:.1f}' for x in served)} images/s")
