@@ -19,7 +19,7 @@ FLOORS = [
     ["experiments"],
     ["serving"],
     ["jobs", "__init__"],
-    ["training", "evaluation"],
+    ["training", "evaluation", "export"],
     ["run"],
     ["model"],
     ["engines", "calibration", "maps"],

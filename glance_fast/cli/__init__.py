@@ -18,6 +18,7 @@ from glance_fast.cli.demo import demo
 from glance_fast.cli.distill import distill
 from glance_fast.cli.evaluate import evaluate
 from glance_fast.cli.experiment import experiment
+from glance_fast.cli.export import export
 from glance_fast.cli.group import Commands
 from glance_fast.cli.score_dir import score_dir
 from glance_fast.cli.serve import serve
@@ -62,7 +63,10 @@ def _options(
     pass
 
 
-for command in (train, score_dir, watch, serve, calibrate, evaluate, bench, settings, distill, demo):
+for command in (
+    *(train, score_dir, watch, serve, calibrate),
+    *(evaluate, bench, export, settings, distill, demo),
+):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(experiment, name="experiment")
 

@@ -17,6 +17,7 @@ COMMANDS = (
     "calibrate",
     "evaluate",
     "bench",
+    "export",
     "settings",
     "distill",
     "demo",
@@ -38,7 +39,7 @@ def test_help_teaches_with_an_example(cli, command):
     # Neither a paragraph that a narrow terminal breaks anew, nor markup that shows.
     assert "[dim]" not in out and not re.search(r"^ \S+(?: \S+)? *$", out.split("╭")[0], re.MULTILINE)
     assert "--quiet" in out and ("--json" in out) == (command not in ("train", "watch", "serve", "distill"))
-    assert ("--device" in out) == (command != "settings")
+    assert ("--device" in out) == (command not in ("settings", "export"))
     if command in WRITING:
         assert all(option in out for option in ("--out", "--overwrite"))
 

@@ -461,6 +461,19 @@ def test_resize_keeps_a_ramp_and_its_orientation(size):
     assert small[..., 2].max() == 0
 
 
+@pytest.mark.parametrize("size", [(60, 64), (300, 70), (1300, 500)])
+def test_resize_does_not_depend_on_the_version_of_pillow(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    lanczos = Image.Resampling.LANCZOS
+    # Columns that shrink more than rows are resized in this order by all versions.
+    wide = image.swapaxes(0, 1) if size[0] > size[1] else image
+    once = Image.fromarray(wide).resize((48, 64), lanczos, reducing_gap=3.0)
+    np.testing.assert_array_equal(resize(wide, (64, 48)), once)
+    if max(size) < 6 * 48:
+        rows = Image.fromarray(image).resize((48, size[0]), lanczos)
+        np.testing.assert_array_equal(resize(image, (64, 48)), rows.resize((48, 64), lanczos))
+
+
 def test_resize_to_the_same_size_is_a_copy():
     image = _noise()
     same = resize(image, (64, 64))
