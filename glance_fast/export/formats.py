@@ -116,19 +116,6 @@ def _quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def read_notes(path: Path, format: str) -> dict[str, Any]:
-    """What ``write`` kept in a file."""
-    if format == "onnx":
-        import onnx
-
-        model = onnx.load(path)
-        return json.loads(next(p.value for p in model.metadata_props if p.key == NOTES))
-    extra = {NOTES: ""}
-    with _quiet():
-        torch.export.load(path, extra_files=extra)
-    return json.loads(extra[NOTES])
-
-
 def scorer(path: Path, format: str) -> Scorer:
     """A file as a function, on the CPU with as many threads as PyTorch has."""
     return _onnx_scorer(path) if format == "onnx" else _torch_scorer(path)
