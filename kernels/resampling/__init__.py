@@ -1,7 +1,7 @@
 """Metrics of many resamples of the images, from one sort of all pixels.
 
-``rank`` orders the pixels once, and keeps of which image each is. ``sweep`` then lowers the threshold once for
-many resamples together: a pixel counts as often as its image was drawn, and no pixel is copied.
+``rank`` orders the pixels once, and keeps of which image each is. ``sweep`` then lowers the threshold once
+for many resamples together: a pixel counts as often as its image was drawn, and none is copied.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def _numbered_on(
         if len(inside):
             if inside.min() <= last:
                 raise ValueError(
-                    f"classes[{i}] holds class {inside.min()} after class {last} of an earlier image: regions "
-                    "must be numbered on from image to image"
+                    f"classes[{i}] holds class {inside.min()} after class {last} of an earlier image: "
+                    "regions must be numbered on from image to image"
                 )
             last = int(inside.max())
         highest.append(last)
@@ -109,11 +109,11 @@ def rank(scores: Sequence[np.ndarray], classes: Iterable[np.ndarray], *, backend
     highest: list[int] = []
     regions: list[int] = []
     labels = _numbered_on(checked_classes(arrays, classes), highest, regions)
-    ordered = chosen.rank(arrays, labels)
+    images, reached, passed, starts, by_score = chosen.rank(arrays, labels)
     owners = np.repeat(np.arange(len(arrays)), np.diff(highest, prepend=0))
     sizes = np.array([score.size for score in arrays])
     pixels = np.array([sizes - regions, regions])
-    return Ranking(*ordered, np.append(0, owners), pixels)
+    return Ranking(images, reached, passed, starts, by_score, np.append(0, owners), pixels)
 
 
 class Resampled(NamedTuple):

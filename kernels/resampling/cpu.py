@@ -296,11 +296,11 @@ def sweep(
     limits : sequence of float
         Of the areas.
     """
-    resamples, images = counts.shape
+    resamples = len(counts)
     groups = -(-resamples // LANES)
-    lanes = np.zeros((groups * LANES, images), np.int16)
+    lanes = np.zeros((groups * LANES, counts.shape[1]), np.int16)
     lanes[:resamples] = counts
-    tables = np.ascontiguousarray(lanes.reshape(groups, LANES, images).swapaxes(1, 2)).reshape(groups, -1)
+    tables = np.ascontiguousarray(lanes.reshape(groups, LANES, -1).swapaxes(1, 2)).reshape(groups, -1)
     ends = np.array([1.0, *limits])
     rows = AREAS // LANES
     states = np.zeros((groups, rows + 2 * len(ends), LANES))
@@ -315,7 +315,10 @@ def sweep(
     states[:, TOTAL // LANES] = by_lane(regions)
     states[:, rows + 1 :: 2] = by_lane(ends[:, None] * backgrounds).swapaxes(0, 1)
     most = MOST // max(int(counts.max()), 1)
-    sweep_groups(*ranked, owners, weights, tables, most, states.reshape(groups, -1))
+    images, reached, passed, starts, classes = ranked
+    sweep_groups(
+        images, reached, passed, starts, classes, owners, weights, tables, most, states.reshape(groups, -1)
+    )
 
     found = states.swapaxes(0, 1).reshape(states.shape[1], -1)[:, :resamples]
     whole = np.concatenate([[regions], np.broadcast_to(weight, (len(limits), resamples))])

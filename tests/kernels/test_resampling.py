@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,9 +85,9 @@ def test_equals_reference(data, seed):
     for name in ("reached", "passed", "starts", "owners", "pixels"):
         assert np.array_equal(getattr(fast, name), getattr(exact, name)), name
     edges = np.unique([0, *fast.reached, *fast.passed, len(fast.images)])
-    for first, end in zip(edges, edges[1:], strict=False):
+    for first, end in pairwise(edges):
         assert sorted(fast.images[first:end]) == sorted(exact.images[first:end])
-    for first, end in zip(fast.starts, fast.starts[1:], strict=False):
+    for first, end in pairwise(fast.starts):
         assert sorted(fast.classes[first:end]) == sorted(exact.classes[first:end])
     weights, counts = weights_of(classes)[: len(fast.owners)], draws(scores, seed)
     got = flat(resampling.sweep(fast, weights, counts, LIMITS))
