@@ -1,8 +1,11 @@
-"""PRO and pixel AUROC against the usual argsort and cumulative sums. Run: pytest benchmarks/bench_ranking.py.
+"""PRO and pixel AUROC against the usual argsort and cumulative sums; all metrics of resamples of the images.
+
+Run: pytest benchmarks/bench_ranking.py.
 
 83 maps of 256 x 256 pixels (a test split of a small category), float32, few ties. The baseline is written
 here from the definition, in the way of most published evaluations: arrays of changes as large as the maps,
-one argsort, cumulative sums, points kept where the score changes.
+one argsort, cumulative sums, points kept where the score changes. The baseline of the resamples is this
+package's own ``pixel_metrics`` of each, its maps and masks as lists of views.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from scipy import ndimage
 
 from glance_fast.evaluation import metrics
 
-COUNT, SIZE, LIMIT = 83, 256, 0.3
+COUNT, SIZE, LIMIT, RESAMPLES = 83, 256, 0.3, 100
 
 
 def make_data():
@@ -92,6 +95,30 @@ def test_pro_and_auroc(benchmark, run, expected):
     benchmark.pedantic(run, args=(MAPS, MASKS), rounds=5, warmup_rounds=1)
 
 
+def drawn(resamples):
+    rng = np.random.default_rng(1)
+    return np.array([np.bincount(rng.integers(COUNT, size=COUNT), minlength=COUNT) for _ in range(resamples)])
+
+
+def ours_resampled(counts):
+    return metrics.resampled_pixel_metrics(MAPS, MASKS, counts)
+
+
+def each_by_itself(counts):
+    orders = [np.repeat(np.arange(COUNT), times) for times in counts]
+    found = [metrics.pixel_metrics([MAPS[i] for i in o], [MASKS[i] for i in o]) for o in orders]
+    return {name: [one[name] for one in found] for name in found[0]}
+
+
+@pytest.mark.benchmark(group=f"all pixel metrics of {RESAMPLES} resamples, {COUNT} maps of {SIZE}x{SIZE}")
+@pytest.mark.parametrize("run", [ours_resampled, each_by_itself], ids=["ours", "one by one"])
+def test_resamples(benchmark, run):
+    few = drawn(3)
+    for name, values in each_by_itself(few).items():
+        assert run(few)[name] == pytest.approx(values, abs=1e-9)
+    benchmark.pedantic(run, args=(drawn(RESAMPLES),), rounds=3, warmup_rounds=1)
+
+
 def test_memory_is_bounded(expected):
     tracemalloc.start()
     try:
@@ -100,3 +127,15 @@ def test_memory_is_bounded(expected):
     finally:
         tracemalloc.stop()
     assert most <= 3 * MAPS.nbytes
+
+
+def test_memory_of_resamples_is_bounded():
+    counts = drawn(1000)
+    ours_resampled(counts[:1])
+    tracemalloc.start()
+    try:
+        ours_resampled(counts)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most <= 4 * MAPS.nbytes

@@ -43,6 +43,11 @@ def weights(model: Glance) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name != CALIBRATION_STATE}
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a model, or a training that was broken off."""
+    return (folder / MODEL).exists() or is_unfinished(folder)
+
+
 def is_unfinished(run: Path) -> bool:
     """Whether a training was broken off there, after it had begun."""
     return (run / BEGUN).is_file() and not (run / MODEL).exists()

@@ -39,6 +39,17 @@ def print_metrics(results: dict[str, dict], shown: Sequence[str] | None = None) 
     out_console.print(table)
 
 
+def print_intervals(found: dict[str, Any], shown: Sequence[str]) -> None:
+    """The intervals of metrics, a line each, which any number of them fits."""
+    from glance_fast.evaluation.summary import METRICS
+
+    table = Table(f"95 % interval of {found['bootstrap']} resamples", "from", "to")
+    for key in shown:
+        ends = found["intervals"].get(key)
+        table.add_row(METRICS[key][0], *(f"{end:.3f}" for end in ends) if ends else ("-", "-"))
+    out_console.print(table)
+
+
 def count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 

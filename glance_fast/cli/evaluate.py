@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from glance_fast.cli.console import console, print_metrics, say, tell, tell_json, tell_precision
+from glance_fast.cli.console import (
+    console,
+    print_intervals,
+    print_metrics,
+    say,
+    tell,
+    tell_json,
+    tell_precision,
+)
 from glance_fast.cli.options import (
     Device,
     Engine,
@@ -19,14 +29,21 @@ from glance_fast.cli.options import (
     Precision,
     PrecisionOption,
     Quiet,
-    Run,
     Threads,
 )
+from glance_fast.errors import UserError
 from glance_fast.jobs.output import apart, output
 
 
 def evaluate(
-    run: Run,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Run folder of glance-fast train; or a folder of maps in the layout that MVTec's own "
+            "evaluation reads, <category>/test/<defect>/<name>.tiff, or its <category>.",
+        ),
+    ],
     data: Annotated[
         Path,
         typer.Argument(
@@ -45,6 +62,14 @@ def evaluate(
             "metrics.json has all of them.",
         ),
     ] = "pro,pixel_auroc,image_auroc",
+    bootstrap: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="95 % intervals of the metrics, from N resamples of the test images (1000 is usual).",
+        ),
+    ] = 0,
     engine: EngineOption = Engine.auto,
     precision: PrecisionOption = Precision.auto,
     device: Device = "auto",
@@ -54,20 +79,22 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a model on photographs whose defects are known.
+    """Measure a model, or maps of another method, where defects are known.
 
     Writes metrics.json (PRO, AUROC, average precision and F1 of pixels and
     images, overall and for each defect), curves.png, report.html,
     scores.csv, and the maps in the layout that MVTec's own evaluation reads.
+    Maps that are given are measured at the images' own sizes, as it does.
 
     [dim]glance-fast evaluate run mvtec/transistor --out report[/dim]
+    [dim]glance-fast evaluate maps mvtec/transistor --out report[/dim]
     """
     from glance_fast.device import use_threads
     from glance_fast.evaluation import evaluate as evaluation
     from glance_fast.evaluation import summary
     from glance_fast.evaluation.submission import MAPS, THRESHOLDED
     from glance_fast.progress import Reporter
-    from glance_fast.run import load
+    from glance_fast.run import is_run, load
 
     apart(out, run, data)
     category = evaluation.find_category(data, out)
@@ -76,35 +103,50 @@ def evaluate(
     shown = list(known) if metrics == "all" else [name.strip() for name in metrics.split(",")]
     summary.check_shown(shown, saturated)
     use_threads(threads)
-    model = load(run, device, memory_mib=memory)
-    # Before what an earlier one wrote is replaced.
-    model.check(engine.value, precision.value)
-    model.memory_share(precision.value)
-    photographs = None
-    if overwrite:
-        photographs = evaluation.read_photographs(category, model.prepare, model.config.image_size)
-    tell_precision(model, precision.value)
+    work: Callable[..., dict[str, Any]]
+    if run.is_dir() and not is_run(run):
+        files = evaluation.find_maps(run, category, out)
+        for name, given in (
+            ("engine", engine is not Engine.auto),
+            ("precision", precision is not Precision.auto),
+            ("device", device != "auto"),
+            ("memory_mib", memory is not None),
+        ):
+            if given:
+                raise UserError(f"`{name}`: {run} holds maps, which no model is to compute; leave it out")
+        with Reporter(console) as reporter, reporter.task("reading", None) as advance:
+            maps = evaluation.read_maps(files, category, advance)
+        work = partial(evaluation.evaluate_maps, maps)
+    else:
+        model = load(run, device, memory_mib=memory)
+        # Before what an earlier one wrote is replaced.
+        model.check(engine.value, precision.value)
+        model.memory_share(precision.value)
+        photographs = None
+        if overwrite:
+            photographs = evaluation.read_photographs(category, model.prepare, model.config.image_size)
+        tell_precision(model, precision.value)
+        work = partial(
+            evaluation.evaluate,
+            model,
+            engine=engine.value,
+            precision=precision.value,
+            photographs=photographs,
+        )
     ours = ("metrics.json", "scores.csv", "curves.png", "report.html", "maps", MAPS, THRESHOLDED)
     with (
         output(out, ours, overwrite),
         Reporter(console) as reporter,
         reporter.task("evaluating", None) as advance,
     ):
-        found = evaluation.evaluate(
-            model,
-            category,
-            out,
-            engine=engine.value,
-            precision=precision.value,
-            progress=advance,
-            photographs=photographs,
-            shown=shown,
-        )
+        found = work(category, out, shown=shown, bootstrap=bootstrap, progress=advance)
     if as_json:
         tell_json(found)
     else:
         say(str(category))
         print_metrics({category.name: found}, shown)
+        if bootstrap:
+            print_intervals(found, shown)
         for note in found["notes"]:
             say(note)
         tell(f"report: {out / 'report.html'}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import stat
 import struct
 import zlib
@@ -41,6 +42,9 @@ _DAMAGE = (
     ),
     *(struct.error, zlib.error, UserWarning),
 )
+
+# It tells of damaged files, as we do, and would do so on stderr where nobody listens to it.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 _EXIF_ORIENTATION = 0x0112
@@ -302,6 +306,66 @@ def size_of_map(path: str | Path) -> tuple[int, int] | None:
         return None
 
 
+def read_map(path: str | Path) -> NDArray[np.floating]:
+    """Read an anomaly map.
+
+    Parameters
+    ----------
+    path : path
+        A TIFF file of one page and one channel: float16, float32 or float64, compressed or not.
+
+    Returns
+    -------
+    ndarray of float16, float32 or float64, shape [H, W]
+        As they stand in the file; finite, also as float32.
+
+    Raises
+    ------
+    ImageError
+        The file is missing, unreadable, damaged, something else, or has more pixels than
+        ``PIL.Image.MAX_IMAGE_PIXELS``; a value is NaN, infinite, or too large for float32; or tifffile needs
+        the package imagecodecs for a compression that Pillow does not read either.
+    """
+    path = Path(path)
+    with _in_one_line(path):
+        _check_file(path)
+        with tifffile.TiffFile(path) as file:
+            if not len(file.pages):
+                raise ValueError("no page in it")
+            if len(file.pages) > 1:
+                raise ImageError(path, f"holds {len(file.pages)} pages; a map is one, of one channel")
+            page = file.pages.first
+            if page.ndim != 2 or page.dtype is None or page.dtype.kind != "f":
+                raise ImageError(
+                    path, f"holds {page.dtype} {list(page.shape)}; a map is float32 or float16, one channel"
+                )
+            _check_size(path, page.imagewidth, page.imagelength)
+            values = _pixels(path, page)
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(values.astype(np.float32, copy=False)).all()
+    if not finite:
+        raise ImageError(path, "holds NaN, infinity, or a value too large for float32; a map is finite")
+    return values
+
+
+def _pixels(path: Path, page: tifffile.TiffPage) -> NDArray[np.floating]:
+    """The pixels of a map."""
+    try:
+        values = page.asarray()
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
+    except (ImportError, KeyError, ValueError) as error:
+        if "imagecodecs" not in str(error) and not isinstance(error, ImportError):
+            raise
+    # What tifffile decodes by itself is little. Pillow decodes more, but of float32 alone.
+    if page.dtype != np.float32:
+        how = f"{tifffile.COMPRESSION(page.compression).name} compression and predictor {page.predictor}"
+        raise ImageError(
+            path, f"{page.dtype} with {how} is not read; save it uncompressed, or install imagecodecs"
+        )
+    with path.open("rb") as opened, Image.open(opened, formats=("TIFF",)) as image:
+        return np.array(image)
+
+
 def write_tiff(path: str | Path, values: NDArray[np.float32] | NDArray[np.float16]) -> None:
     """Write an anomaly map as a TIFF of one channel, uncompressed, whole or not at all.
 
@@ -377,13 +441,7 @@ def encode_png(rgb: NDArray[np.uint8]) -> bytes:
 def _load(path: Path) -> tuple[Image.Image, int]:
     """Open and decode a file: the image as stored, and the EXIF orientation still to be applied."""
     with _in_one_line(path):
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise ImageError(path, "is a folder, not an image")
-        if not stat.S_ISREG(mode):
-            raise ImageError(path, "is not a regular file")  # opening a named pipe would wait for ever
-        if path.stat().st_size == 0:
-            raise ImageError(path, _EMPTY)
+        _check_file(path)
         with path.open("rb") as file:
             return _decode(path, file)
 
@@ -395,6 +453,17 @@ def _decode(path: Path, file: BinaryIO) -> tuple[Image.Image, int]:
         image.load()
         # After load(): for TIFF, Pillow has then turned the pixels already and dropped the tag.
         return image.copy(), _orientation(image)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file, or an empty one."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise ImageError(path, "is a folder, not an image")
+    if not stat.S_ISREG(mode):
+        raise ImageError(path, "is not a regular file")  # opening a named pipe would wait for ever
+    if path.stat().st_size == 0:
+        raise ImageError(path, _EMPTY)
 
 
 @contextlib.contextmanager
@@ -427,14 +496,7 @@ def _in_one_line(path: Path) -> Iterator[None]:
 
 def _check_header(path: Path, image: Image.Image) -> None:
     """Refuse what the header already gives away, before any memory is spent on pixels."""
-    width, height = image.size
-    # Pillow only warns up to twice its limit. We compare for ourselves instead of turning the warning into an
-    # error: warnings.catch_warnings changes the state of the whole process, and files are read in threads.
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise ImageError(path, _bomb(f"{width}x{height}"))
-    if width < 1 or height < 1:
-        raise ImageError(path, f"has no pixels ({width}x{height})")
+    _check_size(path, *image.size)
     # An MPO is what Pillow calls a JPEG with more behind it; its first image is the photograph.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise ImageError(
@@ -446,6 +508,17 @@ def _check_header(path: Path, image: Image.Image) -> None:
         )
     if image.mode not in _COLOUR_MODES and image.mode != "I" and not image.mode.startswith("I;16"):
         raise ImageError(path, f"has pixels of mode {image.mode}, which is not read; save it as RGB or grey")
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    """Refuse what holds too many pixels, or none."""
+    # Pillow only warns up to twice its limit. We compare for ourselves instead of turning the warning into an
+    # error: warnings.catch_warnings changes the state of the whole process, and files are read in threads.
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ImageError(path, _bomb(f"{width}x{height}"))
+    if width < 1 or height < 1:
+        raise ImageError(path, f"has no pixels ({width}x{height})")
 
 
 def _orientation(image: Image.Image) -> int:

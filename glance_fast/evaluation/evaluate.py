@@ -1,28 +1,31 @@
-"""A model on photographs whose defects are known: metrics, maps, curves and a report."""
+"""A model, or maps of another method, where defects are known: metrics, maps, curves and a report."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glance_fast.calibration import Calibration, is_anomalous, score_row
+from glance_fast.calibration import is_anomalous, score_row
+from glance_fast.config import Config
 from glance_fast.data.files import atomic_write, write_text
 from glance_fast.data.images import resize_map, write_tiff
 from glance_fast.data.layouts import TestSample
 from glance_fast.data.table import ScoreRow, printable, write_table
 from glance_fast.errors import UserError
-from glance_fast.evaluation.gallery import choose_pictures
+from glance_fast.evaluation.bootstrap import add_intervals, check_bootstrap
+from glance_fast.evaluation.gallery import choose_pictures, with_small_maps
 from glance_fast.evaluation.inputs import Category, Photographs, find_category, read_photographs
-from glance_fast.evaluation.overlay import display_range
-from glance_fast.evaluation.plots import plot_curves
-from glance_fast.evaluation.report import write_report
+from glance_fast.evaluation.map_files import Maps, find_maps, read_maps
+from glance_fast.evaluation.overlay import display_range, range_of_maps
+from glance_fast.evaluation.plots import Curves, plot_curves
+from glance_fast.evaluation.report import Group, write_report
 from glance_fast.evaluation.submission import write_submission
 from glance_fast.evaluation.summary import SHOWN, check_shown, curves_of, defective_of, summarise
 from glance_fast.model import Glance
@@ -37,6 +40,7 @@ def evaluate(
     precision: str = "auto",
     photographs: Photographs | None = None,
     shown: Sequence[str] = SHOWN,
+    bootstrap: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score the test images of a category, and compare with the ground truth.
@@ -70,6 +74,9 @@ def evaluate(
         before knows which are bad before anything is replaced.
     shown : sequence of str
         Which metrics the report shows, by their keys in ``metrics.json``; that has all of them.
+    bootstrap : int
+        Resamples of the test images, good and defective ones apart, from which the 95 % intervals of the
+        metrics over all images come; 1000 is usual. With 0 there are none.
     progress : callable, optional
         Called with (images scored, images in all).
 
@@ -85,7 +92,7 @@ def evaluate(
         ``seconds``, of scoring with decoding and without writing; ``notes``: what could not be had, and why.
         Numbers that cannot be had are None. For MVTec LOCO ``spro_5`` and ``spro_30`` stand beside the other
         metrics, and ``mean_of_defects`` has the mean of each over the types of defects, which its papers
-        give.
+        give. With ``bootstrap`` also that number, and ``intervals``: [low, high] of each metric.
 
     Raises
     ------
@@ -95,15 +102,17 @@ def evaluate(
     UserError
         ``data`` is no such category, some defective images have masks and others have none, two images would
         have one map, ``out`` lies among the test images, ``photographs`` are others, ``shown`` names no
-        metric of this category, a file cannot be written, or a score is not finite.
+        metric of this category, ``bootstrap`` is negative, a file cannot be written, or a score is not
+        finite.
 
     Notes
     -----
     Metrics are computed at the model's image size, at which it decides; MVTec's script computes them from
-    the map files at the images' own sizes, and differs a little. Masks are resized by ``resize_truth``,
-    which keeps every region; a note says how many of them would have vanished. Of MVTec LOCO's saturation
-    thresholds, which are numbers of pixels, the share of the defect is kept.
+    the map files at the images' own sizes, as ``evaluate_maps`` does, and differs a little. Masks are resized
+    by ``resize_truth``, which keeps every region; a note says how many of them would have vanished. Of MVTec
+    LOCO's saturation thresholds, which are numbers of pixels, the share of the defect is kept.
     """
+    check_bootstrap(bootstrap)
     out = Path(out)
     category = data if isinstance(data, Category) else find_category(data, out)
     check_shown(shown, category.saturations is not None)
@@ -142,6 +151,10 @@ def evaluate(
     found = summarise(
         samples, maps, photographs.masks, photographs.kept, scores, threshold, photographs.defects
     )
+    if threshold is None:
+        found["notes"].append(
+            "The model is not calibrated and has no threshold: nothing is called anomalous or missed."
+        )
     # What "auto" stands for is the model's business, and part of the result.
     found["notes"] += category.notes
     found |= {
@@ -150,26 +163,101 @@ def evaluate(
         "precision": model.chosen_precision(precision),
         "seconds": round(seconds, 3),
     }
-
-    columns = (*ScoreRow._fields, "defect", "label")
-    write_table(out / "scores.csv", columns, _score_rows(model.calibration, category, scores))
+    if bootstrap:
+        add_intervals(found, maps, photographs.masks, scores, defective_of(samples), bootstrap)
+    rows = (
+        score_row(model.calibration, path, float(s)) for path, s in zip(_paths(category), scores, strict=True)
+    )
     curves = curves_of(maps, photographs.masks)
+    groups = choose_pictures(category, photographs.shown, maps, scores, anomalous)
+    display = display_range(model.calibration, maps)
+    _write(out, category, found, scores, rows, curves, groups, display, model.config, shown)
+    return found
+
+
+def evaluate_maps(
+    maps: str | Path | Maps,
+    data: str | Path | Category,
+    out: str | Path,
+    *,
+    shown: Sequence[str] = SHOWN,
+    bootstrap: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Compare maps that another method wrote with the ground truth.
+
+    Parameters
+    ----------
+    maps : path or Maps
+        A folder of map files in the layout that MVTec's own evaluation reads,
+        ``<category>/test/<defect>/<name>.tiff``, or the ``<category>`` folder in it; or what ``read_maps``
+        read of one.
+    data, out, shown, bootstrap
+        As for ``evaluate``, which says what is written; here no maps are.
+    progress : callable, optional
+        Called with (images read, images in all).
+
+    Returns
+    -------
+    dict
+        As ``evaluate``, but for ``engine``, ``precision`` and ``seconds``; ``maps`` is the folder.
+
+    Raises
+    ------
+    ImageError
+        Images, masks or maps cannot be read: all of them are named.
+    UserError
+        As for ``evaluate`` and ``find_maps``.
+
+    Notes
+    -----
+    Metrics are computed at the images' own sizes, as by MVTec's script: a map has the size of its image, and
+    an image's score is its map's maximum. An image is defective by its folder (the script calls it so by its
+    mask). There is no threshold, and so no verdict. Beside the maps, the masks (1 byte a pixel) and small
+    pictures, 8 bytes a pixel are needed, with ``bootstrap`` 12.
+    """
+    check_bootstrap(bootstrap)
+    out = Path(out)
+    category = data if isinstance(data, Category) else find_category(data, out)
+    check_shown(shown, category.saturations is not None)
+    if not isinstance(maps, Maps):
+        maps = read_maps(find_maps(maps, category, out), category, progress)
+    scores = np.array([score_map.max() for score_map in maps.maps])
+    found = summarise(category.samples, maps.maps, maps.masks, 0, scores, None, maps.defects)
+    found["notes"] += [*category.notes, *maps.notes]
+    found["notes"].append("Map files have no threshold: nothing is called anomalous or missed.")
+    found |= {"layout": category.layout, "maps": printable(maps.folder)}
+    if bootstrap:
+        add_intervals(found, maps.maps, maps.masks, scores, defective_of(category.samples), bootstrap)
+    rows = (ScoreRow(path, f"{s:.9g}", "", "") for path, s in zip(_paths(category), scores, strict=True))
+    curves = curves_of(maps.maps, maps.masks)
+    groups = with_small_maps(choose_pictures(category, maps.shown, maps.maps, scores, None))
+    _write(out, category, found, scores, rows, curves, groups, range_of_maps(maps.maps), None, shown)
+    return found
+
+
+def _write(
+    out: Path,
+    category: Category,
+    found: dict[str, Any],
+    scores: NDArray[np.floating],
+    rows: Iterable[ScoreRow],
+    curves: Curves,
+    groups: Sequence[Group],
+    display: tuple[float, float, float | None],
+    config: Config | None,
+    shown: Sequence[str],
+) -> None:
+    """Write what is read of an evaluation, ``metrics.json`` last."""
+    truth = ((printable(sample.defect), int(sample.defect != "good")) for sample in category.samples)
+    columns = (*ScoreRow._fields, "defect", "label")
+    write_table(out / "scores.csv", columns, ((*row, *t) for row, t in zip(rows, truth, strict=True)))
     with atomic_write(out / "curves.png") as temporary:
         temporary.write_bytes(plot_curves(curves))
-    write_report(
-        out / "report.html",
-        category.name,
-        found,
-        scores,
-        defective_of(samples),
-        curves,
-        choose_pictures(category, photographs.shown, maps, scores, anomalous),
-        display_range(model.calibration, maps),
-        model.config,
-        shown,
-    )
+    defective = defective_of(category.samples)
+    page = out / "report.html"
+    write_report(page, category.name, found, scores, defective, curves, groups, display, config, shown)
     write_text(out / "metrics.json", json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    return found
 
 
 def _check_finite(
@@ -182,10 +270,5 @@ def _check_finite(
             )
 
 
-def _score_rows(
-    calibration: Calibration, category: Category, scores: NDArray[np.float32]
-) -> Iterator[tuple[object, ...]]:
-    for sample, score in zip(category.samples, scores, strict=True):
-        path = printable(category.place(sample.path))
-        truth = (printable(sample.defect), int(sample.defect != "good"))
-        yield (*score_row(calibration, path, float(score)), *truth)
+def _paths(category: Category) -> list[str]:
+    return [printable(category.place(sample.path)) for sample in category.samples]

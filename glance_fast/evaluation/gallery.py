@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glance_fast.data.images import resize_map
 from glance_fast.data.table import printable
 from glance_fast.evaluation.inputs import Category
+from glance_fast.evaluation.metrics import ArrayOrList
 from glance_fast.evaluation.report import Example, Group
 
 # The most that are shown of a kind: a model that misses everything would otherwise make a report that no
@@ -25,8 +28,8 @@ def _shown_path(place: Path) -> Path:
 def choose_pictures(
     category: Category,
     shown: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_] | None]],
-    maps: NDArray[np.float32],
-    scores: NDArray[np.float32],
+    maps: ArrayOrList,
+    scores: NDArray[np.floating],
     anomalous: NDArray[np.bool_] | None,
 ) -> list[Group]:
     """What the report shows: of each defect the clearest, the median and the missed; good images come last.
@@ -36,8 +39,10 @@ def choose_pictures(
     category : Category
     shown : sequence
         As in ``Photographs``.
-    maps, scores : ndarray
-        float32 [N, H, W], float32 [N].
+    maps : sequence of ndarray
+        Real [H, W] of each image.
+    scores : ndarray
+        Real [N].
     anomalous : ndarray or None
         bool [N]; None where the model has no threshold.
     """
@@ -80,3 +85,13 @@ def choose_pictures(
         groups.append((defect == "good", group))
     # Good images last.
     return [group for _, group in sorted(groups, key=lambda pair: pair[0])]
+
+
+def with_small_maps(groups: Sequence[Group]) -> list[Group]:
+    """Groups with maps of any size and type as float32, at the size of their pictures."""
+
+    def small(example: Example) -> Example:
+        score_map = resize_map(np.asarray(example.map, np.float32), example.image.shape[:2])
+        return dataclasses.replace(example, map=score_map)
+
+    return [dataclasses.replace(group, examples=[*map(small, group.examples)]) for group in groups]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,27 +107,40 @@ def read_photographs(
             prepared.append(prepare(image))
             seconds += time.perf_counter() - started
             sizes.append(image.shape[:2])
-            mask, found = _read_truth(category, sample, sizes[-1])
+            mask, found = read_truth(category, sample, sizes[-1])
         except ImageError as error:
             errors.append(error)
             continue
         masks[i], forced = resize_truth(mask, size)
         kept += forced
         defects.append([_resized(defect, size) for defect in found])
-        ratio = SHOWN_SIDE / max(sizes[-1])
-        small = tuple(max(1, round(side * ratio)) for side in sizes[-1])
-        shown.append((resize(image, small), resize_truth(mask, small)[0] if sample.masks else None))
+        shown.append(to_be_shown(image, mask if sample.masks else None))
+    raise_all(errors)
+    known = None if category.saturations is None else defects
+    return Photographs(prepared, masks, sizes, kept, shown, seconds, known)
+
+
+def to_be_shown(
+    image: NDArray[np.uint8], mask: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+    """An image and its mask, if it has one, at the size of the report's pictures."""
+    ratio = SHOWN_SIDE / max(image.shape[:2])
+    height, width = (max(1, round(side * ratio)) for side in image.shape[:2])
+    small = height, width
+    return resize(image, small), None if mask is None else resize_truth(mask, small)[0]
+
+
+def raise_all(errors: Sequence[ImageError]) -> None:
+    """Raise one error that names all of them, if there are any."""
     if len(errors) > 1:
         first, *others = errors
         listed = "; ".join(map(str, others))
         raise ImageError(first.path, f"{first.reason}; and {len(others)} more: {listed}")
     if errors:
         raise errors[0]
-    known = None if category.saturations is None else defects
-    return Photographs(prepared, masks, sizes, kept, shown, seconds, known)
 
 
-def _read_truth(
+def read_truth(
     category: Category, sample: TestSample, size: tuple[int, int]
 ) -> tuple[NDArray[np.bool_], list[Defect]]:
     """What is defective, and each defect where the category has saturation thresholds; every file once."""

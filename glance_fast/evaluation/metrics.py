@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy import ndimage
 
-from glance_fast.kernels import ranking
+from glance_fast.kernels import ranking, resampling
 
 __all__ = [
     "f1_score",
@@ -30,6 +30,8 @@ __all__ = [
     "pro_and_auroc",
     "pro_auc",
     "pro_curve",
+    "resampled_image_metrics",
+    "resampled_pixel_metrics",
     "roc_curve",
     "spro_auc",
     "spro_metrics",
@@ -111,7 +113,12 @@ def _rank_regions(maps: list[np.ndarray], masks: list[np.ndarray]) -> tuple[rank
     """Ranked pixels, and the weight of each class by which every region counts the same."""
     sizes: list[np.ndarray] = []
     ranked = ranking.rank(maps, _regions(masks, sizes))
-    return ranked, np.concatenate([[0.0], 1.0 / np.concatenate(sizes)])
+    return ranked, _equal_weights(sizes)
+
+
+def _equal_weights(sizes: list[np.ndarray]) -> np.ndarray:
+    """What a pixel of each class weighs where every region counts the same, by the regions' sizes."""
+    return np.concatenate([[0.0], 1.0 / np.concatenate(sizes)])
 
 
 def pro_and_auroc(maps: ArrayOrList, masks: ArrayOrList, max_fpr: float = 0.3) -> tuple[float, float]:
@@ -438,7 +445,8 @@ def roc_curve(maps: ArrayOrList, masks: ArrayOrList, points: int = 300) -> tuple
     return ranking.curve(ranking.rank(maps, masks), _ONE_CLASS, 1.0, points)
 
 
-def _rank_images(scores: np.ndarray, labels: np.ndarray) -> ranking.Ranking:
+def _checked_images(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of images, and which of these are anomalous."""
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.dtype.kind not in "buif" or labels.dtype.kind not in "buif":
         raise TypeError(f"scores and labels must hold real numbers, got {scores.dtype} and {labels.dtype}")
@@ -451,6 +459,11 @@ def _rank_images(scores: np.ndarray, labels: np.ndarray) -> ranking.Ranking:
     anomalous = _as_binary(labels, "labels")
     if anomalous.all() or not anomalous.any():
         raise ValueError("labels must name both normal and anomalous images, got only one kind")
+    return scores, anomalous
+
+
+def _rank_images(scores: np.ndarray, labels: np.ndarray) -> ranking.Ranking:
+    scores, anomalous = _checked_images(scores, labels)
     return ranking.rank([scores], [anomalous])
 
 
@@ -581,3 +594,74 @@ def image_roc_curve(
         As for ``image_auroc``, or ``points`` is not an integer of at least 3.
     """
     return ranking.curve(_rank_images(scores, labels), _ONE_CLASS, 1.0, points)
+
+
+def resampled_pixel_metrics(
+    maps: ArrayOrList, masks: ArrayOrList, counts: np.ndarray
+) -> dict[str, np.ndarray]:
+    """All metrics of maps for many resamples of the images, from one sort.
+
+    Parameters
+    ----------
+    maps, masks
+        As for ``pro_auc``.
+    counts : array of integers [R, B]
+        How often each resample holds each image, up to 32,767 times.
+
+    Returns
+    -------
+    dict of ndarray of float64 [R]
+        As ``pixel_metrics`` of the images written out that often, up to rounding; NaN where a resample has no
+        defective or no background pixel.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for ``pro_auc``, or ``counts`` is not as described.
+
+    Notes
+    -----
+    Memory beside the inputs is three times the float32 maps while they are sorted and half of them after
+    that, however many resamples there are.
+    """
+    sizes: list[np.ndarray] = []
+    maps, masks = _checked(maps, masks)
+    ranked = resampling.rank(maps, _regions(masks, sizes))
+    found = resampling.sweep(ranked, _equal_weights(sizes), counts, (0.3, 0.05))
+    return {
+        "pro": found.areas[0],
+        "pro_5": found.areas[1],
+        "pixel_auroc": found.auroc,
+        "pixel_ap": found.average,
+        "pixel_f1_max": found.f1_max,
+    }
+
+
+def resampled_image_metrics(
+    scores: np.ndarray, labels: np.ndarray, counts: np.ndarray
+) -> dict[str, np.ndarray]:
+    """All metrics of image scores for many resamples of the images, from one sort.
+
+    Parameters
+    ----------
+    scores, labels
+        As for ``image_auroc``.
+    counts : array of integers [R, B]
+        As for ``resampled_pixel_metrics``.
+
+    Returns
+    -------
+    dict of ndarray of float64 [R]
+        ``image_auroc``, ``image_ap`` and ``image_f1_max``; NaN where a resample has images of one kind only.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for ``image_auroc``, or ``counts`` is not as described.
+    """
+    scores, anomalous = _checked_images(scores, labels)
+    # Each image is a single pixel, and each anomalous one a region.
+    classes = np.where(anomalous, np.cumsum(anomalous), 0)
+    ranked = resampling.rank(np.split(scores, len(scores)), np.split(classes, len(scores)))
+    found = resampling.sweep(ranked, np.append(0.0, np.ones(classes.max())), counts)
+    return {"image_auroc": found.auroc, "image_ap": found.average, "image_f1_max": found.f1_max}

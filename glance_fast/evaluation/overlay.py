@@ -18,6 +18,7 @@ from skimage.segmentation import find_boundaries
 
 from glance_fast.calibration import Calibration
 from glance_fast.data.images import resize_map
+from glance_fast.evaluation.metrics import ArrayOrList
 
 COLOURS = "inferno"
 """Perceptually uniform, also for the colour blind and in grey."""
@@ -59,9 +60,13 @@ def display_range(
         # A threshold below the mean of normal pixels is odd but possible; the scale must still ascend.
         reach = threshold if threshold > 0 else max(abs(threshold), 1.0)
         return threshold - reach, threshold + reach, threshold
-    if maps is None or not maps.size:
-        return 0.0, 1.0, None
-    low, high = float(np.median(maps)), float(maps.max())
+    return (0.0, 1.0, None) if maps is None or not maps.size else range_of_maps(maps)
+
+
+def range_of_maps(maps: ArrayOrList) -> tuple[float, float, None]:
+    """As ``display_range`` where there is no threshold, of maps [H, W] of any sizes, one at least."""
+    pixels = np.concatenate([np.ravel(score_map) for score_map in maps])
+    low, high = float(np.median(pixels, overwrite_input=True)), float(pixels.max())
     return low, high if high > low else low + 1.0, None
 
 

@@ -96,6 +96,7 @@ class _Card(NamedTuple):
     what: str
     whole: int | None = None
     kind: str = ""
+    interval: str = ""
 
 
 class IndexRow(NamedTuple):
@@ -115,7 +116,7 @@ def write_report(
     curves: Curves,
     groups: Sequence[Group],
     display: tuple[float, float, float | None],
-    config: Config,
+    config: Config | None,
     shown: Sequence[str] = SHOWN,
 ) -> None:
     """Write the report of one category.
@@ -136,8 +137,8 @@ def write_report(
         Pictures.
     display : (low, high, outline)
         Scale of all maps (``glance_fast.evaluation.overlay.display_range``).
-    config : Config
-        Settings of the model.
+    config : Config or None
+        Settings of the model; None where the maps came as files.
     shown : sequence of str
         Of ``summary.METRICS``, those to show.
 
@@ -171,7 +172,9 @@ def write_report(
             {"title": group.title, "remark": group.remark, "rows": [_row(e, display) for e in group.examples]}
             for group in groups
         ],
-        settings=[[name, _setting(value)] for name, value in dataclasses.asdict(config).items()],
+        settings=[[name, _setting(value)] for name, value in dataclasses.asdict(config).items()]
+        if config
+        else [],
     )
     write_text(path, page)
 
@@ -214,13 +217,22 @@ def write_index(path: str | Path, rows: Sequence[IndexRow], title: str = "Anomal
 
 def _facts(metrics: dict[str, Any]) -> list[str]:
     """What stands under the title."""
-    images, seconds = metrics["images"], metrics["seconds"]
-    facts = [f"{images} test images", f"engine {metrics['engine']}", metrics["precision"]]
-    return facts + ([f"{short(seconds / images)} s an image"] if images else [])
+    facts = [f"{metrics['images']} test images"]
+    if "bootstrap" in metrics:
+        facts.append(f"95 % intervals from {metrics['bootstrap']} resamples of them")
+    if "maps" in metrics:
+        return [*facts, f"maps of {metrics['maps']}"]
+    facts += [f"engine {metrics['engine']}", metrics["precision"]]
+    each = metrics["images"] and metrics["seconds"] / metrics["images"]
+    return [*facts, f"{short(each)} s an image"] if each else facts
 
 
 def _cards(metrics: dict[str, Any], shown: Sequence[str]) -> list[_Card]:
-    cards = [_Card(_NAMED[key][0], _number(metrics[key]), _NAMED[key][1]) for key in shown]
+    within = metrics.get("intervals", {})
+    cards = [
+        _Card(_NAMED[key][0], _number(metrics[key]), _NAMED[key][1], interval=_interval(within.get(key)))
+        for key in shown
+    ]
     threshold = metrics["threshold"]
     if threshold["value"] is None:
         return cards
@@ -319,6 +331,10 @@ def _numbers(metrics: dict[str, Any], shown: Sequence[str]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
 
 
 def _count(value: int | None) -> str:

@@ -13,6 +13,7 @@ from glance_fast.data.layouts import Defect, TestSample
 from glance_fast.data.table import printable
 from glance_fast.errors import UserError
 from glance_fast.evaluation import metrics
+from glance_fast.evaluation.metrics import ArrayOrList
 from glance_fast.evaluation.plots import MAX_FPR, Curves
 
 # Name and meaning of every metric, by its key in metrics.json.
@@ -59,10 +60,10 @@ def defective_of(samples: Sequence[TestSample]) -> NDArray[np.bool_]:
 
 def summarise(
     samples: Sequence[TestSample],
-    maps: NDArray[np.float32],
-    masks: NDArray[np.bool_],
+    maps: ArrayOrList,
+    masks: ArrayOrList,
     kept: int,
-    scores: NDArray[np.float32],
+    scores: NDArray[np.floating],
     threshold: float | None,
     regions: Sequence[Sequence[Defect]] | None = None,
 ) -> dict[str, Any]:
@@ -71,16 +72,16 @@ def summarise(
     Parameters
     ----------
     samples : sequence of TestSample
-    maps : ndarray
-        float32 [N, H, W].
-    masks : ndarray
-        bool [N, H, W].
+    maps : sequence of ndarray
+        Real [H, W] of each image.
+    masks : sequence of ndarray
+        bool [H, W] of each image.
     kept : int
-        Regions that would have vanished.
+        Regions that would have vanished at the model's image size, which all masks then have.
     scores : ndarray
-        float32 [N].
+        Real [N].
     threshold : float or None
-        None where the model has none.
+        None where there is none.
     regions : sequence of sequence of Defect, optional
         Of each image its defects, for saturated PRO.
     """
@@ -114,7 +115,7 @@ def summarise(
         },
         "defects": defects,
         **({} if regions is None else {"mean_of_defects": _means(defects)}),
-        "notes": _notes(samples, masks, kept, defective, threshold),
+        "notes": _notes(samples, masks, kept, defective),
     }
 
 
@@ -128,22 +129,23 @@ def _means(defects: dict[str, dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _metrics(
-    maps: NDArray[np.float32],
-    masks: NDArray[np.bool_],
-    scores: NDArray[np.float32],
+    maps: ArrayOrList,
+    masks: ArrayOrList,
+    scores: NDArray[np.floating],
     defective: NDArray[np.bool_],
     which: NDArray[np.bool_],
     regions: Sequence[Sequence[Defect]] | None,
 ) -> dict[str, float | None]:
     """All metrics over some of the images; None for one that is not defined there."""
-    chosen = np.flatnonzero(which)
+    chosen = np.flatnonzero(which).tolist()
     found: dict[str, float | None] = dict.fromkeys(metrics_of(regions is not None))
-    if _both(masks[which]):
-        # Lists of views: no map is copied.
-        found |= metrics.pixel_metrics([maps[i] for i in chosen], [masks[i] for i in chosen])
+    # Lists of views: no map is copied.
+    truth = [masks[i] for i in chosen]
+    if both(truth):
+        found |= metrics.pixel_metrics([maps[i] for i in chosen], truth)
         if regions is not None:
-            found |= metrics.spro_metrics([maps[i] for i in chosen], [regions[int(i)] for i in chosen])
-    if _both(defective[which]):
+            found |= metrics.spro_metrics([maps[i] for i in chosen], [regions[i] for i in chosen])
+    if both(defective[which]):
         ranked = scores[which], defective[which]
         found |= {
             "image_auroc": metrics.image_auroc(*ranked),
@@ -153,17 +155,18 @@ def _metrics(
     return found
 
 
-def _both(values: NDArray[np.bool_]) -> bool:
-    return bool(values.any() and not values.all())
+def both(values: ArrayOrList) -> bool:
+    """Whether some of all values are true, and some are not."""
+    return any(value.any() for value in values) and not all(value.all() for value in values)
 
 
 def _notes(
     samples: Sequence[TestSample],
-    masks: NDArray[np.bool_],
+    masks: ArrayOrList,
     kept: int,
     defective: NDArray[np.bool_],
-    threshold: float | None,
 ) -> list[str]:
+    marked = np.array([mask.any() for mask in masks])
     notes = []
     if not defective.any():
         notes.append("No defective images to test: PRO, pixel AUROC and image AUROC cannot be computed.")
@@ -172,33 +175,29 @@ def _notes(
             "No masks: where the defects are is not known, and PRO and the other metrics of pixels cannot be "
             "computed."
         )
-    elif not masks.any():
+    elif not marked.any():
         notes.append("All masks are empty: PRO and pixel AUROC cannot be computed.")
-    elif masks.all():
+    elif all(mask.all() for mask in masks):
         notes.append("The masks cover everything: PRO and pixel AUROC cannot be computed.")
     if defective.all():
         notes.append(
             "No good images to test: image AUROC and false alarms cannot be computed; "
             "the background of defective images stands for what is normal."
         )
-    empty = int((defective & ~masks.any((1, 2))).sum())
-    if empty and masks.any():
+    empty = int((defective & ~marked).sum())
+    if empty and marked.any():
         notes.append(f"Empty masks of defective images: {empty}. These count for image AUROC alone.")
     if kept:
-        height, width = masks.shape[1:]
+        height, width = masks[0].shape
         notes.append(
             f"Defects that vanish at the model's image size, {width}x{height}: {kept}. "
             "Each is kept as one pixel."
         )
-    if threshold is None:
-        notes.append(
-            "The model is not calibrated and has no threshold: nothing is called anomalous or missed."
-        )
     return notes
 
 
-def curves_of(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> Curves:
+def curves_of(maps: ArrayOrList, masks: ArrayOrList) -> Curves:
     """PRO and pixel ROC of all images, where they can be had."""
-    if not _both(masks):
+    if not both(masks):
         return Curves()
     return Curves(metrics.pro_curve(maps, masks), metrics.roc_curve(maps, masks))

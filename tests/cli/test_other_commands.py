@@ -1,5 +1,6 @@
 """``glance-fast evaluate``, ``distill`` and ``demo``."""
 
+import io
 import json
 import re
 import shutil
@@ -7,8 +8,10 @@ import shutil
 import pytest
 import torch
 from commands import never, one_line, tree
+from rich.console import Console
 
 from glance_fast import UserError
+from glance_fast.cli.console import print_intervals
 from glance_fast.nets.builtin import builtin_teacher
 from glance_fast.nets.teacher import Teacher, save_teacher
 
@@ -21,7 +24,7 @@ def test_evaluate_with_wrong_folders(cli, run_folder, parts, photos, tmp_path, m
     assert "is not empty" in one_line(cli("evaluate", run_folder, parts, "--out", out))
     for run, data, message in (
         (run_folder, photos, "no folder 'test' in it"),
-        (photos, parts, "no model.safetensors in it"),
+        (photos, parts, "neither a run folder (no model.safetensors in it) nor a folder of maps"),
         (run_folder, tmp_path / "none", "no such folder"),
     ):
         assert message in one_line(cli("evaluate", run, data, "--out", out, "--overwrite"))
@@ -72,6 +75,69 @@ def test_evaluate_shows_the_metrics_that_are_asked_for(cli, run_folder, parts, t
     line = one_line(cli("evaluate", run_folder, parts, "--out", out, "--overwrite", "--metrics", "pro,ap"))
     assert "metrics: expected some of pro, pro_5" in line and line.endswith("got ap")
     assert (out / "metrics.json").is_file(), "an earlier one stays"
+
+
+def test_evaluate_shows_intervals_where_they_are_asked_for(cli, run_folder, parts, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    code, without, _ = cli("evaluate", run_folder, parts, "--out", out)
+    assert code == 0 and "95 %" not in without
+    assert not {"bootstrap", "intervals"} & set(json.loads((out / "metrics.json").read_text()))
+    command = ("evaluate", run_folder, parts, "--out", out, "--overwrite", "--metrics", "all")
+    code, said, _ = cli(*command, "--bootstrap", 40)
+    found = json.loads((out / "metrics.json").read_text())
+    assert code == 0 and found["bootstrap"] == 40 and "95 % interval of 40 resamples" in said
+    lines = [re.findall(r"[^│]+", line) for line in said.splitlines()]
+    cells = [[cell.strip() for cell in line] for line in lines]
+    for key, name in (("pro", "PRO"), ("image_f1_max", "Image F1-max")):
+        assert [name, *(f"{end:.3f}" for end in found["intervals"][key])] in cells
+    console = Console(width=80, file=io.StringIO())
+    monkeypatch.setattr("glance_fast.cli.console.out_console", console)
+    print_intervals(found, list(found["intervals"]))
+    assert max(map(len, console.file.getvalue().splitlines())) <= 80
+    code, _, err = cli(*command, "--bootstrap", -1)
+    assert code == 2 and "--bootstrap" in err
+
+
+def test_evaluate_takes_maps_of_another_method(cli, run_folder, parts, tmp_path):
+    assert cli("evaluate", run_folder, parts, "--out", tmp_path / "ours")[0] == 0
+    maps, out = tmp_path / "ours" / "maps", tmp_path / "out"
+    code, said, err = cli("evaluate", maps, parts, "--out", out, "--bootstrap", 20)
+    found, ours = (json.loads((f / "metrics.json").read_text()) for f in (out, tmp_path / "ours"))
+    assert code == 0 and said.endswith(f"report: {out}/report.html\n") and "95 % interval" in said
+    # The photographs have the model's size: the same maps and masks.
+    assert found["pro"] == ours["pro"] and found["pixel_auroc"] == ours["pixel_auroc"]
+    assert found["maps"] == maps.as_posix() and "Map files have no threshold" in err
+    code, said, _ = cli("evaluate", maps / parts.name, parts, "--out", out, "--overwrite", "--json")
+    assert code == 0 and json.loads(said)["pro"] == ours["pro"]
+
+
+def test_evaluate_refuses_options_of_a_model_for_maps(cli, run_folder, parts, tmp_path):
+    assert cli("evaluate", run_folder, parts, "--out", tmp_path / "ours")[0] == 0
+    maps = tmp_path / "ours" / "maps"
+    for option, value in (
+        ("--engine", "dense"), ("--precision", "bf16"), ("--device", "cpu"), ("--memory-mib", 9)
+    ):  # fmt: skip
+        line = one_line(cli("evaluate", maps, parts, "--out", tmp_path / "out", option, value))
+        assert line == f"{option}: {maps} holds maps, which no model is to compute; leave it out"
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_replaces_nothing_where_maps_are_bad(cli, run_folder, parts, tmp_path):
+    maps, out = tmp_path / "maps", tmp_path / "out"
+    assert cli("evaluate", run_folder, parts, "--out", tmp_path / "ours")[0] == 0
+    (tmp_path / "ours" / "maps").rename(maps)
+    bad = maps / parts.name / "test" / "good" / "001.tiff"
+    bad.write_text("no map")
+    out.mkdir()
+    (out / "metrics.json").write_text("of an earlier one")
+    command = ("evaluate", maps, parts, "--out", out, "--overwrite")
+    assert one_line(cli(*command)).startswith(f"{bad}: damaged or truncated")
+    bad.unlink()
+    assert "001.png: has no map; expected" in one_line(cli(*command))
+    assert one_line(cli("evaluate", maps, parts, "--out", maps)).startswith(
+        f"{maps}: is the folder that is read"
+    )
+    assert (out / "metrics.json").read_text() == "of an earlier one"
 
 
 def test_evaluate_refuses_an_engine_that_the_net_has_not(cli, run_folder, parts, tmp_path):

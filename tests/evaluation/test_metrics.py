@@ -149,6 +149,44 @@ def test_precision_equals_scikit_learns(data):
     assert metrics.image_f1_max(scores, labels) == pytest.approx(f1, abs=1e-9)
 
 
+def resamples(images, seed, count=3):
+    """How often each image is drawn: never, once, several times; the first, which has both kinds, always."""
+    counts = np.random.default_rng(seed).integers(0, 4, (count, images))
+    counts[:, 0] += counts[:, 0] == 0
+    return counts
+
+
+@FEW
+@given(data_sets(), st.integers(0, 2**32 - 1))
+def test_resampled_metrics_equal_those_of_the_images_written_out(data, seed):
+    maps, masks = data
+    counts = resamples(len(maps), seed)
+    found = metrics.resampled_pixel_metrics(maps, masks, counts)
+    for r, drawn in enumerate(counts):
+        order = np.repeat(np.arange(len(maps)), drawn)
+        expected = metrics.pixel_metrics([maps[i] for i in order], [masks[i] for i in order])
+        assert {name: values[r] for name, values in found.items()} == pytest.approx(expected, abs=1e-9)
+
+
+@FEW
+@given(st.integers(2, 40), st.integers(0, 2**32 - 1), st.booleans())
+def test_resampled_image_metrics_equal_those_of_the_images_written_out(count, seed, ties):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 4, count).astype(np.float32) if ties else rng.standard_normal(count)
+    labels = rng.random(count) < 0.5
+    labels[:2] = True, False
+    counts = rng.integers(0, 4, (5, count))
+    counts[:4, :2] += 1
+    counts[4, labels] = 0
+    found = metrics.resampled_image_metrics(scores, labels, counts)
+    assert all(np.isnan(values).tolist() == [False] * 4 + [True] for values in found.values())
+    for r, drawn in enumerate(counts[:4]):
+        several = np.repeat(scores, drawn), np.repeat(labels, drawn)
+        assert found["image_auroc"][r] == pytest.approx(metrics.image_auroc(*several), abs=1e-9)
+        assert found["image_ap"][r] == pytest.approx(metrics.image_average_precision(*several), abs=1e-9)
+        assert found["image_f1_max"][r] == pytest.approx(metrics.image_f1_max(*several), abs=1e-9)
+
+
 def test_f1_of_verdicts_equals_scikit_learns():
     rng = np.random.default_rng(0)
     for count in (1, 2, 5, 50):
@@ -361,16 +399,43 @@ def test_memory_stays_below_three_float32_maps():
     assert peak <= 3 * maps.nbytes
 
 
+def test_memory_of_resamples_does_not_grow_with_their_number():
+    maps, masks = example(shape=(8, 256, 256))
+    peaks = []
+    for count in (64, 6400):
+        counts = resamples(len(maps), 0, count)
+        metrics.resampled_pixel_metrics(maps, masks, counts[:1])
+        tracemalloc.start()
+        metrics.resampled_pixel_metrics(maps, masks, counts)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] <= 4 * maps.nbytes and peaks[1] <= 4 * maps.nbytes
+
+
 MAPS, MASKS = example()
 NAN = np.where(np.arange(23) == 3, np.nan, MAPS)
 SCORES, LABELS = np.array([0.1, 0.2, 0.3]), np.array([0, 1, 1])
 
 
+ONCE = np.ones((1, 4), int)
+
+
+def resampled_pixels(maps, masks):
+    return metrics.resampled_pixel_metrics(maps, masks, ONCE)
+
+
+def resampled_images(scores, labels):
+    return metrics.resampled_image_metrics(scores, labels, ONCE)
+
+
 PIXELS = [
     metrics.pro_auc, metrics.pixel_auroc, metrics.pro_and_auroc, metrics.pixel_metrics,
-    metrics.pixel_average_precision, metrics.pixel_f1_max,
+    metrics.pixel_average_precision, metrics.pixel_f1_max, resampled_pixels,
 ]  # fmt: skip
-IMAGES = [metrics.image_auroc, metrics.image_roc_curve, metrics.image_average_precision, metrics.image_f1_max]
+IMAGES = [
+    metrics.image_auroc, metrics.image_roc_curve, metrics.image_average_precision, metrics.image_f1_max,
+    resampled_images,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("metric", PIXELS)

@@ -16,6 +16,7 @@ from glance_fast.evaluation.overlay import (
     draw_outline,
     heat,
     overlay,
+    range_of_maps,
 )
 
 GREY = np.full((40, 60, 3), 128, np.uint8)
@@ -33,6 +34,14 @@ def square(value=9.0):
     scores = np.zeros((40, 60), np.float32)
     scores[10:20, 30:45] = value
     return scores
+
+
+def test_the_scale_of_maps_of_all_sizes_is_from_their_median_to_their_maximum():
+    maps = [np.array([[1, 2]], np.float16), np.array([[9], [3], [4]], np.float32)]
+    assert range_of_maps(maps) == (3.0, 9.0, None)
+    assert maps[1].tolist() == [[9], [3], [4]]
+    assert range_of_maps([np.full((2, 2), 5.0)]) == (5.0, 6.0, None)
+    assert display_range(calibration(math.inf), np.stack([square(), square(2.0)])) == (0.0, 9.0, None)
 
 
 def test_heat_gets_lighter_with_the_score_and_clips():

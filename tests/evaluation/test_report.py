@@ -181,6 +181,27 @@ def test_verdicts(quick, tmp_path, defective, anomalous, verdict):
     assert len(sources) == 4 + (4 if defective else 3)
 
 
+def test_intervals_stand_under_their_metrics(quick, tmp_path):
+    within = {"pro": [0.8762, 0.93333], "pixel_auroc": None}
+    page, _ = self_contained(report(tmp_path, bootstrap=1000, intervals=within))
+    assert "0.876 to 0.933" in page.text
+    assert page.text.count(" to 0.") == 1 and "95 % intervals from 1000 resamples of them" in page.text
+    page, _ = self_contained(report(tmp_path))
+    assert "interval" not in page.text
+
+
+def test_maps_of_another_method_have_no_settings(quick, tmp_path):
+    path, none = tmp_path / "report.html", np.zeros(0)
+    found = {
+        k: v for k, v in metrics(maps="some/maps").items() if k not in ("engine", "precision", "seconds")
+    }
+    found["threshold"] = {"value": None, "false_positives": None, "missed": None}
+    write_report(path, "part", found, none, none, NO_CURVES, [], (0.0, 1.0, None), None)
+    page, _ = self_contained(path.read_text(encoding="utf-8"))
+    assert "5 test images · maps of some/maps" in page.texts
+    assert "Settings of the model" not in page.texts and "engine" not in page.text
+
+
 def test_pictures_keep_the_shape_of_the_photograph(quick, tmp_path):
     page, _ = self_contained(report(tmp_path, [Group("g", [example()])]))
     assert [value for name, value in page.attributes if name == "style"].count("aspect-ratio:50/30") == 4
