@@ -30,10 +30,13 @@ class DistortionHead(nn.Module):
 
     def forward(self, local: Tensor, global_: Tensor) -> Tensor:
         """Logits [...] of C for features [..., D]."""
-        shape = local.shape[:-1]
-        x = torch.cat([local, global_, (local - global_).square()], dim=-1).flatten(0, -2)
-        x = F.relu(self.first(self.norm(x)))
-        return self.last(F.relu(self.second(x))).reshape(shape)
+        return self.last(self.hidden(local, global_)).squeeze(-1)
+
+    def hidden(self, local: Tensor, global_: Tensor) -> Tensor:
+        """Numbers [..., hidden] of which the logit is a weighted sum, for features [..., D]."""
+        x = torch.cat([local, global_, (local - global_).square()], dim=-1)
+        x = F.relu(self.first(self.norm(x.flatten(0, -2))))
+        return F.relu(self.second(x)).unflatten(0, local.shape[:-1])
 
     def folded(self) -> DistortionWeights:
         """The weights that scoring uses, BatchNorm folded into the first layer."""

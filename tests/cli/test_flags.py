@@ -13,6 +13,7 @@ from glance_fast.cli.flags import as_flags
 
 PACKAGE = Path(glance_fast.__file__).parent
 COMMANDS = typer.main.get_command(app).commands
+COMMANDS = COMMANDS | COMMANDS["experiment"].commands
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,16 @@ def test_logits_have_the_shape_of_the_patches(head, shape):
     assert torch.allclose(logits.flatten(), flat, atol=1e-12)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 2)], ids=str)
+def test_logits_are_weighted_sums_of_what_the_head_makes_of_patches(head, shape):
+    local, global_ = torch.randn(2, *shape, 6, dtype=torch.float64)
+    hidden = head.hidden(local, global_)
+    assert hidden.shape == (*shape, 10) and (hidden >= 0).all()
+    logits = hidden @ head.last.weight[0] + head.last.bias
+    assert torch.allclose(logits, head(local, global_), atol=1e-12)
+
+
 def test_distortion_loss_is_equation_9_with_the_clean_patch_towards_one():
     clean, stained = torch.randn(2, 5, 3, dtype=torch.float64)
     c_clean, c_stained = torch.sigmoid(clean), torch.sigmoid(stained)
