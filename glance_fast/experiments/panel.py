@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,8 +144,15 @@ def panel(
     settings = provenance_of(model, data, "auto", "auto")
     settings |= {"choose": choose, "rows": rows, "plain": plain, "seed": seed}
     pictures = tuple(PANEL + suffix for suffix in SUFFIXES)
-    with study(out, "panel", settings, COLUMNS, pictures, overwrite=overwrite) as kept:
-        models = [model] if plain else [model, _without_global(model, data, normal, reporter)]
+    # What is wrong with the normal images is said before an earlier picture is replaced.
+    with (
+        nullcontext() if plain else _read_normal(model, data, normal, reporter) as cache,
+        study(out, "panel", settings, COLUMNS, pictures, overwrite=overwrite) as kept,
+    ):
+        models = [model]
+        if cache is not None:
+            with reporter.task("calibrating without Global-Net", None) as advance:
+                models.append(without_global(model, cache, advance))
         with reporter.task("scoring", len(models) * len(category.samples)) as advance:
             pros, *others = _pros(models, photographs, advance)
         chosen = list(range(len(category.samples)))
@@ -245,19 +253,18 @@ def _normal(data: Path) -> list[Path]:
         raise UserError(f"{error}; or leave the maps without Global-Net away (`plain=True`)") from error
 
 
-def _without_global(model: Glance, data: Path, paths: list[Path], reporter: Reporter) -> Glance:
+def _read_normal(model: Glance, data: Path, paths: list[Path], reporter: Reporter) -> ImageCache:
     with reporter.task("reading normal images", len(paths)) as advance:
         cache = ImageCache(paths, model.config.image_size, model.config.cache_mib << 20, progress=advance)
-    with cache:
-        for error in cache.errors:
-            reporter.say(f"left out: {error}")
-        if len(cache) < LEAST_IMAGES:
-            raise UserError(
-                f"{data}: at least {LEAST_IMAGES} normal images are needed for maps without Global-Net, and "
-                f"{len(cache)} can be read; `plain=True` leaves these maps away"
-            )
-        with reporter.task("calibrating without Global-Net", None) as advance:
-            return without_global(model, cache, advance)
+    for error in cache.errors:
+        reporter.say(f"left out: {error}")
+    if len(cache) < LEAST_IMAGES:
+        cache.close()
+        raise UserError(
+            f"{data}: at least {LEAST_IMAGES} normal images are needed for maps without Global-Net, and "
+            f"{len(cache)} can be read; `plain=True` leaves these maps away"
+        )
+    return cache
 
 
 def _has_pro(mask: NDArray[np.bool_]) -> bool:

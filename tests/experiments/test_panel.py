@@ -311,12 +311,14 @@ def test_without_normal_images(run_folder, kinds, tmp_path, reporter):
     for i in range(8):
         write_png(kinds / "train" / "good" / f"{i}.png", draw_part(np.random.default_rng(i)))
     (kinds / "train" / "good" / "7.png").write_text("no image")
-    line = refused(run_folder, kinds, tmp_path / "out", reporter)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.csv").write_text("of an earlier one")
+    line = refused(run_folder, kinds, tmp_path / "out", reporter, overwrite=True)
     assert line == (
         f"{kinds}: at least 8 normal images are needed for maps without Global-Net, and 7 can be read; "
         "`plain=True` leaves these maps away"
     )
-    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out" / "results.csv").read_text() == "of an earlier one"
 
 
 def test_no_defective_images(run_folder, parts, tmp_path, reporter):
