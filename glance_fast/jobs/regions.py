@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import tifffile
+import numpy as np
 
 from glance_fast.data.files import write_text
-from glance_fast.errors import UserError
+from glance_fast.data.images import read_map
+from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.regions import Region, find_regions
 from glance_fast.jobs.table import read_rows
 
@@ -76,12 +76,11 @@ def _found(
     def find(name: str) -> tuple[str, tuple[int, int], list[Region]]:
         path = out / "maps" / f"{name}.tiff"
         try:
-            values = tifffile.imread(path)
-        except (OSError, ValueError, struct.error, tifffile.TiffFileError) as error:
-            raise UserError(
-                f"{path}: cannot be read ({error}); `resume=True` makes what is missing anew"
-            ) from error
-        return name, values.shape, find_regions(values, threshold)
+            values = read_map(path)
+        except ImageError as error:
+            raise UserError(f"{error}; `resume=True` makes a map anew that is missing") from error
+        height, width = values.shape
+        return name, (height, width), find_regions(values.astype(np.float32, copy=False), threshold)
 
     ordered = list(names)
     with ThreadPoolExecutor(THREADS) as pool:

@@ -61,7 +61,7 @@ def test_what_cannot_be_had(maps):
     with pytest.raises(UserError, match="not calibrated"):
         write_regions(maps, maps / "scores.csv", None)
     (maps / "maps/a.png.tiff").write_bytes(b"II*\0")
-    with pytest.raises(UserError, match=r"a\.png\.tiff: cannot be read"):
+    with pytest.raises(UserError, match=r"a\.png\.tiff: .*`resume=True`"):
         write_regions(maps, maps / "scores.csv", 1.0)
     assert not (maps / "regions.jsonl").exists()
 
