@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 # Of a model that trains in seconds: net "surround", four by four patches.
@@ -29,3 +31,12 @@ def draw_part(rng: np.random.Generator, size: int = 64, defect: bool = False) ->
         top, left = rng.integers(4, size - 20, 2)
         plate[top : top + 12, left : left + 12] = 10
     return np.repeat(plate.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def write_cifar10(folder: Path, batches: dict[str, tuple[np.ndarray, list[int]]]) -> Path:
+    """Binary batches of CIFAR-10: by name, planes uint8 [N, 3072] and labels."""
+    folder.mkdir(parents=True)
+    for name, (planes, labels) in batches.items():
+        records = np.concatenate([np.array(labels, np.uint8)[:, None], planes], 1)
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+    return folder

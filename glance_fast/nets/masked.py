@@ -162,7 +162,7 @@ class MaskedNet(nn.Module):
             layers[-1] = layers[-1]._replace(read=True)
         return layers
 
-    def forward(self, x: Tensor, holes: Tensor) -> Tensor:
+    def forward(self, x: Tensor, holes: Tensor, places: Tensor | None = None) -> Tensor:
         """Global features z_g.
 
         Parameters
@@ -172,13 +172,15 @@ class MaskedNet(nn.Module):
         holes : Tensor
             Int64 [N, K, 4], the patches, all K masked at once: within the image, disjoint, with at least one
             pixel between any two. Not checked here; ``PatchGrid`` and ``draw_holes`` give no others.
+        places : Tensor, optional
+            Int64 [N, K', 4], what is read in place of the holes; for nets that mask nothing.
 
         Returns
         -------
         Tensor
             Float32 [N, K, D].
         """
-        size, places = (x.shape[-2], x.shape[-1]), holes
+        size, places = (x.shape[-2], x.shape[-1]), holes if places is None else places
         y, holes = self.stem(x.masked_fill(inside_holes(holes, *size), 0), holes)
         maps = []
         for stage in self.stages:

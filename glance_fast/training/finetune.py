@@ -151,7 +151,9 @@ class Imitation(nn.Module):
         return (wanted - self.mean[:, None, None]) / self.std[:, None, None]
 
 
-def finetune_stage(name: str, local: LocalNet, targets: Targets, steps: int, seed: int, bf16: bool) -> Stage:
+def finetune_stage(
+    name: str, local: LocalNet, targets: Targets, steps: int, seed: int, bf16: bool, batch: int = BATCH
+) -> Stage:
     """The stage that trains ``local`` to say of the category's patches what the teacher says (Eq. 3).
 
     Half of each batch is clean, half stained.
@@ -170,6 +172,8 @@ def finetune_stage(name: str, local: LocalNet, targets: Targets, steps: int, see
         Of every random number.
     bf16 : bool
         Whether ``local`` runs in bfloat16.
+    batch : int
+        Images a step.
 
     Returns
     -------
@@ -180,8 +184,8 @@ def finetune_stage(name: str, local: LocalNet, targets: Targets, steps: int, see
 
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(seed, name, number)
-        places = torch.randint(0, targets.count, (BATCH,), generator=generator)
-        places[BATCH // 2 :] += targets.count
+        places = torch.randint(0, targets.count, (batch,), generator=generator)
+        places[batch // 2 :] += targets.count
         wanted = imitation.scaled(targets.read(places, local.patch))
         x = to_input(targets.images(places))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
@@ -193,7 +197,7 @@ def finetune_stage(name: str, local: LocalNet, targets: Targets, steps: int, see
 
     parameters = [*local.parameters(), *imitation.decoder.parameters()]
     groups = [{"params": parameters, "lr": RATE, "weight_decay": WEIGHT_DECAY}]
-    return Stage(name, steps, {"local": local, "decoder": imitation}, groups, step, BATCH)
+    return Stage(name, steps, {"local": local, "decoder": imitation}, groups, step, batch)
 
 
 @torch.no_grad()

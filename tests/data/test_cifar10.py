@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 from PIL import Image
+from samples import write_cifar10
 
 from glance_fast.data.cifar10 import BATCHES, BINARY, CLASSES, PICKLED, PIXELS, read_cifar10
 from glance_fast.errors import ImageError, UserError
@@ -21,14 +22,6 @@ def batches():
         name: (rng.integers(0, 256, (EACH, PIXELS), dtype=np.uint8), [(7 * i + k) % 10 for i in range(EACH)])
         for k, name in enumerate(BATCHES)
     }
-
-
-def write_binary(folder, batches):
-    folder.mkdir(parents=True)
-    for name, (planes, labels) in batches.items():
-        records = np.concatenate([np.array(labels, np.uint8)[:, None], planes], 1)
-        (folder / f"{name}.bin").write_bytes(records.tobytes())
-    return folder
 
 
 def text(value):
@@ -100,7 +93,7 @@ def write_folders(folder, batches):
 
 
 @pytest.mark.parametrize("inner", [True, False])
-@pytest.mark.parametrize(("write", "name"), [(write_binary, BINARY), (write_pickled, PICKLED)])
+@pytest.mark.parametrize(("write", "name"), [(write_cifar10, BINARY), (write_pickled, PICKLED)])
 def test_batches_of_both_kinds(batches, tmp_path, write, name, inner):
     folder = write(tmp_path / name, batches)
     data = read_cifar10(folder if inner else tmp_path)
@@ -113,7 +106,7 @@ def test_batches_of_both_kinds(batches, tmp_path, write, name, inner):
 
 
 def test_all_forms_hold_the_same_images(batches, tmp_path):
-    binary = read_cifar10(write_binary(tmp_path / "bin", batches))
+    binary = read_cifar10(write_cifar10(tmp_path / "bin", batches))
     python = read_cifar10(write_pickled(tmp_path / "py", batches))
     folders = read_cifar10(write_folders(tmp_path / "png", batches))
     assert python.digest() == binary.digest() != folders.digest()  # which are ordered by class
@@ -132,7 +125,7 @@ def test_an_array_may_be_laid_out_by_columns(batches, tmp_path):
 
 def test_progress_counts_files(batches, tmp_path):
     said = []
-    read_cifar10(write_binary(tmp_path / "bin", batches), lambda *done: said.append(done))
+    read_cifar10(write_cifar10(tmp_path / "bin", batches), lambda *done: said.append(done))
     assert said == [(i, 6) for i in range(1, 7)]
     said.clear()
     read_cifar10(write_folders(tmp_path / "png", batches), lambda *done: said.append(done))
@@ -224,7 +217,7 @@ def test_a_pickle_whose_parts_do_not_fit(batches, tmp_path):
             read_cifar10(folder)
 
 
-@pytest.mark.parametrize(("write", "suffix"), [(write_binary, ".bin"), (write_pickled, "")])
+@pytest.mark.parametrize(("write", "suffix"), [(write_cifar10, ".bin"), (write_pickled, "")])
 def test_labels_out_of_range_and_missing_batches(batches, tmp_path, write, suffix):
     planes, labels = batches["data_batch_3"]
     batches["data_batch_3"] = planes, [*labels[:4], 10, *labels[5:]]
@@ -241,7 +234,7 @@ def test_labels_out_of_range_and_missing_batches(batches, tmp_path, write, suffi
 
 
 def test_binary_batches_cut_short(batches, tmp_path):
-    folder = write_binary(tmp_path / "bin", batches)
+    folder = write_cifar10(tmp_path / "bin", batches)
     path = folder / "data_batch_5.bin"
     whole = path.read_bytes()
     for rest, said in ((whole[:-1], "36875 bytes are no whole number"), (b"", "0 bytes are no whole number")):

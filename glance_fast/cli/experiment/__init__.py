@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from glance_fast.cli.experiment.categories import categories
+from glance_fast.cli.experiment.cifar10 import cifar10
 from glance_fast.cli.experiment.features import features
 from glance_fast.cli.experiment.lambda_s import lambda_
 from glance_fast.cli.experiment.panel import panel
@@ -23,5 +24,5 @@ finished row; the same command with --resume goes on, where it has that.""",
     rich_markup_mode="rich",
 )
 
-for command in (categories, features, lambda_, panel, scales, self_supervised):
+for command in (categories, cifar10, features, lambda_, panel, scales, self_supervised):
     experiment.command(command.__name__.strip("_").replace("_", "-"))(command)
