@@ -95,7 +95,9 @@ def test_torchrun_ends_with_any_of_its_processes_and_goes_on_with_any_number(
         parts / "test", out, kind, start=("--no-python", sys.executable, "-c", ACCIDENT)
     )
     assert code == 1 and said == ""
-    assert ours(err) == ["glance-fast: disk/file: is odd"] * (kind == "error")
+    # torchrun ends the other process by SIGTERM, which may say so before it notices by itself.
+    told = [line for line in ours(err) if not line.startswith("glance-fast: stopped; ")]
+    assert told == ["glance-fast: disk/file: is odd"] * (kind == "error")
     kept = {p: p.stat().st_mtime_ns for p in (out / "maps").rglob("*.tiff")}
     done = len((out / "scores-2-of-2.csv").read_text().splitlines())
     assert done == 2 and not (out / "scores.csv").exists(), "a header and one image"
