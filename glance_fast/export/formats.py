@@ -72,7 +72,7 @@ def write(graph: ScoringGraph, path: Path, format: str, notes: dict[str, Any]) -
     size = sum(t.nbytes for t in graph.state_dict().values())
     if format == "onnx" and size > MOST_BYTES:
         raise UserError(
-            f"{path}: the model takes {size >> 20} MiB, and a file of ONNX holds less than 2048; "
+            f"the model takes {size >> 20} MiB, and a file of ONNX holds less than 2048; "
             "use `format=torch-export`, or train with a smaller image_size"
         )
     with _quiet():
