@@ -96,10 +96,11 @@ def test_the_library_is_quoted_in_flags(cli, run_folder, parts, tmp_path, monkey
     out = tmp_path / "out"
     out.mkdir()
     (out / "results.csv").write_text("of an earlier one")
-    line = one_line(call(cli, command, run_folder, parts, out))
+    line = one_line(call(cli, command, run_folder, parts, out, "--quiet"))
     assert line == f"{out}: is not empty; --overwrite replaces what is in it, or choose another --out"
     (out / "notes.txt").touch()
-    assert "holds 'notes.txt'" in one_line(call(cli, command, run_folder, parts, out, "--overwrite"))
+    more = ("--overwrite", "--quiet")
+    assert "holds 'notes.txt'" in one_line(call(cli, command, run_folder, parts, out, *more))
     # A model this small would fit into a whole MiB.
     monkeypatch.setattr("glance_fast.model.MIB", 1 << 16)
     line = one_line(call(cli, command, run_folder, parts, tmp_path / "new", "--memory-mib", "1"))
