@@ -20,7 +20,7 @@ FLOORS = [
     ["serving"],
     ["jobs", "__init__"],
     ["training", "evaluation", "export"],
-    ["run"],
+    ["run", "tiles"],
     ["model"],
     ["engines", "calibration", "maps"],
     ["nets"],

@@ -115,6 +115,9 @@ class Calibration:
         Share of normal images that may lie above the threshold.
     aspect : float
         Width over height of the training photographs (median).
+    shape : (int, int) or None
+        Height and width of the training photographs, pixels (medians); None in run folders of an earlier
+        version.
     scores, peaks : tuple of float
         Image scores and highest pixels of normal images, each by a whitening that had not seen it; the
         thresholds come from them.
@@ -137,6 +140,7 @@ class Calibration:
     pixel_threshold: float = math.inf
     false_alarms: float = 0.01
     aspect: float = 1.0
+    shape: tuple[int, int] | None = None
     scores: tuple[float, ...] = field(default=())
     peaks: tuple[float, ...] = field(default=())
     distances: bool = False
@@ -156,6 +160,10 @@ class Calibration:
                 raise ValueError(f"{name} must be true or false, got {value!r}")
         if not (_is_number(self.aspect) and 0 < self.aspect < math.inf):
             raise ValueError(f"aspect must be finite and positive, got {self.aspect!r}")
+        if self.shape is not None and not (
+            len(self.shape) == 2 and all(isinstance(side, int) and side > 0 for side in self.shape)
+        ):
+            raise ValueError(f"shape must be two positive integers, got {self.shape!r}")
         if not all(_is_number(score) and math.isfinite(score) for score in (*self.scores, *self.peaks)):
             raise ValueError("scores and peaks must be finite numbers")
         if not all(isinstance(name, str) for name in self.trained_on):
@@ -188,6 +196,7 @@ class Calibration:
                 values["scales"] = [{**scale, "weight": 1.0} for scale in values["scales"]]
             values.setdefault("largest_peaks", False)
             values.setdefault("weights", "")
+            values["shape"] = tuple(values["shape"]) if values.get("shape") else None
             values["scales"] = tuple(
                 _whole(
                     ScaleStatistics,

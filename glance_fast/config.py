@@ -99,6 +99,8 @@ def allowed(schema: dict[str, Any]) -> str:
     """What a part of the JSON schema allows, in words; None goes without saying."""
     if "anyOf" in schema:
         return ", or ".join(allowed(part) for part in schema["anyOf"] if part.get("type") != "null")
+    if "const" in schema:
+        return str(schema["const"])
     if "enum" in schema:
         *first, last = map(str, schema["enum"])
         return f"{', '.join(first)} or {last}"
@@ -142,6 +144,13 @@ class Config:
         default=given(256),
         description="Side, or (height, width), to which every image is resized. Rounded to the nearest that "
         "patch and stride cover without a strip left over.",
+    )
+    tile: Settled[Annotated[int, Field(ge=16, le=1 << 20)] | Literal["auto"] | None, int | None] = Field(
+        default=given(None),
+        description="Side of a tile of a photograph, in its pixels: what the model sees at ``image_size``. "
+        "auto is ``image_size`` itself, so that no pixel is lost. Photographs are then trained on and scored "
+        "by overlapping tiles: for large ones of which every part looks alike. If not given, the model sees "
+        "whole photographs.",
     )
     patch: OneOrEach[Patch] = Field(
         default=(32, 64), description="Side of a patch, pixels. Several are as many scales of one model."
@@ -309,6 +318,10 @@ class Config:
             _set(self, "frame", frames if isinstance(self.patch, tuple) else frames[0])
         self._check_frame()
         _set(self, "image_size", self._fitting_image_size())
+        if self.tile is not None and len(set(self.image_size)) > 1:
+            raise UserError("tile: tiles are square; give one number for image_size")
+        if self.tile == "auto":
+            _set(self, "tile", self.image_size[0])
 
     def _check(self) -> None:
         if len(self.patches) != len(self.strides):

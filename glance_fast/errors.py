@@ -31,6 +31,10 @@ class ImageError(UserError):
         return type(self), (self.path, self.reason)
 
 
+class TooLargeError(ImageError):
+    """An image has more pixels than are decoded at once."""
+
+
 def elsewhere(error: OSError) -> str:
     """Advice to put behind an error, if what is wrong is the place."""
     if error.errno == errno.EROFS:

@@ -1,4 +1,4 @@
-"""Integer geometry: patch grids, and how a hole travels through convolutions and poolings.
+"""Integer geometry: grids of patches and of tiles, and how a hole travels through convolutions and poolings.
 
 The only place that knows these rules. All intervals are half-open; a hole is
 ``(top, left, bottom, right)`` in pixels of its layer, empty where ``bottom <= top`` or
@@ -11,12 +11,16 @@ shrinks, and a side that touches the image's border does not move.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+
+# Share of a tile's side that it overlaps the next one by, at least: its border sees less of what is around.
+OVERLAP = 0.1
 
 
 def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
@@ -193,6 +197,78 @@ class PatchGrid:
         index = np.arange(len(self)).reshape(self.rows, self.cols)
         groups = [index[i::step, j::step].ravel() for i in range(step) for j in range(step)]
         return [group for group in groups if group.size]
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Overlapping tiles that cover a photograph, the last row and column flush with its border.
+
+    Attributes
+    ----------
+    height, width : int
+        The photograph, pixels.
+    tile : (int, int)
+        Height and width of a tile, pixels of the photograph.
+    """
+
+    height: int
+    width: int
+    tile: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, *self.tile) < 1:
+            raise ValueError(f"a photograph of {self.height}x{self.width} has no tiles of {self.tile}")
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the tiles: none reaches beyond the photograph."""
+        return min(self.tile[0], self.height), min(self.tile[1], self.width)
+
+    @cached_property
+    def tops(self) -> np.ndarray:
+        """Int64 [rows]: where each row of tiles begins."""
+        return _starts(self.height, self.sides[0])
+
+    @cached_property
+    def lefts(self) -> np.ndarray:
+        """Int64 [cols]: where each column of tiles begins."""
+        return _starts(self.width, self.sides[1])
+
+    def __len__(self) -> int:
+        return len(self.tops) * len(self.lefts)
+
+    @cached_property
+    def weights_y(self) -> np.ndarray:
+        """Float32 [rows, side]: what each pixel of a tile counts by, from top to bottom.
+
+        With ``weights_x``, the weights of all tiles at a pixel of the photograph sum to 1.
+        """
+        return _weights(self.tops, self.height, self.sides[0])
+
+    @cached_property
+    def weights_x(self) -> np.ndarray:
+        """Float32 [cols, side]: as ``weights_y``, from left to right."""
+        return _weights(self.lefts, self.width, self.sides[1])
+
+
+def _overlap(side: int) -> int:
+    return math.ceil(OVERLAP * side)
+
+
+def _starts(size: int, side: int) -> np.ndarray:
+    """Where tiles of a side begin along an axis: at equal steps, and the last one flush with the end."""
+    step = max(1, side - _overlap(side))
+    return np.minimum(np.arange(-(-(size - side) // step) + 1) * step, size - side)
+
+
+def _weights(starts: np.ndarray, size: int, side: int) -> np.ndarray:
+    """Float32 [tiles, side]: level, falling where tiles overlap; at every pixel they sum to 1."""
+    pixel = np.arange(side) + 0.5
+    hat = np.minimum(1, np.minimum(pixel, side - pixel) / _overlap(side))
+    total = np.zeros(size)
+    for start in starts:
+        total[start : start + side] += hat
+    return np.stack([hat / total[start : start + side] for start in starts]).astype(np.float32)
 
 
 def fitting_size(size: int, scales: Sequence[tuple[int, ...]], least: int = 1) -> int:

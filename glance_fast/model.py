@@ -34,6 +34,7 @@ from glance_fast.nets.surround import SurroundNet
 
 ENGINES = ("auto", "dense", "patchwise", "grouped")
 PRECISIONS = ("auto", "fp32", "bf16")
+NOT_FINITE = "its scores are not finite; try precision fp32, or train the model again"
 NO_BF16 = "no bf16 instructions on this machine, where it would be slower: scoring in fp32"
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from glance_fast.geometry import Hole, PatchGrid, fitting_size, output_size, shrink
+from glance_fast.geometry import OVERLAP, Hole, PatchGrid, TileGrid, fitting_size, output_size, shrink
 
 FEW = settings(max_examples=60, deadline=None)
 MANY = settings(max_examples=300, deadline=None)
@@ -370,3 +370,29 @@ def test_nothing_below_the_least_is_considered():
 def test_scales_that_never_fit_together_are_refused():
     with pytest.raises(ValueError, match="no image size fits"):
         fitting_size(256, [(32, 8), (33, 8)])
+
+
+@MANY
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 90), st.integers(1, 90))
+def test_tiles_cover_a_photograph_and_their_weights_sum_to_one(height, width, tall, wide):
+    grid = TileGrid(height, width, (tall, wide))
+    assert grid.sides == (min(tall, height), min(wide, width))
+    assert len(grid) == len(grid.tops) * len(grid.lefts)
+    axes = (grid.tops, grid.weights_y, height), (grid.lefts, grid.weights_x, width)
+    for (starts, weights, size), side in zip(axes, grid.sides, strict=True):
+        assert starts[0] == 0 and starts[-1] == size - side
+        steps = np.diff(starts)
+        assert (steps > 0).all() and (steps <= max(1, side - OVERLAP * side)).all()
+        # All steps are the same but the last, which may be shorter.
+        assert len(set(steps[:-1])) <= 1 and (len(steps) < 2 or steps[-1] <= steps[0])
+        assert weights.shape == (len(starts), side) and (weights > 0).all()
+        total = np.zeros(size)
+        for start, own in zip(starts, weights, strict=True):
+            total[start : start + side] += own
+        np.testing.assert_allclose(total, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width", "tile"), [(0, 5, (3, 3)), (5, 5, (0, 3)), (5, 5, (3, -1))])
+def test_tiles_of_nothing_are_refused(height, width, tile):
+    with pytest.raises(ValueError, match="has no tiles"):
+        TileGrid(height, width, tile)

@@ -123,7 +123,7 @@ def evaluate(
         model.check(engine.value, precision.value)
         model.memory_share(precision.value)
         photographs = None
-        if overwrite:
+        if overwrite and model.config.tile is None:
             photographs = evaluation.read_photographs(category, model.prepare, model.config.image_size)
         tell_precision(model, precision.value)
         work = partial(

@@ -127,3 +127,13 @@ def parse_setting(text: str) -> tuple[str, Any]:
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
     return next(iter(checked_names({key.strip(): parsed}, "--set"))), parsed
+
+
+def parse_tile(text: str | None) -> int | str | None:
+    """What ``--tile`` says: a number of pixels, or auto."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"--tile {text}: expected auto or a number of pixels") from None

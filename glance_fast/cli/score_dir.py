@@ -25,6 +25,7 @@ from glance_fast.cli.options import (
     Quiet,
     Run,
     Threads,
+    parse_tile,
 )
 from glance_fast.jobs.ranks import this_process
 
@@ -36,6 +37,14 @@ def score_dir(
         Path, typer.Argument(metavar="IMAGES", help="Folder of photographs, searched with its subfolders.")
     ],
     out: Out,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Score by overlapping tiles of N pixels a side; auto: at the scale of training. A model "
+            "trained with --tile does so anyhow.",
+        ),
+    ] = None,
     overlays: Annotated[
         bool, typer.Option("--overlays", help="Also write pictures of the maps over the images.")
     ] = False,
@@ -80,6 +89,9 @@ def score_dir(
     tables. Processes that torchrun started share it without --shard, each
     on a CUDA device of its own.
 
+    Large photographs are scored by --tile, whatever their size: score is
+    then that of the worst tile.
+
     [dim]glance-fast score-dir run photos/new --out scores --overlays[/dim]
     """
     from glance_fast.device import use_threads
@@ -96,6 +108,7 @@ def score_dir(
             out,
             engine=engine.value,
             precision=precision.value,
+            tile=parse_tile(tile),
             overlays=overlays,
             regions=regions,
             coco=coco,

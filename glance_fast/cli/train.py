@@ -22,6 +22,7 @@ from glance_fast.cli.options import (
     Settings,
     Threads,
     given_settings,
+    parse_tile,
 )
 from glance_fast.jobs.output import one_of
 
@@ -44,6 +45,14 @@ def train(
     steps: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Training steps of Global-Net, for each patch size."),
+    ] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Learn from tiles of N pixels a side: for large photographs, where positions mean nothing. "
+            "auto: image_size, so that no pixel is lost.",
+        ),
     ] = None,
     local_net: Annotated[
         list[Path] | None,
@@ -96,7 +105,7 @@ def train(
     ctx.meta[RESUMABLE] = lambda: is_unfinished(out)
     one_of(resume, overwrite)
     before = asdict(settings_of_unfinished(out)) if resume else {}
-    given = given_settings(preset, config, settings, seed=seed, steps=steps)
+    given = given_settings(preset, config, settings, seed=seed, steps=steps, tile=parse_tile(tile))
     resolved = Config(**(before | given))
     wanted = given.get("image_size", resolved.image_size)
     started = time.monotonic()

@@ -44,6 +44,8 @@ class ImageCache:
         The files that can be read, in the order given. Indices refer to it.
     shapes : list of (int, int)
         Their heights and widths before resizing.
+    groups : ndarray of int, shape [N]
+        Of which photograph each image is; of whole photographs, its own.
     errors : list of ImageError
         One for each of the others; they are logged as warnings, too.
     held : bool
@@ -107,6 +109,7 @@ class ImageCache:
             log.warning("left out: %s", error)
         self.paths = [files[index] for index in good]
         self.shapes = [shapes[index] for index in good]
+        self.groups = np.arange(len(good))
         if self.held and self.errors:
             for to, index in enumerate(good):  # in place: a second array might not fit
                 self._images[to] = self._images[index]

@@ -7,13 +7,13 @@ own content: two photographs of the same brightness stay equally bright.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from glance_fast.data.files import atomic_write
-from glance_fast.errors import ImageError, UserError
+from glance_fast.errors import ImageError, TooLargeError, UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 """What is read, by content and never by the file's name. Pillow's other decoders stay out of reach."""
@@ -83,7 +83,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     ------
     ImageError
         The file is missing, unreadable, damaged, truncated, of another kind, has floating-point pixels,
-        several frames, or more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
+        several frames, or more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (``TooLargeError``).
     """
     path = Path(path)
     image, orientation = _load(path)
@@ -391,6 +391,52 @@ def write_tiff(path: str | Path, values: NDArray[np.float32] | NDArray[np.float1
         temporary.write_bytes(data)
 
 
+@contextmanager
+def tiff_rows(path: str | Path, shape: tuple[int, int]) -> Iterator[Callable[[NDArray[np.float32]], None]]:
+    """Write the file of ``write_tiff`` a few rows at a time, whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        The file; parent folders are made.
+    shape : (height, width)
+        Of the map, pixels.
+
+    Yields
+    ------
+    callable
+        Takes the next rows, float32 [n, width]. All of them have to come.
+
+    Raises
+    ------
+    ValueError
+        The rows are others, or not as many as ``shape`` says.
+    UserError
+        The file cannot be written.
+    """
+    height, width = _checked_size(shape)
+    left = height
+
+    def write(rows: NDArray[np.float32]) -> None:
+        nonlocal left
+        if rows.dtype != np.float32 or rows.ndim != 2 or rows.shape[1] != width or len(rows) > left:
+            found = f"{rows.dtype} {list(rows.shape)}"
+            raise ValueError(f"{found} are no rows of a map that lacks {left} of {width} pixels")
+        left -= len(rows)
+        file.write(np.ascontiguousarray(rows).data)
+
+    with atomic_write(path) as temporary:
+        # Its header, and a hole in the file where the pixels are to be.
+        tifffile.imwrite(temporary, shape=shape, dtype=np.float32, photometric="minisblack", metadata=None)
+        with tifffile.TiffFile(temporary) as whole:
+            start = whole.pages.first.dataoffsets[0]
+        with temporary.open("r+b") as file:
+            file.seek(start)
+            yield write
+        if left:
+            raise ValueError(f"{left} rows of the map are missing")
+
+
 def encode_tiff(values: NDArray[np.floating]) -> bytes:
     """What ``write_tiff`` writes."""
     if values.dtype not in (np.float32, np.float16):
@@ -466,7 +512,7 @@ def _check_file(path: Path) -> None:
         raise ImageError(path, _EMPTY)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _in_one_line(path: Path) -> Iterator[None]:
     """Whatever opening and decoding raise, as an ``ImageError``."""
     try:
@@ -483,7 +529,7 @@ def _in_one_line(path: Path) -> Iterator[None]:
             path, f"is not an image of a kind that is read ({kinds}), or its header is damaged"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(path, _bomb("it")) from None
+        raise TooLargeError(path, _bomb("it")) from None
     except MemoryError:
         raise ImageError(path, "does not fit into memory") from None
     except OSError as error:
@@ -516,7 +562,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
     # error: warnings.catch_warnings changes the state of the whole process, and files are read in threads.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
-        raise ImageError(path, _bomb(f"{width}x{height}"))
+        raise TooLargeError(path, _bomb(f"{width}x{height}"))
     if width < 1 or height < 1:
         raise ImageError(path, f"has no pixels ({width}x{height})")
 

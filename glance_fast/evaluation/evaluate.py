@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,19 +16,22 @@ from glance_fast.calibration import is_anomalous, score_row
 from glance_fast.config import Config
 from glance_fast.data.files import atomic_write, write_text
 from glance_fast.data.images import resize_map, write_tiff
-from glance_fast.data.layouts import TestSample
+from glance_fast.data.layouts import Defect, TestSample
 from glance_fast.data.table import ScoreRow, printable, write_table
 from glance_fast.errors import UserError
 from glance_fast.evaluation.bootstrap import add_intervals, check_bootstrap
 from glance_fast.evaluation.gallery import choose_pictures, with_small_maps
 from glance_fast.evaluation.inputs import Category, Photographs, find_category, read_photographs
-from glance_fast.evaluation.map_files import Maps, find_maps, read_maps
+from glance_fast.evaluation.map_files import MapFiles, Maps, find_maps, read_maps
+from glance_fast.evaluation.metrics import ArrayOrList
 from glance_fast.evaluation.overlay import display_range, range_of_maps
 from glance_fast.evaluation.plots import Curves, plot_curves
 from glance_fast.evaluation.report import Group, write_report
 from glance_fast.evaluation.submission import write_submission
 from glance_fast.evaluation.summary import SHOWN, check_shown, curves_of, defective_of, summarise
-from glance_fast.model import Glance
+from glance_fast.evaluation.tiled import score_by_tiles
+from glance_fast.model import NOT_FINITE, Glance
+from glance_fast.tiles import Tile, tile_of
 
 
 def evaluate(
@@ -107,7 +110,8 @@ def evaluate(
 
     Notes
     -----
-    Metrics are computed at the model's image size, at which it decides; MVTec's script computes them from
+    Metrics are computed at the model's image size, at which it decides, and at the images' own where it sees
+    tiles of them; MVTec's script computes them from
     the map files at the images' own sizes, as ``evaluate_maps`` does, and differs a little. Masks are resized
     by ``resize_truth``, which keeps every region; a note says how many of them would have vanished. Of MVTec
     LOCO's saturation thresholds, which are numbers of pixels, the share of the defect is kept.
@@ -116,41 +120,17 @@ def evaluate(
     out = Path(out)
     category = data if isinstance(data, Category) else find_category(data, out)
     check_shown(shown, category.saturations is not None)
-    samples, targets, size = category.samples, category.targets(out), model.config.image_size
-    photographs = photographs or read_photographs(category, model.prepare, size)
+    tile = tile_of(model)
+    if tile is None:
+        scored = _score_whole(model, category, out, engine, precision, photographs, progress)
+    else:
+        scored = _score_tiles(model, category, out, tile, engine, precision, progress)
+    write_submission(model, category, out, engine, precision, scored.advance)
 
-    count = len(samples)
-    maps = np.empty((count, *size), np.float32)
-    if photographs.masks.shape != maps.shape:
-        raise UserError(
-            f"photographs: {list(photographs.masks.shape)} were read, and {list(maps.shape)} are to be scored"
-        )
-    scores = np.empty(count, np.float32)
-    seconds = photographs.seconds
-    whole = count + len(category.unlabelled)
-    if progress:
-        progress(0, whole)
-    together = model.at_once(precision)
-    for start in range(0, count, together):
-        part = slice(start, min(start + together, count))
-        started = time.perf_counter()
-        result = model.score(photographs.prepared[part], engine, precision)
-        seconds += time.perf_counter() - started
-        maps[part], scores[part] = result.maps, result.scores
-        _check_finite(samples[part], maps[part], scores[part])
-        for target, score_map, own in zip(targets[part], maps[part], photographs.sizes[part], strict=True):
-            write_tiff(target, resize_map(score_map, own))
-        if progress:
-            progress(part.stop, whole)
-    write_submission(
-        model, category, out, engine, precision, lambda done: progress and progress(count + done, whole)
-    )
-
+    samples, maps, masks, scores = category.samples, scored.maps, scored.masks, scored.scores
     threshold = model.calibration.threshold if math.isfinite(model.calibration.threshold) else None
     anomalous = None if threshold is None else is_anomalous(scores, threshold)
-    found = summarise(
-        samples, maps, photographs.masks, photographs.kept, scores, threshold, photographs.defects
-    )
+    found = summarise(samples, maps, masks, scored.kept, scores, threshold, scored.defects)
     if threshold is None:
         found["notes"].append(
             "The model is not calibrated and has no threshold: nothing is called anomalous or missed."
@@ -161,18 +141,117 @@ def evaluate(
         "layout": category.layout,
         "engine": model.chosen_engine(engine),
         "precision": model.chosen_precision(precision),
-        "seconds": round(seconds, 3),
+        "seconds": round(scored.seconds, 3),
     }
     if bootstrap:
-        add_intervals(found, maps, photographs.masks, scores, defective_of(samples), bootstrap)
+        add_intervals(found, maps, masks, scores, defective_of(samples), bootstrap)
     rows = (
         score_row(model.calibration, path, float(s)) for path, s in zip(_paths(category), scores, strict=True)
     )
-    curves = curves_of(maps, photographs.masks)
-    groups = choose_pictures(category, photographs.shown, maps, scores, anomalous)
+    curves = curves_of(maps, masks)
+    groups = choose_pictures(category, scored.shown, maps, scores, anomalous)
+    if tile is not None:
+        groups = with_small_maps(groups)
     display = display_range(model.calibration, maps)
     _write(out, category, found, scores, rows, curves, groups, display, model.config, shown)
     return found
+
+
+class _Scored(NamedTuple):
+    """Test images, in the order of the category's samples."""
+
+    maps: ArrayOrList
+    masks: ArrayOrList
+    kept: int
+    scores: NDArray[np.float32]
+    defects: list[list[Defect]] | None
+    shown: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]
+    seconds: float
+    advance: Callable[[int], object]
+
+
+def _score_whole(
+    model: Glance,
+    category: Category,
+    out: Path,
+    engine: str,
+    precision: str,
+    photographs: Photographs | None,
+    progress: Callable[[int, int], None] | None,
+) -> _Scored:
+    """Score images that the model sees whole, at its image size, and write their maps."""
+    samples, targets, size = category.samples, category.targets(out), model.config.image_size
+    photographs = photographs or read_photographs(category, model.prepare, size)
+    count = len(samples)
+    maps = np.empty((count, *size), np.float32)
+    if photographs.masks.shape != maps.shape:
+        raise UserError(
+            f"photographs: {list(photographs.masks.shape)} were read, and {list(maps.shape)} are to be scored"
+        )
+    scores = np.empty(count, np.float32)
+    seconds = photographs.seconds
+    advance = _counter(category, progress)
+    advance(0)
+    together = model.at_once(precision)
+    for start in range(0, count, together):
+        part = slice(start, min(start + together, count))
+        started = time.perf_counter()
+        result = model.score(photographs.prepared[part], engine, precision)
+        seconds += time.perf_counter() - started
+        maps[part], scores[part] = result.maps, result.scores
+        _check_finite(samples[part], maps[part], scores[part])
+        for target, score_map, own in zip(targets[part], maps[part], photographs.sizes[part], strict=True):
+            write_tiff(target, resize_map(score_map, own))
+        advance(part.stop)
+    return _Scored(
+        maps,
+        photographs.masks,
+        photographs.kept,
+        scores,
+        photographs.defects,
+        photographs.shown,
+        seconds,
+        lambda done: advance(count + done),
+    )
+
+
+def _score_tiles(
+    model: Glance,
+    category: Category,
+    out: Path,
+    tile: Tile,
+    engine: str,
+    precision: str,
+    progress: Callable[[int, int], None] | None,
+) -> _Scored:
+    """Score images by tiles, at their own sizes, and write their maps."""
+    targets = category.targets(out)
+    scores: list[float] = []
+    advance = _counter(category, progress)
+    advance(0)
+    started = time.perf_counter()
+    for sample, target in zip(category.samples, targets, strict=True):
+        score, _ = score_by_tiles(model, sample.path, tile, target, engine=engine, precision=precision)
+        scores.append(score)
+        advance(len(scores))
+    seconds = time.perf_counter() - started
+    read = read_maps(MapFiles(out, targets, []), category)
+    return _Scored(
+        read.maps,
+        read.masks,
+        0,
+        np.array(scores, np.float32),
+        read.defects,
+        read.shown,
+        seconds,
+        lambda done: advance(len(scores) + done),
+    )
+
+
+def _counter(category: Category, progress: Callable[[int, int], None] | None) -> Callable[[int], object]:
+    """Tells ``progress`` how many images are done, of all."""
+    whole = len(category.samples) + len(category.unlabelled)
+    return lambda done: progress and progress(done, whole)
 
 
 def evaluate_maps(
@@ -265,9 +344,7 @@ def _check_finite(
 ) -> None:
     for sample, score_map, score in zip(samples, maps, scores, strict=True):
         if not (math.isfinite(score) and np.isfinite(score_map).all()):
-            raise UserError(
-                f"{sample.path}: its scores are not finite; try precision fp32, or train the model again"
-            )
+            raise UserError(f"{sample.path}: {NOT_FINITE}")
 
 
 def _paths(category: Category) -> list[str]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from glance_fast.data.images import read_image, resize_map, write_png, write_tiff
+from glance_fast.data.images import write_png, write_tiff
 from glance_fast.data.layouts import Category
 from glance_fast.errors import UserError
-from glance_fast.model import Glance
+from glance_fast.model import NOT_FINITE, Glance
+from glance_fast.tiles import score_photograph
 
 MAPS, THRESHOLDED = "anomaly_images", "anomaly_images_thresholded"
 _LARGEST = float(np.finfo(np.float16).max)
@@ -53,22 +54,15 @@ def write_submission(
         A file cannot be written, or a score is not finite.
     """
     threshold = model.calibration.pixel_threshold
-    together = model.at_once(precision)
-    for start in range(0, len(category.unlabelled), together):
-        paths = category.unlabelled[start : start + together]
-        images = [read_image(path) for path in paths]
-        result = model.score([model.prepare(image) for image in images], engine, precision)
-        for path, image, score_map in zip(paths, images, result.maps, strict=True):
-            if not np.isfinite(score_map).all():
-                raise UserError(
-                    f"{path}: its scores are not finite; try precision fp32, or train the model again"
-                )
-            full = resize_map(score_map, image.shape[:2])
-            place = Path(category.name) / category.place(path)
-            halves = np.clip(full, -_LARGEST, _LARGEST).astype(np.float16)
-            write_tiff(out / MAPS / place.with_suffix(".tiff"), halves)
-            if math.isfinite(threshold):
-                found = (full > threshold).astype(np.uint8) * 255
-                write_png(out / THRESHOLDED / place.with_suffix(".png"), found)
+    for done, path in enumerate(category.unlabelled, start=1):
+        score_map, _ = score_photograph(model, path, None, engine, precision)
+        if not np.isfinite(score_map).all():
+            raise UserError(f"{path}: {NOT_FINITE}")
+        place = Path(category.name) / category.place(path)
+        halves = np.clip(score_map, -_LARGEST, _LARGEST).astype(np.float16)
+        write_tiff(out / MAPS / place.with_suffix(".tiff"), halves)
+        if math.isfinite(threshold):
+            found = (score_map > threshold).astype(np.uint8) * 255
+            write_png(out / THRESHOLDED / place.with_suffix(".png"), found)
         if advance:
-            advance(start + len(paths))
+            advance(done)

@@ -33,6 +33,7 @@ from glance_fast.experiments.study import Row, Study, study
 from glance_fast.jobs.output import apart
 from glance_fast.nets.builtin import builtin_teacher
 from glance_fast.progress import Reporter
+from glance_fast.tiles import whole_only
 
 OURS = "ours"
 COLUMNS = {
@@ -94,6 +95,7 @@ def run_categories(
         failed.
     """
     apart(out, root)
+    whole_only(config, "categories")
     found = categories(root)
     settings = {k: v for k, v in asdict(config).items() if k not in NO_MATTER}
     with study(

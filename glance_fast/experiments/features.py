@@ -35,6 +35,7 @@ from glance_fast.nets.heads import DistortionHead
 from glance_fast.nets.preprocess import mirrored
 from glance_fast.progress import Reporter
 from glance_fast.run import load
+from glance_fast.tiles import whole_only
 
 HEADS = ("IAD", "DAD")
 COLUMNS: dict[str, type] = {
@@ -155,6 +156,7 @@ def features(
     apart(out, run, data)
     category = defective(find_category(data, out))
     model = load(run, device, memory_mib=memory_mib)
+    whole_only(model.config, "features")
     model.memory_share()
     photographs = read_photographs(category, model.prepare, model.config.image_size)
     settings = provenance_of(model, data, "auto", "auto") | {"patches": patches, "seed": seed}

@@ -33,6 +33,7 @@ from glance_fast.jobs.record import provenance_of
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
 from glance_fast.run import load
+from glance_fast.tiles import whole_only
 from glance_fast.training.fit import LEAST_IMAGES
 
 CHOICES = ("defects", "worst", "best", "random")
@@ -134,6 +135,7 @@ def panel(
     category = defective(category) if isinstance(choose, str) else _named(category, choose)
     normal = [] if plain else _normal(data)
     model = load(run, device, memory_mib=memory_mib)
+    whole_only(model.config, "panel")
     model.memory_share()
     photographs = read_photographs(category, model.prepare, model.config.image_size)
     if choose in ("worst", "best") and not any(map(_has_pro, photographs.masks)):

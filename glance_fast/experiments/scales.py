@@ -30,6 +30,7 @@ from glance_fast.jobs.output import apart
 from glance_fast.maps import HeadMaps, blend_heads, combine
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
+from glance_fast.tiles import whole_only
 
 PATCHES = (32, 64)
 STRIDES = ((8, 16), (16, 32))
@@ -85,6 +86,7 @@ def run_scales(
         raise UserError(f"{fixed[0]}: is what this experiment varies, or needs; leave it away")
     # Made at once, so that strides that do not fit are known before hours of training.
     configs = [Config(**settings, patch=PATCHES, stride=tuple(pair)) for pair in strides]
+    whole_only(configs[0], "scales")
     same = [{k: v for k, v in asdict(config).items() if k not in NO_MATTER} for config in configs]
     with study(
         out,

@@ -29,6 +29,7 @@ from glance_fast.jobs.output import apart
 from glance_fast.jobs.train import train_folder
 from glance_fast.progress import Reporter
 from glance_fast.run import MODEL, is_unfinished, load
+from glance_fast.tiles import whole_only
 from glance_fast.training.distill import LEAST_IMAGES
 from glance_fast.training.self_supervised import distill_self_supervised, random_student, whiten
 
@@ -98,6 +99,7 @@ def run_self_supervised(
         or ``out`` cannot be written or holds another experiment.
     """
     apart(out, data, *([photos] if photos else []))
+    whole_only(config, "self-supervised")
     if not any(map(config.finetune_steps_of, range(len(config.patches)))):
         raise UserError("finetune_steps: 0 leaves nothing to compare with; leave it away")
     sources = {OWN: normal_images(data)} | ({PHOTOS: list_images(photos)} if photos else {})

@@ -20,6 +20,7 @@ from glance_fast.data.prefetch import Prefetcher
 from glance_fast.data.table import ScoreRow, printable
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.overlay import display_range, overlay
+from glance_fast.evaluation.tiled import score_by_tiles
 from glance_fast.jobs.record import check_provenance, provenance_of, write_run
 from glance_fast.jobs.shards import WHOLE, Shard, check_others, deal, fold
 from glance_fast.jobs.table import (
@@ -31,11 +32,11 @@ from glance_fast.jobs.table import (
     sort_rows,
     write_rows,
 )
-from glance_fast.model import Glance
+from glance_fast.model import NOT_FINITE, Glance
+from glance_fast.tiles import Tile, tile_of
 
 # Whole photographs in memory at a time, for overlays: they are larger than what is made of them.
 MOST_ORIGINALS = 8
-NOT_FINITE = "its scores are not finite; try precision fp32, or train the model again"
 # Photographs of another shape than in training are stretched; beyond this share it is said.
 ASPECT_TOLERANCE = 0.05
 
@@ -75,6 +76,7 @@ def score_directory(
     *,
     engine: str = "auto",
     precision: str = "auto",
+    tile: int | str | None = None,
     overlays: bool = False,
     resume: bool = False,
     shard: Shard = WHOLE,
@@ -101,8 +103,11 @@ def score_directory(
         Folders. What an earlier call wrote to ``out`` is replaced, unless ``resume``.
     engine, precision : str
         As for ``Glance.score``.
+    tile : int, "auto" or None
+        By which tiles photographs are scored, as for ``glance_fast.tiles.tile_of``. ``score`` is then that of
+        the worst tile.
     overlays : bool
-        Whether to write pictures of the maps over the images.
+        Whether to write pictures of the maps over the images; of large ones, scored by tiles, smaller ones.
     resume : bool
         Keep what an earlier call with the same arguments wrote; score only images without a row, without
         their files, or with an error. Rows of images that are gone are kept. What shards left is gone on
@@ -127,7 +132,8 @@ def score_directory(
     model.check(engine, precision)
     listing = find_images(images, out)
     paths, table, run = shard.of(listing), shard.table(out), shard.run(out)
-    provenance = provenance_of(model, images, engine, precision)
+    sides = tile_of(model, tile)
+    provenance = provenance_of(model, images, engine, precision, sides)
     if shard != WHOLE:
         provenance |= shard.record([printable(path.relative_to(images)) for path in listing])
         check_others(out, shard, provenance)
@@ -139,7 +145,7 @@ def score_directory(
         check_provenance(run, provenance)
         rows = read_rows(table)
     write_run(run, provenance)
-    kept, odd, todo = _plan(model, images, out, paths, rows, overlays)
+    kept, odd, todo = _plan(model, images, out, paths, rows, overlays, sides)
     write_rows(table, kept)
     scored, anomalous, errors = len(kept), sum(row.anomalous == "1" for row in kept), 0
     del rows, kept
@@ -150,15 +156,18 @@ def score_directory(
         progress(done, len(paths))
     pool = ThreadPoolExecutor(2, thread_name_prefix="glance-files")
     try:
-        for part, read in _read_ahead(pool, todo, model, precision, overlays):
-            chunk = _score_chunk(model, images, out, part, read, engine, precision, pool)
+        if sides is None:
+            chunks = _score_whole(pool, model, images, out, todo, engine, precision, overlays)
+        else:
+            chunks = _score_tiled(model, images, out, todo, sides, engine, precision, overlays)
+        for chunk, shapes in chunks:
             # After the maps: a row without an error tells that they are there.
             append_rows(table, chunk)
             scored += sum(not row.error for row in chunk)
             anomalous += sum(row.anomalous == "1" for row in chunk)
             errors += sum(bool(row.error) for row in chunk)
-            odd = sum((_odd(model, photo.shape) for photo in read if isinstance(photo, _Photo)), odd)
-            done += len(part)
+            odd = sum((_odd(model, shape, sides) for shape in shapes), odd)
+            done += len(chunk)
             if progress:
                 progress(done, len(paths))
     finally:
@@ -181,7 +190,13 @@ def score_directory(
 
 
 def _plan(
-    model: Glance, images: Path, out: Path, paths: Sequence[Path], rows: dict[str, ScoreRow], overlays: bool
+    model: Glance,
+    images: Path,
+    out: Path,
+    paths: Sequence[Path],
+    rows: dict[str, ScoreRow],
+    overlays: bool,
+    tile: Tile | None,
 ) -> _Plan:
     """What is left to do of ``paths``, and what stays of the rows of an earlier call."""
     rows, todo, odd = dict(rows), [], Odd()
@@ -195,13 +210,20 @@ def _plan(
             rows.pop(printable(name), None)
             todo.append(path)
         else:
-            odd += _odd(model, size)
+            odd += _odd(model, size, tile)
     # Errors of images that are gone are of no use to anyone.
     return _Plan([row for row in rows.values() if not row.error], odd, todo)
 
 
 def deal_directory(
-    model: Glance, images: Path, out: Path, count: int, *, engine: str = "auto", precision: str = "auto"
+    model: Glance,
+    images: Path,
+    out: Path,
+    count: int,
+    *,
+    engine: str = "auto",
+    precision: str = "auto",
+    tile: int | str | None = None,
 ) -> None:
     """Make all that was scored the work of so many shards, whatever it was before: each is to be resumed.
 
@@ -215,6 +237,8 @@ def deal_directory(
         Of shards to be.
     engine, precision : str
         As for ``Glance.score``.
+    tile : int, "auto" or None
+        As for ``score_directory``.
 
     Raises
     ------
@@ -222,7 +246,48 @@ def deal_directory(
         ``out`` was begun with other arguments, or something cannot be written. What was written stays.
     """
     names = [printable(path.relative_to(images)) for path in find_images(images, out)]
-    deal(out, count, names, provenance_of(model, images, engine, precision))
+    deal(out, count, names, provenance_of(model, images, engine, precision, tile_of(model, tile)))
+
+
+def _score_whole(
+    pool: ThreadPoolExecutor,
+    model: Glance,
+    images: Path,
+    out: Path,
+    paths: list[Path],
+    engine: str,
+    precision: str,
+    overlays: bool,
+) -> Iterator[tuple[list[ScoreRow], list[tuple[int, int]]]]:
+    """Rows of photographs that the model sees whole, and the sizes of those that could be read."""
+    for part, read in _read_ahead(pool, paths, model, precision, overlays):
+        rows = _score_chunk(model, images, out, part, read, engine, precision, pool)
+        yield rows, [photo.shape for photo in read if isinstance(photo, _Photo)]
+
+
+def _score_tiled(
+    model: Glance,
+    images: Path,
+    out: Path,
+    paths: list[Path],
+    tile: Tile,
+    engine: str,
+    precision: str,
+    overlays: bool,
+) -> Iterator[tuple[list[ScoreRow], list[tuple[int, int]]]]:
+    """As ``_score_whole``, of photographs that the model sees by tiles."""
+    for path in paths:
+        name = path.relative_to(images)
+        files = _files(out, name, overlays)
+        shown = printable(name)
+        try:
+            score, shape = score_by_tiles(model, path, tile, *files, engine=engine, precision=precision)
+        except ImageError as error:
+            yield [ScoreRow(shown, "", "", "", error.reason)], []
+        except UserError as error:
+            yield [ScoreRow(shown, "", "", "", _fault_of(error))], []
+        else:
+            yield [score_row(model.calibration, shown, score)], [shape]
 
 
 def _read_ahead(
@@ -300,11 +365,16 @@ def _write(
         if photo.original is not None:
             write_png(files[1], overlay(photo.original, full, *display))
     except UserError as error:
-        # This is one image's fault; a full disk, say, concerns them all.
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENAMETOOLONG:
-            return "its name is too long for that of a map; rename it"
-        raise
+        return _fault_of(error)
     return ""
+
+
+def _fault_of(error: UserError) -> str:
+    """What is wrong with an image's name, where that is why its files cannot be written; raised if not."""
+    # This is one image's fault; a full disk, say, concerns them all.
+    if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENAMETOOLONG:
+        return "its name is too long for that of a map; rename it"
+    raise error
 
 
 def _files(out: Path, name: Path, overlays: bool) -> list[Path]:
@@ -313,8 +383,10 @@ def _files(out: Path, name: Path, overlays: bool) -> list[Path]:
     return [*files, out / "overlays" / name.with_name(f"{name.name}.png")] if overlays else files
 
 
-def _odd(model: Glance, shape: tuple[int, int]) -> Odd:
+def _odd(model: Glance, shape: tuple[int, int], tile: Tile | None) -> Odd:
     """What is odd about an image of that height and width."""
     height, width = shape
+    if tile is not None:
+        return Odd(cut=int(height < tile[0] or width < tile[1]))
     stretched = abs(width / height / model.calibration.aspect - 1) > ASPECT_TOLERANCE
     return Odd(int(stretched), int(min(shape) < min(model.config.patches)))

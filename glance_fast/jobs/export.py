@@ -24,6 +24,7 @@ from glance_fast.jobs.output import check_file
 from glance_fast.maps import combine
 from glance_fast.model import Glance
 from glance_fast.run import load
+from glance_fast.tiles import whole_only
 
 # By which maps and scores may differ from the model's, as a share of the spread of a map.
 LIMIT = 1e-4
@@ -106,6 +107,7 @@ def export_run(
         raise UserError(f"{out}: `format={format}` makes files that end in {suffix}; name it so")
     paths = list_images(check) if check is not None else None
     model = load(run, "cpu", "fp32")
+    whole_only(model.config, "export")
     graph = ScoringGraph(model).eval()
     pictures = built_in(model.config.image_size) if paths is None else photographs(paths, COMPARED)
     with atomic_write(out) as temporary:

@@ -6,6 +6,7 @@ import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -20,6 +21,7 @@ from glance_fast.jobs.table import Summary
 from glance_fast.model import NO_BF16, Glance
 from glance_fast.progress import Reporter
 from glance_fast.run import load
+from glance_fast.tiles import tile_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def score_folder(
     *,
     engine: str = "auto",
     precision: str = "auto",
+    tile: int | str | None = None,
     overlays: bool = False,
     regions: bool = False,
     coco: bool = False,
@@ -80,8 +83,8 @@ def score_folder(
         where nothing came of it.
     engine, precision : str
         As for ``Glance.score``.
-    overlays : bool
-        Whether to write pictures of the maps over the images.
+    tile, overlays
+        As for ``score_directory``.
     regions, coco : bool
         Whether to write ``regions.jsonl`` (``glance_fast.jobs.regions``), and ``regions.coco.json`` with it,
         once all images are scored. Of several shards, the one that joins them does.
@@ -117,7 +120,7 @@ def score_folder(
     """
     images, out = Path(images), Path(out)
     reporter = reporter or Reporter(Console(quiet=True))
-    how = {"engine": engine, "precision": precision}
+    how: dict[str, Any] = {"engine": engine, "precision": precision, "tile": tile}
     with ranks() as here, contextlib.ExitStack() as folder:
         part = Shard(here.rank + 1, here.count) if here.launched else parse_shard(shard or str(WHOLE))
         # With other calls, which begin and end when they will.
@@ -142,6 +145,7 @@ def score_folder(
             model = _model(run, here, device, memory_mib)
             # Before what an earlier one wrote is replaced.
             model.check(engine, precision)
+            tile_of(model, tile)
             if (regions or coco) and not math.isfinite(model.calibration.pixel_threshold):
                 raise UserError("`regions`: the model is not calibrated, and has no threshold for them")
             model.memory_share("fp32")

@@ -14,12 +14,14 @@ from glance_fast.config import allowed, json_schema
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.files import remove_stale
 from glance_fast.data.layouts import normal_images
+from glance_fast.data.tile_cache import TileCache, images_for
 from glance_fast.errors import UserError
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
 from glance_fast.run import CALIBRATION, load, save_calibration
 from glance_fast.training.calibrate import digest, recalibrate
 from glance_fast.training.fit import LEAST_IMAGES
+from glance_fast.training.tiles import calibrate_photographs
 
 
 def calibrate_run(
@@ -94,18 +96,20 @@ def _calibrate_on(model: Glance, good: Path, paths: list[Path], reporter: Report
     # Images too large for the memory given are refused before any is read.
     model.memory_share()
     with reporter.task("reading images", len(paths)) as advance:
-        cache = ImageCache(paths, model.config.image_size, model.config.cache_mib << 20, progress=advance)
+        cache = images_for(paths, model.config, advance)
     with cache:
         for error in cache.errors:
             reporter.say(f"left out: {error}")
-        new, seen = _unseen(model, cache)
-        if copies := len(cache) - len(new) - seen:
+        new, seen, copies = _unseen(model, cache)
+        if copies:
             reporter.say(f"left out: {copies} {_photographs(copies)} with the same pixels as another")
+        indices = np.flatnonzero(np.isin(cache.groups, new))
         # Of as many as training takes: the moments of fewer say little.
-        if len(new) < LEAST_IMAGES:
+        if len(indices) < LEAST_IMAGES:
             reason = f" ({seen} more were trained on)" if seen else ""
+            kind = "tiles" if isinstance(cache, TileCache) else _photographs(len(new))
             raise UserError(
-                f"{good}: {len(new)} {_photographs(len(new))} to calibrate with{reason}; at least "
+                f"{good}: {len(indices)} {kind} to calibrate with{reason}; at least "
                 f"{LEAST_IMAGES} are needed, of good parts and new to the model"
             )
         if seen:
@@ -119,27 +123,31 @@ def _calibrate_on(model: Glance, good: Path, paths: list[Path], reporter: Report
                 "would make the threshold too low"
             )
         with reporter.task("calibrating", None) as advance:
-            recalibrate(model, cache, new, advance)
+            recalibrate(model, cache, indices, advance)
+        if isinstance(cache, TileCache):
+            calibrate_photographs(model, cache, reporter, new, seen=False)
 
 
-def _unseen(model: Glance, cache: ImageCache) -> tuple[np.ndarray, int]:
-    """Indices of the images that are new to the model, each once, and how many it was trained on.
+def _unseen(model: Glance, cache: ImageCache) -> tuple[list[int], int, int]:
+    """Which photographs are new to the model, each once; how many it was trained on; how many are copies.
 
-    Images are known by their pixels.
+    They are known by their pixels, or by those of a tile.
     """
     trained_on = set(model.calibration.trained_on)
-    unseen: dict[str, int] = {}
-    seen = 0
+    names: dict[int, list[str]] = {}
     together = model.at_once()
     for start in range(0, len(cache), together):
         indices = range(start, min(start + together, len(cache)))
-        images = cache.batch(indices)
-        for index, image in zip(indices, images, strict=True):
-            name = digest(image)
-            seen += name in trained_on
-            if name not in trained_on:
-                unseen.setdefault(name, index)
-    return np.array(list(unseen.values()), dtype=np.intp), seen
+        for index, image in zip(indices, cache.batch(indices), strict=True):
+            names.setdefault(int(cache.groups[index]), []).append(digest(image))
+    new: dict[str, int] = {}
+    seen = 0
+    for photograph, own in names.items():
+        if trained_on.isdisjoint(own):
+            new.setdefault(own[0], photograph)
+        else:
+            seen += 1
+    return list(new.values()), seen, len(names) - len(new) - seen
 
 
 def _photographs(count: int) -> str:

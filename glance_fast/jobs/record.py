@@ -14,6 +14,7 @@ from glance_fast.data.table import printable
 from glance_fast.errors import UserError
 from glance_fast.jobs.table import ELSEWHERE, OVERWRITE, way_out
 from glance_fast.model import Glance
+from glance_fast.tiles import Tile
 
 # What scores in one table must share, and how a difference is told.
 SAME = {
@@ -21,10 +22,13 @@ SAME = {
     "images": "another folder of images; give the same",
     "engine": "another `engine`; give the same",
     "precision": "another `precision`; give the same",
+    "tile": "another `tile`; give the same",
 }
 
 
-def provenance_of(model: Glance, images: Path, engine: str, precision: str) -> dict[str, Any]:
+def provenance_of(
+    model: Glance, images: Path, engine: str, precision: str, tile: Tile | None = None
+) -> dict[str, Any]:
     """What the scores come from: the beginning of ``run.json``."""
     settings = model.config.to_toml()
     digest = hashlib.sha256(f"{settings}{digest_of(model.state_dict())}".encode())
@@ -43,6 +47,7 @@ def provenance_of(model: Glance, images: Path, engine: str, precision: str) -> d
         "precision": model.chosen_precision(precision),
         "device": str(model.device),
         "image_size": list(model.config.image_size),
+        "tile": list(tile) if tile else None,
         **thresholds,
     }
 
@@ -57,6 +62,7 @@ def read_run(path: Path) -> dict[str, Any] | None:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        record.setdefault("tile", None)  # of an earlier version
         if not SAME.keys() <= record.keys():
             raise KeyError
     except FileNotFoundError:

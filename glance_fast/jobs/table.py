@@ -45,13 +45,16 @@ class Odd:
         Of another shape than those in training.
     small : int
         Of fewer pixels across than a patch.
+    cut : int
+        Of fewer pixels across than a tile, so that they are enlarged.
     """
 
     stretched: int = 0
     small: int = 0
+    cut: int = 0
 
     def __add__(self, other: Odd) -> Odd:
-        return Odd(self.stretched + other.stretched, self.small + other.small)
+        return Odd(self.stretched + other.stretched, self.small + other.small, self.cut + other.cut)
 
     def remarks(self) -> tuple[str, ...]:
         """What to say of them."""
@@ -63,6 +66,9 @@ class Odd:
         if self.small:
             are = "image is" if self.small == 1 else "images are"
             out.append(f"{self.small} {are} smaller than a patch; enlarged so much, they show little")
+        if self.cut:
+            are = "image is" if self.cut == 1 else "images are"
+            out.append(f"{self.cut} {are} smaller than a tile, and the model saw an enlarged copy")
         return tuple(out)
 
 

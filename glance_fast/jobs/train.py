@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ import torch
 from rich.console import Console
 
 from glance_fast.config import Config
-from glance_fast.data.cache import ImageCache
 from glance_fast.data.layouts import find_layout
+from glance_fast.data.tile_cache import MOST_TILES, images_for
 from glance_fast.device import pick_device
 from glance_fast.errors import UserError
 from glance_fast.jobs.output import apart, one_of, output
@@ -225,14 +226,15 @@ def train_folder(
         paths, source, known = layout.normal(Path(images)), f"{images}: ", layout.name
     else:
         paths, source, known = [Path(path) for path in images], "", None
-    least = training.LEAST_IMAGES
+    # A single photograph has many tiles.
+    least = training.LEAST_IMAGES if config.tile is None else 1
     if len(paths) < least:
         number = f"{len(paths)} image{'' if len(paths) == 1 else 's'}"
         raise UserError(f"{source}{number}; at least {least} are needed to train")
-    training.untrained(config, len(paths), chosen, memory_mib)
+    training.untrained(config, len(paths) if config.tile is None else MOST_TILES, chosen, memory_mib)
     if overwrite:
         # Read twice, so that an old model is not lost to photographs that cannot be read.
-        with ImageCache(paths, config.image_size, memory_limit=0) as readable:
+        with images_for(paths, dataclasses.replace(config, cache_mib=1)) as readable:
             training.check_images(readable, source)
     with output(out, OURS, overwrite, resume):
         return training.fit(

@@ -26,9 +26,10 @@ from glance_fast.data.images import read_image, write_png
 from glance_fast.errors import ImageError, UserError, cannot_write
 from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.jobs.belt import Belt
-from glance_fast.jobs.directory import MOST_ORIGINALS, NOT_FINITE
+from glance_fast.jobs.directory import MOST_ORIGINALS
 from glance_fast.jobs.sources import Arrival, Source
-from glance_fast.model import Glance
+from glance_fast.model import NOT_FINITE, Glance
+from glance_fast.tiles import prepared, score_images
 
 # Seconds between two lines that say how many wait.
 BETWEEN = 10.0
@@ -252,7 +253,7 @@ def _decode(model: Glance, waiting: Belt[Arrival], ready: Belt[_Prepared], origi
                     image = read_image(image)
                 if not isinstance(image, ImageError):
                     original = image if originals else None
-                    image = model.prepare(image)
+                    image = prepared(model, image)
             except ImageError as error:
                 image = error
             if not ready.put(_Prepared(arrival.name, arrival.since, image, original)):
@@ -267,16 +268,16 @@ def _score(
 ) -> Iterator[Line]:
     """Lines of images that have been decoded."""
     images = [item.image for item in batch if not isinstance(item.image, ImageError)]
-    result = model.score(images, engine, precision)
-    finite = np.isfinite(result.scores) & np.isfinite(result.maps).all((1, 2))
+    result = score_images(model, images, engine, precision)
     display = display_range(model.calibration)
-    scores = iter(zip(result.scores, result.maps, finite, strict=True))
+    scores = iter(result)
     for item in batch:
         milliseconds = round(1000 * (time.monotonic() - item.since), 1)
         if isinstance(item.image, ImageError):
             yield Line(item.name, None, None, None, milliseconds, item.image.reason)
             continue
-        score, score_map, good = next(scores)
+        score_map, score = next(scores)
+        good = math.isfinite(score) and np.isfinite(score_map).all()
         reason = "" if good else NOT_FINITE
         if good and overlays and item.original is not None:
             picture = overlay(item.original, score_map, *display)

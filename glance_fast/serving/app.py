@@ -23,11 +23,11 @@ from glance_fast.data.images import decode_image, encode_png, encode_tiff, resiz
 from glance_fast.errors import ImageError
 from glance_fast.evaluation.overlay import display_range, heat, scale
 from glance_fast.evaluation.regions import find_regions
-from glance_fast.jobs.directory import NOT_FINITE
-from glance_fast.model import Glance
+from glance_fast.model import NOT_FINITE, Glance
 from glance_fast.serving.batcher import Batcher, Scored
 from glance_fast.serving.body import FIELD, Refused, image_in, receive
 from glance_fast.serving.metrics import CONTENT_TYPE, Metrics
+from glance_fast.tiles import prepared
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Service:
             image = decode_image(data)
         except ImageError as error:
             raise Refused(422, "damaged", error.reason) from error
-        return image.shape[:2], self.model.prepare(image)
+        return image.shape[:2], prepared(self.model, image)
 
     def _answer(self, scored: Scored, shape: tuple[int, int], kind: str | None) -> bytes:
         """What is said of an image of that height and width."""

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from glance_fast.device import pick_device, use_threads
 from glance_fast.jobs.belt import Belt
 from glance_fast.model import Glance
+from glance_fast.tiles import score_images
 
 
 class Scored(NamedTuple):
-    """The score of an image, and its map, float32 [H, W] of the model's size."""
+    """The score of an image, and its map, float32 [H, W] of the model's size, or its own by tiles."""
 
     score: float
     map: NDArray[np.float32]
@@ -59,7 +60,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, image: NDArray[np.uint8]) -> Future[Scored]:
-        """Have an image scored, uint8 [H, W, 3], best of the model's size (``Glance.prepare``).
+        """Have an image scored, uint8 [H, W, 3], best as ``glance_fast.tiles.prepared`` gives it.
 
         Raises
         ------
@@ -94,11 +95,11 @@ class Batcher:
             return
         began = time.monotonic()
         try:
-            result = self._model.score([wanted.image for wanted in batch], *self._how)
+            result = score_images(self._model, [wanted.image for wanted in batch], *self._how)
         except Exception as error:  # noqa: BLE001  # those who wait raise it; the next batch may do
             for wanted in batch:
                 wanted.answer.set_exception(error)
             return
         self._tell(len(batch), time.monotonic() - began)
-        for wanted, score, score_map in zip(batch, result.scores, result.maps, strict=True):
-            wanted.answer.set_result(Scored(float(score), score_map))
+        for wanted, (score_map, score) in zip(batch, result, strict=True):
+            wanted.answer.set_result(Scored(score, score_map))

@@ -109,9 +109,12 @@ def calibrate(
         weights = weights_of(r2_of_scales(features_of(model, cache, held_out)))
     with _leaving(model, _residual_bytes(model, len(chosen))):
         scores = fit_whitening(model, features_of(model, cache, chosen, progress))
-    aspect = float(np.median([width / height for height, width in cache.shapes]))
+    heights, widths = np.array(cache.shapes).T
     model.calibration = dataclasses.replace(
-        calibration_of(model, scores, weights=weights), aspect=aspect, trained_on=digests(cache, indices)
+        calibration_of(model, scores, weights=weights),
+        aspect=float(np.median(widths / heights)),
+        shape=(int(np.median(heights)), int(np.median(widths))),
+        trained_on=digests(cache, indices),
     )
     found, new = np.array(model.calibration.scores), np.isin(chosen, held_out)
     if new.all() or not new.any():
@@ -207,7 +210,10 @@ def recalibrate(
     scores = [NormalScores(*map(torch.cat, zip(*scale, strict=True))) for scale in zip(*parts, strict=True)]
     shares, weights = zip(*((s.lambda_s, s.weight) for s in before.scales), strict=True)
     model.calibration = dataclasses.replace(
-        calibration_of(model, scores, shares, weights), aspect=before.aspect, trained_on=before.trained_on
+        calibration_of(model, scores, shares, weights),
+        aspect=before.aspect,
+        shape=before.shape,
+        trained_on=before.trained_on,
     )
 
 

@@ -13,6 +13,7 @@ from glance_fast.calibration import caution, promise
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.files import digest_of, write_text
+from glance_fast.data.tile_cache import MOST_TILES, TileCache, images_for
 from glance_fast.device import has_bf16, pick_device
 from glance_fast.errors import UserError
 from glance_fast.model import Glance, Scale
@@ -30,6 +31,7 @@ from glance_fast.training.loop import Log, Stage, digest_of_images, remember, ru
 from glance_fast.training.masked import global_stage
 from glance_fast.training.surround import features_of, surround_stage
 from glance_fast.training.symmetry import Symmetry, find_symmetry
+from glance_fast.training.tiles import calibrate_photographs
 
 LEAST_IMAGES = 8
 # What a training must be gone on with, as messages call it.
@@ -98,17 +100,18 @@ def fit(
     """
     device = pick_device(device)
     bf16 = has_bf16(device)
-    model = untrained(config, len(paths), device, memory_mib)
+    model = untrained(config, len(paths) if config.tile is None else MOST_TILES, device, memory_mib)
     with reporter.task("reading images", len(paths)) as advance:
-        cache = ImageCache(paths, config.image_size, config.cache_mib << 20, progress=advance)
+        cache = images_for(paths, config, advance)
     with cache:
         for error in cache.errors:
             reporter.say(f"left out: {error}")
         check_images(cache)
-        train, held_out = split(len(cache), config)
+        train, held_out = split(cache.groups, config)
         found_as = f"{layout}: " if layout else ""
+        kind = "images" if config.tile is None else f"tiles of {config.tile} pixels"
         reporter.say(
-            f"{found_as}{len(train)} images to train on, {len(held_out)} held out; "
+            f"{found_as}{len(train)} {kind} to train on, {len(held_out)} held out; "
             f"{config.image_size[0]}x{config.image_size[1]} pixels, "
             f"{'bfloat16' if bf16 else 'float32'} on {device}"
         )
@@ -143,6 +146,8 @@ def fit(
             reporter.say(f"calibrating on {used} of {len(cache)} images: {limit} MiB hold no more")
         with reporter.task("calibrating", None) as advance:
             higher = calibrate(model, cache, np.arange(len(cache)), advance, held_out)
+        if isinstance(cache, TileCache):
+            calibrate_photographs(model, cache, reporter)
         reporter.say(promise(model.calibration))
         if said := caution(higher, len(held_out)):
             reporter.say(said)
@@ -222,11 +227,24 @@ def check_images(cache: ImageCache, place: str = "") -> None:
         )
 
 
-def split(count: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the images to train on and of those held out, drawn by the seed."""
+def split(groups: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images to train on and of those held out, drawn by the seed.
+
+    Parameters
+    ----------
+    groups : ndarray of int
+        [N]: of which photograph each image is (``ImageCache.groups``). No photograph is in both, but of fewer
+        than ``LEAST_IMAGES`` photographs single tiles are held out.
+    config : Config
+        Its ``seed``, and ``validation``: the share of the photographs to hold out, two at least.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    if len(names) < LEAST_IMAGES:
+        group = np.arange(len(groups))
+    count = int(group.max()) + 1
     order = np.random.default_rng(config.seed).permutation(count)
-    held_out = max(2, round(count * config.validation))
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
+    apart = np.isin(group, order[: max(2, round(count * config.validation))])
+    return np.flatnonzero(~apart), np.flatnonzero(apart)
 
 
 def _symmetry(

@@ -1,13 +1,18 @@
 """``glance-fast train``: settings, folders, trainings that were broken off."""
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from commands import never, one_line, tree
+from commands import never, one_line, score_dir, tree
+from PIL import Image
+from samples import draw_part
 
 import glance_fast
 from glance_fast import UserError
+from glance_fast.data.images import read_map
 
 
 @pytest.mark.parametrize(
@@ -167,3 +172,39 @@ def test_train_names_every_unreadable_image_and_goes_on(cli, parts, tmp_path, sm
         (data / f"{i:03}.png").write_text("no image")
     code, _, err = cli("train", data, "--out", tmp_path / "other", "--device", "cpu", *settings)
     assert code == 1 and err.splitlines()[-1].startswith("glance-fast: 7 usable images; at least 8")
+
+
+def test_train_and_score_by_tiles(cli, tmp_path, small):
+    data, out = tmp_path / "data", tmp_path / "out"
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        image = draw_part(rng, 100)
+        for folder in ("train/good", "test/good"):
+            (data / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(data / folder / f"{i}.png")
+        image[40:60, 30:50] = 10
+        (data / "test/hole").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(data / "test/hole" / f"{i}.png")
+        (data / "ground_truth/hole").mkdir(parents=True, exist_ok=True)
+        mask = np.zeros((100, 100), np.uint8)
+        mask[40:60, 30:50] = 255
+        Image.fromarray(mask).save(data / "ground_truth/hole" / f"{i}_mask.png")
+    settings = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    run = tmp_path / "run"
+    line = one_line(cli("train", data, "--out", run, "--tile", "wide", *settings))
+    assert line == "--tile wide: expected auto or a number of pixels"
+    code, _, err = cli("train", data, "--out", run, "--tile", "auto", "--device", "cpu", *settings)
+    assert code == 0 and "tiles of 64 pixels to train on" in err
+    line = one_line(score_dir(cli, run, data / "test", out, "--tile", "50"))
+    assert line.startswith("--tile 50: the model was trained on tiles of 64 pixels") and not out.exists()
+    code, said, _ = score_dir(cli, run, data / "test", out, "--regions")
+    assert code == 0 and said.startswith("16 images scored")
+    assert read_map(out / "maps" / "hole" / "0.png.tiff").shape == (100, 100)
+    code, said, _ = cli("evaluate", run, data, "--out", tmp_path / "report", "--device", "cpu", "--json")
+    assert code == 0 and json.loads(said)["images"] == 16 and 0 < json.loads(said)["pro"] <= 1
+    # The same maps, measured as those of another method are.
+    maps = cli("evaluate", tmp_path / "report" / "maps", data, "--out", tmp_path / "again", "--json")[1]
+    for metric in ("pro", "pixel_auroc", "pixel_ap"):
+        assert json.loads(maps)[metric] == json.loads(said)[metric]
+    line = one_line(cli("export", run, "--out", tmp_path / "m.onnx"))
+    assert line.startswith("export: sees whole photographs, and this model tiles of 64 pixels")

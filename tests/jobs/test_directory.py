@@ -20,6 +20,7 @@ from glance_fast.jobs import directory
 from glance_fast.jobs.directory import score_directory
 from glance_fast.jobs.table import Summary, append_rows, read_rows, write_rows
 from glance_fast.model import Glance, ScoreResult
+from glance_fast.tiles import score_photograph
 
 
 @pytest.fixture(scope="module")
@@ -495,3 +496,61 @@ def test_a_table_that_may_not_be_written(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match=r"a\.csv: cannot be written: Read-only .*; choose another folder$"):
         append_rows(tmp_path / "a.csv", [ScoreRow("a", "1", "0.5", "0", "")])
+
+
+def test_photographs_are_scored_by_tiles(model, photos, tmp_path):
+    Image.fromarray(draw_part(np.random.default_rng(1), 150)[:, :100]).save(photos / "large.png")
+    (photos / "bad.png").write_text("no image")
+    out = tmp_path / "out"
+    summary = score(model, photos, out, tile=48, overlays=True)
+    assert (summary.scored, summary.errors, summary.remarks) == (8, 1, ())
+    rows = {row.path: row for row in table(out)}
+    assert set(rows) == {*NAMES, "bad.png", "large.png"} and rows["bad.png"].error
+    expected, highest = score_photograph(model, photos / "large.png", 48)
+    assert float(rows["large.png"].score) == pytest.approx(highest, rel=1e-6)
+    np.testing.assert_array_equal(tifffile.imread(out / "maps" / "large.png.tiff"), expected)
+    assert read_image(out / "overlays" / "large.png.png").shape == (150, 100, 3)
+    assert not (out / "maps" / "bad.png.tiff").exists()
+    assert json.loads((out / "run.json").read_text())["tile"] == [48, 48]
+
+
+def test_resume_by_tiles(model, photos, tmp_path):
+    out = tmp_path / "out"
+    score(model, photos, out, tile=48)
+    with pytest.raises(UserError, match="begun with another `tile`"):
+        score(model, photos, out, resume=True)
+    before = (out / "scores.csv").read_bytes()
+    (out / "maps" / "a.png.tiff").unlink()
+    score(model, photos, out, tile=48, resume=True)
+    assert (out / "scores.csv").read_bytes() == before and (out / "maps" / "a.png.tiff").exists()
+
+
+def test_a_run_file_of_an_earlier_version_has_no_tiles(model, photos, tmp_path):
+    out = tmp_path / "out"
+    score(model, photos, out)
+    record = json.loads((out / "run.json").read_text())
+    del record["tile"]
+    (out / "run.json").write_text(json.dumps(record))
+    score(model, photos, out, resume=True)
+    with pytest.raises(UserError, match="begun with another `tile`"):
+        score(model, photos, out, tile=48, resume=True)
+
+
+def test_photographs_smaller_than_a_tile_are_told(model, photos, tmp_path):
+    Image.fromarray(draw_part(np.random.default_rng(1))[:, :40]).save(photos / "small.png")
+    said = "1 image is smaller than a tile, and the model saw an enlarged copy"
+    assert said in score(model, photos, tmp_path / "out", tile="auto").remarks
+    assert said in score(model, photos, tmp_path / "out", tile="auto", resume=True).remarks
+
+
+def test_a_photograph_of_any_size_has_a_map(model, tmp_path, monkeypatch):
+    """Read by its rows, as one that is too large to be decoded at once."""
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(draw_part(np.random.default_rng(1), 150)).save(tmp_path / "photos" / "a.png")
+    score(model, tmp_path / "photos", tmp_path / "whole", tile=48)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+    assert score(model, tmp_path / "photos", tmp_path / "out").errors == 1
+    assert "is above the limit of 5,000 pixels" in table(tmp_path / "out")[0].error
+    assert score(model, tmp_path / "photos", tmp_path / "parts", tile=48, overlays=True).errors == 0
+    for name in ("scores.csv", "maps/a.png.tiff"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

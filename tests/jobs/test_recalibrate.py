@@ -14,12 +14,15 @@ import pytest
 from PIL import Image
 from samples import draw_part
 
-from glance_fast import UserError, load
+import glance_fast
+from glance_fast import Config, UserError, load
 from glance_fast.calibration import Calibration, promise, upper_threshold
 from glance_fast.cli import main
 from glance_fast.device import has_bf16
 from glance_fast.jobs import recalibrate as recalibration
 from glance_fast.jobs.recalibrate import calibrate_run
+from glance_fast.jobs.train import CallbackReporter
+from glance_fast.tiles import score_photograph
 
 
 @pytest.fixture
@@ -353,3 +356,28 @@ def test_bench_of_a_net_with_one_engine(run_folder, monkeypatch, capsys):
     assert "auto fp32" in said.out and "stage of auto" in said.out and "Global-Net" in said.out
     assert "as fast as auto fp32 alone" in said.err
     assert not any(name in said.out + said.err for name in ("dense", "grouped", "patchwise"))
+
+
+def test_a_model_of_tiles(tmp_path, small):
+    """Photographs count, not their tiles; those of the training are known by their tiles."""
+    rng = np.random.default_rng(0)
+    for folder in ("good", "new", "few"):
+        (tmp_path / folder).mkdir()
+        for i in range(2 if folder == "few" else 9):
+            Image.fromarray(draw_part(rng, 120)).save(tmp_path / folder / f"{i}.png")
+    run = tmp_path / "run"
+    glance_fast.fit(tmp_path / "good", Config(**small, tile=64), run, device="cpu")
+    shutil.copy(tmp_path / "good" / "0.png", tmp_path / "new" / "seen.png")
+    shutil.copy(tmp_path / "new" / "1.png", tmp_path / "new" / "copy.png")
+    lines = []
+    reporter = CallbackReporter(lambda event: lines.append(event.name))
+    found = calibrate_run(run, tmp_path / "new", device="cpu", reporter=reporter)
+    assert "left out: 1 photograph with the same pixels as another" in lines
+    assert any(line.startswith("left out: 1 photograph that the model was trained on") for line in lines)
+    model = glance_fast.load(run, "cpu")
+    scores = [score_photograph(model, tmp_path / "new" / f"{i}.png")[1] for i in range(9)]
+    np.testing.assert_allclose(np.sort(found.scores), np.sort(scores), rtol=1e-4, atol=1e-4)
+    # Four tiles each.
+    calibrate_run(run, tmp_path / "few", device="cpu", reporter=reporter)
+    assert any(line.startswith("2 photographs are too few to say") for line in lines)
+    assert len(glance_fast.load(run, "cpu").calibration.scores) == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import threading
@@ -15,10 +16,11 @@ from samples import draw_part
 
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.overlay import display_range, overlay
-from glance_fast.jobs.directory import NOT_FINITE
 from glance_fast.jobs.sources import Arrival, Source, open_source
 from glance_fast.jobs.watch import MANY, Backlog, add_lines, watch
+from glance_fast.model import NOT_FINITE
 from glance_fast.run import load
+from glance_fast.tiles import score_photograph
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,19 @@ def test_overlays_that_would_be_taken_for_images(model, tmp_path):
     source = open_source(str(tmp_path))
     with pytest.raises(UserError, match=r"out: lies in .* would be taken for new images; choose"):
         next(watch(model, source, overlays=tmp_path / "deep/out"))
+
+
+def test_a_model_of_tiles_sees_large_images(run_folder, tmp_path):
+    model = load(run_folder, "cpu")
+    model.config = dataclasses.replace(model.config, tile=48)
+    large = np.concatenate(parts_drawn(2), axis=1)
+    came = [arrival("bad", ImageError("bad", "is damaged")), arrival("a", large)]
+    bad, line = watch(model, source_of(came), overlays=tmp_path / "out")
+    score_map, score = score_photograph(model, large)
+    assert bad.error == "is damaged" and line.error is None
+    assert line.score == pytest.approx(score, rel=1e-6)
+    picture = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+    np.testing.assert_array_equal(picture, overlay(large, score_map, *display_range(model.calibration)))
 
 
 def test_what_is_damaged_has_a_line_and_the_others_go_on(model, tmp_path):

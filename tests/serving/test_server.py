@@ -26,8 +26,9 @@ from glance_fast.data.images import resize_map
 from glance_fast.errors import UserError
 from glance_fast.evaluation.overlay import display_range, heat, scale
 from glance_fast.evaluation.regions import find_regions
-from glance_fast.jobs.directory import NOT_FINITE
+from glance_fast.model import NOT_FINITE
 from glance_fast.serving import app, server
+from glance_fast.tiles import score_photograph
 
 
 def png(image, kind="PNG", **how):
@@ -323,6 +324,15 @@ def test_what_fails_fails_alone(served, model, monkeypatch, caplog):
     assert served.client().score(image) == (500, {"error": NOT_FINITE})
     monkeypatch.setattr(model, "score", score)
     assert served.client().score(image)[0] == 200
+
+
+def test_a_model_of_tiles_answers_for_large_images(served, model, monkeypatch):
+    large = np.concatenate(parts_drawn(2), axis=1)
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, tile=48))
+    status, said = served.client().score(png(large))
+    _, score = score_photograph(model, large)
+    assert status == 200 and (said["height"], said["width"]) == large.shape[:2]
+    assert said["score"] == pytest.approx(score, rel=1e-6)
 
 
 def test_what_waits_is_answered_before_the_end(model, monkeypatch):

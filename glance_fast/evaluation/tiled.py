@@ -1,0 +1,121 @@
+"""One photograph of any size scored by tiles, and its files: memory holds a row of tiles, and a picture."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glance_fast.data.images import tiff_rows, write_png
+from glance_fast.data.strips import open_strips
+from glance_fast.errors import ImageError
+from glance_fast.evaluation.overlay import display_range, overlay
+from glance_fast.model import NOT_FINITE, Glance
+from glance_fast.tiles import Tile, score_tiles
+
+MOST_SHOWN = 1 << 24
+"""Pixels of an overlay; those of larger photographs are smaller than they."""
+
+
+def score_by_tiles(
+    model: Glance,
+    path: Path,
+    tile: Tile,
+    map_path: Path,
+    overlay_path: Path | None = None,
+    *,
+    engine: str = "auto",
+    precision: str = "auto",
+) -> tuple[float, tuple[int, int]]:
+    """Score a photograph by tiles, and write its map as it comes.
+
+    Parameters
+    ----------
+    model : Glance
+        Trained.
+    path : Path
+        The photograph.
+    tile : (int, int)
+        Height and width of a tile, pixels.
+    map_path : Path
+        Gets the map: TIFF, float32, of the photograph's own size.
+    overlay_path : Path, optional
+        Gets a picture of the map over the photograph: PNG, of at most ``MOST_SHOWN`` pixels.
+    engine, precision : str
+        As for ``Glance.score``.
+
+    Returns
+    -------
+    score : float
+        The highest of a tile.
+    shape : (int, int)
+        Height and width of the photograph.
+
+    Raises
+    ------
+    ImageError
+        The photograph cannot be read, or its scores are not finite; nothing is written.
+    UserError
+        A file cannot be written.
+    """
+    strips = open_strips(path)
+    picture = Picture(strips.shape, MOST_SHOWN) if overlay_path else None
+    top = 0
+    with tiff_rows(map_path, strips.shape) as write:
+
+        def take(rows: NDArray[np.float32]) -> None:
+            nonlocal top
+            if not np.isfinite(rows).all():
+                raise ImageError(path, NOT_FINITE)
+            write(rows)
+            if picture:
+                picture.add(top, strips.rows(top, top + len(rows)), rows)
+            top += len(rows)
+
+        score = score_tiles(model, strips, tile, take, engine, precision)
+        if not math.isfinite(score):
+            raise ImageError(path, NOT_FINITE)
+    if picture and overlay_path:
+        image, score_map = picture.reduced()
+        write_png(overlay_path, overlay(image, score_map, *display_range(model.calibration)))
+    return score, strips.shape
+
+
+class Picture:
+    """A photograph and its map, reduced by a whole number as their rows come.
+
+    Parameters
+    ----------
+    shape : (height, width)
+        Of both, pixels.
+    most : int
+        Pixels that are left, at most.
+    """
+
+    def __init__(self, shape: tuple[int, int], most: int) -> None:
+        self._step = max(1, math.ceil(math.sqrt(shape[0] * shape[1] / most)))
+        self._shape = shape
+        height, width = (-(-side // self._step) for side in shape)
+        self._image = np.zeros((height, width, 3), np.float32 if self._step > 1 else np.uint8)
+        self._map = np.full((height, width), -np.inf, np.float32)
+
+    def add(self, top: int, image: NDArray[np.uint8], score_map: NDArray[np.float32]) -> None:
+        """Take rows from ``top`` on: uint8 [n, W, 3], and float32 [n, W]."""
+        step = self._step
+        if step == 1:
+            self._image[top : top + len(image)], self._map[top : top + len(image)] = image, score_map
+            return
+        to, firsts = np.arange(top, top + len(image)) // step, np.arange(0, self._shape[1], step)
+        np.add.at(self._image, to, np.add.reduceat(image, firsts, axis=1, dtype=np.float32))
+        # Of what is found, nothing is to be lost.
+        np.maximum.at(self._map, to, np.maximum.reduceat(score_map, firsts, axis=1))
+
+    def reduced(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The mean colours, uint8 [h, w, 3], and the highest scores, float32 [h, w]."""
+        if self._step == 1:
+            return self._image, self._map
+        rows, columns = (np.diff([*range(0, side, self._step), side]) for side in self._shape)
+        mean = self._image / np.outer(rows, columns)[..., None]
+        return np.rint(mean).astype(np.uint8), self._map

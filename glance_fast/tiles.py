@@ -1,0 +1,205 @@
+"""Photographs larger than what a model sees: scored by overlapping tiles, whose maps are blended into one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glance_fast.config import Config
+from glance_fast.data.images import resize, resize_map
+from glance_fast.data.strips import Held, Strips, open_strips
+from glance_fast.errors import UserError
+from glance_fast.geometry import TileGrid
+from glance_fast.model import Glance
+
+Tile = tuple[int, int]
+
+
+def tile_of(model: Glance, wanted: int | str | None = None) -> Tile | None:
+    """Height and width of the tiles by which a model scores photographs, in their pixels.
+
+    Parameters
+    ----------
+    model : Glance
+    wanted : int, "auto" or None
+        A side; or "auto" for the scale that the model was trained at: its own ``tile``, or photographs of the
+        size that those in training had. None: its own ``tile``, or whole photographs.
+
+    Returns
+    -------
+    (int, int) or None
+        None for whole photographs.
+
+    Raises
+    ------
+    UserError
+        A side is less than 1, or is another than the model's own ``tile``; or the run folder is of an earlier
+        version, which did not keep how large photographs were.
+    """
+    own = model.config.tile
+    if own is not None:
+        if wanted not in (None, "auto", own):
+            raise UserError(f"`tile={wanted}`: the model was trained on tiles of {own} pixels; leave it away")
+        return own, own
+    if wanted is None:
+        return None
+    if isinstance(wanted, str):
+        if wanted != "auto":
+            raise UserError(f"`tile={wanted}`: expected auto or a number of pixels")
+        if model.calibration.shape is None:
+            raise UserError(
+                "`tile=auto`: the model is of an earlier version, which did not keep how large photographs "
+                "were; give the side of one in pixels"
+            )
+        return model.calibration.shape
+    if wanted < 1:
+        raise UserError(f"`tile={wanted}`: expected auto or a number of pixels")
+    return wanted, wanted
+
+
+def score_tiles(
+    model: Glance,
+    strips: Strips,
+    tile: Tile,
+    write: Callable[[NDArray[np.float32]], None],
+    engine: str = "auto",
+    precision: str = "auto",
+) -> float:
+    """Score a photograph by tiles, from top to bottom.
+
+    Each tile is resized to the model's image size, and scored as an image. Where tiles overlap, their maps
+    are blended by weights that fall towards a tile's border and sum to 1.
+
+    Parameters
+    ----------
+    model : Glance
+    strips : Strips
+        The photograph.
+    tile : (int, int)
+        Height and width of a tile, pixels; a side longer than the photograph's is cut to it.
+    write : callable
+        Called with rows of the map, float32 [n, W], one below the other. They are only valid meanwhile.
+    engine, precision : str
+        As for ``Glance.score``.
+
+    Returns
+    -------
+    float
+        The highest score of a tile.
+
+    Raises
+    ------
+    ImageError
+        The photograph is damaged.
+    UserError
+        As for ``Glance.score``.
+    """
+    grid = TileGrid(*strips.shape, tile)
+    height, width = grid.sides
+    together = model.at_once(precision)
+    # Rows of the map that tiles still to come add to, and those of this row of tiles.
+    blended = np.zeros((height, grid.width), np.float32)
+    highest = np.float32(-np.inf)
+    for index, top in enumerate(grid.tops):
+        rows = strips.rows(top, top + height)
+        for first in range(0, len(grid.lefts), together):
+            lefts = grid.lefts[first : first + together]
+            images = [resize(rows[:, left : left + width], model.config.image_size) for left in lefts]
+            found = model.score(images, engine, precision)
+            highest = np.maximum(highest, found.scores.max())  # NaN stays
+            for left, score_map, weights in zip(lefts, found.maps, grid.weights_x[first:], strict=False):
+                values = score_map
+                if values.shape != grid.sides:
+                    values = resize_map(score_map, grid.sides)
+                blended[:, left : left + width] += grid.weights_y[index][:, None] * (values * weights)
+        done = (grid.tops[index + 1] if index + 1 < len(grid.tops) else grid.height) - top
+        write(blended[:done])
+        blended[: height - done] = blended[done:].copy()
+        blended[height - done :] = 0
+    return float(highest)
+
+
+def prepared(model: Glance, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image, uint8 [H, W, 3], as ``score_images`` takes it: of the model's size, unless it sees tiles."""
+    return image if model.config.tile is not None else model.prepare(image)
+
+
+def score_images(
+    model: Glance, images: Sequence[NDArray[np.uint8]], engine: str = "auto", precision: str = "auto"
+) -> list[tuple[NDArray[np.float32], float]]:
+    """Map and score of each of some images as the model sees them: whole, or by tiles.
+
+    Parameters
+    ----------
+    model : Glance
+    images : sequence of ndarray
+        uint8 [H, W, 3]; those that ``prepared`` gives save time where they are scored whole.
+    engine, precision : str
+        As for ``Glance.score``.
+
+    Returns
+    -------
+    list of (ndarray, float)
+        Maps, float32, of the model's size; by tiles, of each image's own.
+    """
+    if model.config.tile is not None:
+        return [score_photograph(model, image, None, engine, precision) for image in images]
+    result = model.score(images, engine, precision)
+    return list(zip(result.maps, map(float, result.scores), strict=True))
+
+
+def whole_only(config: Config, what: str) -> None:
+    """Refuse a model of tiles where photographs are seen whole.
+
+    Raises
+    ------
+    UserError
+        It is one.
+    """
+    if config.tile is not None:
+        raise UserError(
+            f"{what}: sees whole photographs, and this model tiles of {config.tile} pixels (`tile`); "
+            "score-dir, evaluate, watch and serve see them, too"
+        )
+
+
+def score_photograph(
+    model: Glance,
+    image: str | Path | NDArray[np.uint8],
+    tile: int | str | None = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+) -> tuple[NDArray[np.float32], float]:
+    """The map and the score of one photograph of any size, by tiles.
+
+    Parameters
+    ----------
+    model : Glance
+    image : path, or ndarray of uint8 [H, W, 3]
+    tile : int or "auto"
+        As for ``tile_of``.
+    engine, precision : str
+        As for ``Glance.score``.
+
+    Returns
+    -------
+    map : ndarray, float32 [H, W]
+        Of the photograph's own size.
+    score : float
+        The highest score of a tile.
+
+    Raises
+    ------
+    ImageError
+        The photograph cannot be read.
+    UserError
+        As for ``tile_of`` and ``Glance.score``.
+    """
+    strips = Held(image) if isinstance(image, np.ndarray) else open_strips(image)
+    parts: list[NDArray[np.float32]] = []
+    chosen = tile_of(model, tile) or strips.shape
+    score = score_tiles(model, strips, chosen, lambda rows: parts.append(rows.copy()), engine, precision)
+    return np.concatenate(parts), score
