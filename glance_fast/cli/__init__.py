@@ -25,6 +25,7 @@ from glance_fast.cli.serve import serve
 from glance_fast.cli.settings import settings
 from glance_fast.cli.signals import stop_on_signals
 from glance_fast.cli.train import train
+from glance_fast.cli.update import update
 from glance_fast.cli.watch import watch
 
 app = typer.Typer(
@@ -64,7 +65,7 @@ def _options(
 
 
 for command in (
-    *(train, score_dir, watch, serve, calibrate),
+    *(train, score_dir, watch, serve, calibrate, update),
     *(evaluate, bench, export, settings, distill, demo),
 ):
     app.command(command.__name__.replace("_", "-"))(command)

@@ -17,7 +17,7 @@ FAILED, SOME_IMAGES_FAILED, STOPPED = 1, 3, 130
 # What takes less memory, by command; the others have no setting for it.
 SMALLER = {
     **dict.fromkeys(
-        ("score-dir", "watch", "serve", "calibrate", "evaluate", "bench", "features", "panel"),
+        ("score-dir", "watch", "serve", "calibrate", "update", "evaluate", "bench", "features", "panel"),
         "use a smaller --memory-mib",
     ),
     "train": "use a smaller image_size, batch or cache_mib",
