@@ -18,6 +18,7 @@ from glance_fast.cli.demo import demo
 from glance_fast.cli.distill import distill
 from glance_fast.cli.evaluate import evaluate
 from glance_fast.cli.experiment import experiment
+from glance_fast.cli.explain import explain
 from glance_fast.cli.export import export
 from glance_fast.cli.group import Commands
 from glance_fast.cli.score_dir import score_dir
@@ -66,7 +67,7 @@ def _options(
 
 for command in (
     *(train, score_dir, watch, serve, calibrate, update),
-    *(evaluate, bench, export, settings, distill, demo),
+    *(explain, evaluate, bench, export, settings, distill, demo),
 ):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(experiment, name="experiment")

@@ -17,13 +17,14 @@ FAILED, SOME_IMAGES_FAILED, STOPPED = 1, 3, 130
 # What takes less memory, by command; the others have no setting for it.
 SMALLER = {
     **dict.fromkeys(
-        ("score-dir", "watch", "serve", "calibrate", "update", "evaluate", "bench", "features", "panel"),
+        ("score-dir", "watch", "serve", "calibrate", "evaluate", "bench", "features", "panel"),
         "use a smaller --memory-mib",
     ),
+    **dict.fromkeys(("update", "explain"), "use a smaller --memory-mib"),
     "train": "use a smaller image_size, batch or cache_mib",
 }
 # Commands that leave something that only --overwrite replaces, and that none goes on with.
-REPLACING = ("evaluate", "demo", "features", "panel")
+REPLACING = ("explain", "evaluate", "demo", "features", "panel")
 # In the ``meta`` of a command's context: a function that says, once the command has stopped, whether there is
 # something for --resume.
 RESUMABLE = "glance_fast.resumable"

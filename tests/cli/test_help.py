@@ -16,6 +16,7 @@ COMMANDS = (
     "serve",
     "calibrate",
     "update",
+    "explain",
     "evaluate",
     "bench",
     "export",
