@@ -26,7 +26,7 @@ MISPLACED, DAMAGED, BOTH = "misplaced or missing", "damaged", "damaged or mispla
 MEANING = {
     MISPLACED: "looks whole, but does not belong here",
     DAMAGED: "looks damaged in itself",
-    BOTH: "does not belong here, and does not look whole",
+    BOTH: "neither belongs here nor looks whole",
 }
 # The distortion head is silent where it says less than this share of what the inconsistency says.
 SILENT = 0.5

@@ -107,13 +107,13 @@ def picture(
         how: dict[str, Any] = {"color": _INK, "va": "center", "parse_math": False} | more
         figure.text(x / width, 1 - y / height, text, fontsize=size, **how)
 
-    write(_EDGE, 0.2, _shortened(name, 44), 11, fontweight="bold")
+    write(_EDGE, 0.2, _shortened(name, 32), 11, fontweight="bold")
     write(_EDGE, 0.45, _verdict(found, calibration), 9, color=_PALE)
     photo = axes(_EDGE, _HEAD, _PHOTO, photo_high)
     _draw_photograph(photo, image, found, calibration, size)
     left = _EDGE + _PHOTO + 2 * _GAP
     if not any(place.found for place in found.places):
-        words = "no place lies above the threshold; these are the highest" if found.places else ""
+        words = "no pixel lies above the threshold; these are the highest" if found.places else ""
         write(left, 0.2, words, 9, color=_PALE)
     write(left + side / 2, 0.45, "what is there", 9, ha="center", color=_FRAME)
     write(left + side * 1.5 + _GAP, 0.45, "what should be there", 9, ha="center", color=_NORMAL)
@@ -132,9 +132,10 @@ def picture(
             words = "not looked for:\ngive photographs\nof good parts"
             tile.text(0.5, 0.5, words, ha="center", va="center", fontsize=8, color=_PALE)
         x = left + 2 * (side + _GAP)
-        title: dict[str, Any] = {"fontweight": "bold", "color": _INK if place.found else _PALE}
+        sure = place.found or found.score > calibration.threshold
+        title: dict[str, Any] = {"fontweight": "bold", "color": _INK if sure else _PALE}
         write(x, top + 0.12, f"{row + 1}  {place.word}", 11, **title)
-        weak = "" if place.found else "a weak sign: "
+        weak = "" if sure else "a weak sign: "
         write(x, top + 0.34, weak + MEANING[place.word], 8.5, color=_PALE)
         threshold = calibration.pixel_threshold
         limit = f", threshold {short(threshold)}" if np.isfinite(threshold) else ""
@@ -144,7 +145,7 @@ def picture(
         if normal is not None:
             here, there = short(place.distance), short(normal.distance)
             write(x, top + 1.34, f"off what is expected by {here}; the normal patch by {there}", 8)
-            write(x, top + 1.53, _shortened(normal.name, 44), 8, color=_PALE)
+            write(x, top + 1.53, _shortened(normal.name, 34), 8, color=_PALE)
     buffer = io.BytesIO()
     # Without matplotlib's version and address in the file, equal figures are equal bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})

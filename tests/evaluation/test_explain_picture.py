@@ -25,9 +25,9 @@ def place(top=16, left=24, peak=7.0, **more):
     return Place(region, peak > 5, 0, 0, box, 7.0, 1.0, 4.0, torch.zeros(3), **more)
 
 
-def draw(places, nearest=None, image=None, name="part.png", calibration=CALIBRATION):
+def draw(places, nearest=None, image=None, name="part.png", calibration=CALIBRATION, score=1.0):
     image = np.full((64, 64, 3), 128, np.uint8) if image is None else image
-    found = Explained(3.0, np.zeros((64, 64), np.float32), list(places))
+    found = Explained(score, np.zeros((64, 64), np.float32), list(places))
     data = picture(name, image, found, nearest or [None] * len(found.places), calibration, (64, 64))
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), data
 
@@ -94,4 +94,17 @@ def test_a_weak_place_is_told_from_a_found_one():
     assert draw([place(peak=4.0)])[1] != draw([place(peak=6.0)])[1]
     # Neither with a word in ink: it is no verdict.
     ink = (43, 48, 54)
-    assert count(draw([place(peak=4.0)])[0], ink) < count(draw([place(peak=6.0)])[0], ink)
+    weak, sure = (count(draw([place(peak=peak)])[0], ink) for peak in (4.0, 6.0))
+    assert weak < sure
+    # Of an image that is called anomalous, the highest place is the reason.
+    assert count(draw([place(peak=4.0)], score=3.0)[0], ink) > weak
+
+
+@pytest.mark.parametrize("heads", [(123.4, 0.1), (123.4, 99.9), (0.1, 123.4)])
+@pytest.mark.parametrize("peak", [0.123, 4.87654, 12345.6])
+def test_no_line_is_cut_off(heads, peak):
+    one = dataclasses.replace(
+        place(peak=peak), inconsistency=heads[0], distortion=heads[1], distance=1234.567
+    )
+    drawn, _ = draw([one] * 3, [shown()._replace(name="w" * 99, distance=0.12345)] * 3, name="w" * 99)
+    assert (drawn[:, -4:] == 255).all() and (drawn[-4:] == 255).all()
