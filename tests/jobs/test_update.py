@@ -89,6 +89,13 @@ def test_new_photographs_enter_and_leave(cli, run, good):
     )
 
 
+def test_what_was_written_into_the_settings_stays(run, good):
+    path = run / "config.toml"
+    path.write_text(path.read_text() + "# camera 3\n")
+    update_run(run, good, device="cpu")
+    assert path.read_text().endswith("# camera 3\n")
+
+
 def test_one_photograph_is_enough_and_the_same_again_is_none(cli, run, good):
     for path in list(good.iterdir())[1:]:
         path.unlink()
