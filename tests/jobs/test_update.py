@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from samples import draw_part
 
-from glance_fast import UserError, load
+from glance_fast import Config, UserError, fit, load
 from glance_fast.cli import main
 from glance_fast.jobs import former
 from glance_fast.jobs import update as module
@@ -87,6 +87,15 @@ def test_new_photographs_enter_and_leave(cli, run, good):
     assert (code, out) == (1, "") and err == (
         f"glance-fast: {run}: no update to undo; only the last one can be, and only once\n"
     )
+
+
+def test_a_training_may_replace_what_was_updated(run, good, parts, small):
+    update_run(run, good, device="cpu")
+    with pytest.raises(UserError, match="holds a finished model"):
+        fit(parts, Config(**small), run, device="cpu")
+    fit(parts, Config(**small), run, overwrite=True, device="cpu")
+    assert not any(path.is_dir() for path in run.iterdir())
+    assert update_run(run, good, device="cpu").before.photographs == 12
 
 
 def test_what_was_written_into_the_settings_stays(run, good):
