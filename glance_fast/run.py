@@ -17,6 +17,10 @@ from glance_fast.model import PRECISIONS, Glance
 
 MODEL, CONFIG, CALIBRATION = "model.safetensors", "config.toml", "calibration.json"
 LOG, CHECKPOINT = "log.csv", "checkpoint"
+# What normal photographs left (``glance_fast.training.normal``): an update alone reads it.
+NORMAL = "normal.safetensors"
+# Files as they were before the last update, and those that one was about to replace when it was stopped.
+FORMER, REPLACING = "former", "replacing"
 # What a training was begun with: where it is missing, there is nothing to go on with.
 BEGUN = f"{CHECKPOINT}/images.json"
 # Its name in a ``state_dict``.
@@ -144,6 +148,11 @@ def load(
         if tensors[name].dtype != wanted[name].dtype:
             raise UserError(f"{run / MODEL}: damaged ({name} has another type); train again")
     if calibration.weights and calibration.weights != digest_of(tensors):
+        if (run / REPLACING).is_dir():
+            raise UserError(
+                f"{run}: an update was stopped while it replaced files; glance-fast update --undo restores "
+                "what was before it"
+            )
         raise UserError(
             f"{run / CALIBRATION}: was measured with other weights than those in {MODEL} beside it; put the "
             "file of the same training there, or train again"

@@ -18,6 +18,7 @@ from glance_fast.cli.demo import demo
 from glance_fast.cli.distill import distill
 from glance_fast.cli.evaluate import evaluate
 from glance_fast.cli.experiment import experiment
+from glance_fast.cli.explain import explain
 from glance_fast.cli.export import export
 from glance_fast.cli.group import Commands
 from glance_fast.cli.score_dir import score_dir
@@ -25,6 +26,7 @@ from glance_fast.cli.serve import serve
 from glance_fast.cli.settings import settings
 from glance_fast.cli.signals import stop_on_signals
 from glance_fast.cli.train import train
+from glance_fast.cli.update import update
 from glance_fast.cli.watch import watch
 
 app = typer.Typer(
@@ -64,8 +66,8 @@ def _options(
 
 
 for command in (
-    *(train, score_dir, watch, serve, calibrate),
-    *(evaluate, bench, export, settings, distill, demo),
+    *(train, score_dir, watch, serve, calibrate, update),
+    *(explain, evaluate, bench, export, settings, distill, demo),
 ):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(experiment, name="experiment")

@@ -20,10 +20,11 @@ SMALLER = {
         ("score-dir", "watch", "serve", "calibrate", "evaluate", "bench", "features", "panel"),
         "use a smaller --memory-mib",
     ),
+    **dict.fromkeys(("update", "explain"), "use a smaller --memory-mib"),
     "train": "use a smaller image_size, batch or cache_mib",
 }
 # Commands that leave something that only --overwrite replaces, and that none goes on with.
-REPLACING = ("evaluate", "demo", "features", "panel")
+REPLACING = ("explain", "evaluate", "demo", "features", "panel")
 # In the ``meta`` of a command's context: a function that says, once the command has stopped, whether there is
 # something for --resume.
 RESUMABLE = "glance_fast.resumable"

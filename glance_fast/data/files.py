@@ -115,6 +115,38 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], notes: dict[str,
         temporary.write_bytes(data)
 
 
+def stream_tensors(path: str | Path, tensors: Mapping[str, Tensor], notes: dict[str, Any]) -> None:
+    """Write tensors as ``write_tensors`` does, without a second copy of them in memory.
+
+    Parameters
+    ----------
+    path : path
+        The file to write.
+    tensors : mapping of Tensor
+        By name; float16, float32 or float64, on the CPU and contiguous.
+    notes : dict
+        As for ``write_tensors``.
+
+    Raises
+    ------
+    UserError
+        The file cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": {NOTES: json.dumps(notes, sort_keys=True)}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        kind = f"F{8 * tensor.element_size()}"
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    # What follows the header is aligned.
+    text += b" " * (-len(text) % 8)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.detach().numpy().data)
+
+
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """Of the names of tensors and of their values, in hexadecimal."""
     digest = hashlib.sha256()

@@ -22,11 +22,22 @@ from glance_fast.model import Glance
 from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import load_teacher
 from glance_fast.progress import Reporter, Steps
-from glance_fast.run import CALIBRATION, CHECKPOINT, CONFIG, LOG, MODEL, is_unfinished, settings_of
+from glance_fast.run import (
+    CALIBRATION,
+    CHECKPOINT,
+    CONFIG,
+    FORMER,
+    LOG,
+    MODEL,
+    NORMAL,
+    REPLACING,
+    is_unfinished,
+    settings_of,
+)
 from glance_fast.training import fit as training
 from glance_fast.training.loop import begun_with
 
-OURS = (MODEL, CONFIG, CALIBRATION, LOG, CHECKPOINT)
+OURS = (MODEL, CONFIG, CALIBRATION, NORMAL, LOG, CHECKPOINT, FORMER, REPLACING)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from glance_fast.geometry import PatchGrid
 from glance_fast.maps import HeadMaps, blend_heads, combine
 from glance_fast.model import Glance
 from glance_fast.training.explained import Explained
+from glance_fast.training.normal import Normal, Residuals, write_normal
 
 # Enough for a covariance of 128 numbers per grid position; more images would cost time alone.
 MOST_IMAGES = 400
@@ -73,6 +75,7 @@ def calibrate(
     progress: Callable[[int, int], None] | None = None,
     held_out: Sequence[int] | np.ndarray = (),
     weights: Sequence[float] | None = None,
+    keep: Path | None = None,
 ) -> float:
     """Estimate whitening, moments and thresholds on normal images, as many of them as ``room`` says.
 
@@ -91,6 +94,8 @@ def calibrate(
         (``weights_of``). Without any, all count the same.
     weights : sequence of float, optional
         What each patch size counts by, where that is known already.
+    keep : Path, optional
+        File to keep the residuals in (``glance_fast.training.normal``), so that photographs can join them.
 
     Returns
     -------
@@ -101,20 +106,31 @@ def calibrate(
     Raises
     ------
     UserError
-        Memory does not suffice.
+        Memory does not suffice, or the file cannot be written.
     """
     most = room(model, len(indices))
     chosen = np.random.default_rng(model.config.seed).permutation(np.asarray(indices))[:most]
+    names = digests(cache, indices)
+    name_of = dict(zip(map(int, indices), names, strict=True))
+    # An order of their own: those that join them later are where they would have been from the beginning.
+    chosen = np.array(sorted(chosen, key=name_of.__getitem__))
     if weights is None and len(held_out) and len(model.scales) > 1 and model.config.blend == "calibrated":
         weights = weights_of(r2_of_scales(features_of(model, cache, held_out)))
     with _leaving(model, _residual_bytes(model, len(chosen))):
-        scores = fit_whitening(model, features_of(model, cache, chosen, progress))
-    heights, widths = np.array(cache.shapes).T
+        residuals = residuals_of(model, features_of(model, cache, chosen, progress))
+        if keep:
+            aspects = torch.tensor([aspect_of(cache, index) for index in chosen], dtype=torch.float64)
+            kept = tuple(name_of[int(index)] for index in chosen)
+            write_normal(keep, model, Normal(kept, aspects, residuals))
+        scores = whiten(model, residuals)
+        del residuals
+    aspect = float(np.median([aspect_of(cache, index) for index in range(len(cache))]))
+    height, width = np.median(np.array(cache.shapes), axis=0)
     model.calibration = dataclasses.replace(
         calibration_of(model, scores, weights=weights),
-        aspect=float(np.median(widths / heights)),
-        shape=(int(np.median(heights)), int(np.median(widths))),
-        trained_on=digests(cache, indices),
+        aspect=aspect,
+        shape=(int(height), int(width)),
+        trained_on=names,
     )
     found, new = np.array(model.calibration.scores), np.isin(chosen, held_out)
     if new.all() or not new.any():
@@ -148,6 +164,30 @@ def room(model: Glance, images: int) -> int:
             "image_size"
         )
     return bisect_left(range(wanted + 1), True, lo=least, key=lambda n: not _fits(model, n)) - 1
+
+
+@contextmanager
+def holding(model: Glance, images: int) -> Iterator[None]:
+    """Let scoring have what the residuals of so many images leave of the model's memory.
+
+    Raises
+    ------
+    UserError
+        They do not fit.
+    """
+    if not _fits(model, images):
+        raise UserError(
+            f"{model.memory_limit // MIB} MiB beside the model are too few for {images} photographs; allow "
+            "more (`memory_mib`)"
+        )
+    with _leaving(model, _residual_bytes(model, images)):
+        yield
+
+
+def aspect_of(cache: ImageCache, index: int) -> float:
+    """Width over height of an image as it was photographed."""
+    height, width = cache.shapes[index]
+    return width / height
 
 
 def _fits(model: Glance, images: int) -> bool:
@@ -283,6 +323,12 @@ def fit_whitening(model: Glance, features: Iterable[Features]) -> list[NormalSco
     list of NormalScores
         One a scale; with a whitening, each image's by one that has not seen it.
     """
+    return whiten(model, residuals_of(model, features))
+
+
+@torch.inference_mode()
+def residuals_of(model: Glance, features: Iterable[Features]) -> list[Residuals]:
+    """What every scale finds in images, from their features as for ``fit_whitening``."""
     residuals: list[list[Tensor]] = [[] for _ in model.scales]
     distortions: list[list[Tensor]] = [[] for _ in model.scales]
     for chunk in features:
@@ -290,10 +336,18 @@ def fit_whitening(model: Glance, features: Iterable[Features]) -> list[NormalSco
             # Half precision holds what whitening resolves, and halves what all images take.
             residuals[index].append((local - global_).half().cpu())
             distortions[index].append(torch.sigmoid(-scale.distortion(local, global_)).cpu())
-    scores, limit = [], min(BAND_BYTES, model.memory_limit)
-    for scale, parts, distortion in zip(model.scales, residuals, distortions, strict=True):
-        residual = torch.cat(parts)
+    found = []
+    for parts, distortion in zip(residuals, distortions, strict=True):
+        found.append(Residuals(torch.cat(parts), torch.cat(distortion)))
         parts.clear()
+    return found
+
+
+@torch.inference_mode()
+def whiten(model: Glance, normal: Sequence[Residuals]) -> list[NormalScores]:
+    """As ``fit_whitening``, from the residuals of normal images."""
+    scores, limit = [], min(BAND_BYTES, model.memory_limit)
+    for scale, (residual, distortion) in zip(model.scales, normal, strict=True):
         if scale.whitening is None or scale.residual_mean is None:
             inconsistency = residual.float().square().mean(2)
         else:
@@ -302,7 +356,7 @@ def fit_whitening(model: Glance, features: Iterable[Features]) -> list[NormalSco
             for rows, mean, whitening in whitenings(residual, scale.grid, shrinkage, limit=limit):
                 scale.residual_mean[rows] = mean.to(model.device)
                 scale.whitening[rows] = whitening.half().to(model.device)
-        scores.append(NormalScores(inconsistency, torch.cat(distortion)))
+        scores.append(NormalScores(inconsistency, distortion))
     return scores
 
 

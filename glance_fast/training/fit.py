@@ -23,7 +23,7 @@ from glance_fast.nets.masked import MaskedNet
 from glance_fast.nets.student import Student
 from glance_fast.nets.teacher import Teacher
 from glance_fast.progress import Reporter
-from glance_fast.run import BEGUN, CHECKPOINT, CONFIG, LOG, check_memory, save_model
+from glance_fast.run import BEGUN, CHECKPOINT, CONFIG, LOG, NORMAL, check_memory, save_model
 from glance_fast.training.calibrate import MOST_IMAGES, calibrate, digests, room
 from glance_fast.training.copies import Copies
 from glance_fast.training.finetune import finetune_stage, whiten
@@ -70,7 +70,8 @@ def fit(
     paths : sequence of Path
         Images. Those that cannot be read are reported and left out.
     run : Path
-        Folder for ``model.safetensors``, ``config.toml``, ``calibration.json`` and ``log.csv``.
+        Folder for ``model.safetensors``, ``config.toml``, ``calibration.json``, ``normal.safetensors`` and
+        ``log.csv``.
     config : Config
         Settings.
     reporter : Reporter
@@ -145,7 +146,10 @@ def fit(
             limit = model.memory_limit >> 20
             reporter.say(f"calibrating on {used} of {len(cache)} images: {limit} MiB hold no more")
         with reporter.task("calibrating", None) as advance:
-            higher = calibrate(model, cache, np.arange(len(cache)), advance, held_out)
+            everything = np.arange(len(cache))
+            # Photographs that are seen by tiles are not updated by others.
+            keep = run / NORMAL if config.tile is None else None
+            higher = calibrate(model, cache, everything, advance, held_out, keep=keep)
         if isinstance(cache, TileCache):
             calibrate_photographs(model, cache, reporter)
         reporter.say(promise(model.calibration))

@@ -15,6 +15,8 @@ COMMANDS = (
     "watch",
     "serve",
     "calibrate",
+    "update",
+    "explain",
     "evaluate",
     "bench",
     "export",
@@ -23,7 +25,9 @@ COMMANDS = (
     "demo",
 )
 # These write a file or a folder of their own.
-WRITING = tuple(command for command in COMMANDS if command not in ("watch", "serve", "calibrate", "settings"))
+WRITING = tuple(
+    command for command in COMMANDS if command not in ("watch", "serve", "calibrate", "update", "settings")
+)
 
 
 def test_version(cli):

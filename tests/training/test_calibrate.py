@@ -555,6 +555,11 @@ def all_of(cache):
     return np.arange(len(cache))
 
 
+def in_order(cache, indices):
+    """Images as a calibration takes them: by their names."""
+    return sorted(map(int, indices), key=lambda index: digest(cache.batch([index])[0]))
+
+
 def test_fit_whitens_by_all_and_scores_by_the_others(settings_of):
     model = Glance(Config(**settings_of))
     (scale,) = model.scales
@@ -584,8 +589,11 @@ def test_every_image_counts_once_and_is_scored_by_what_has_not_seen_it(cache, se
     assert calibration.aspect == 1
     assert all(path.parent.name == "good" and path.parts[-3] == "train" for path in cache.paths)
     assert calibration.trained_on == tuple(digest(image) for image in cache.batch(all_of(cache)))
-    # Images are taken in an order that the seed draws.
-    order = np.random.default_rng(model.config.seed).permutation(12)
+    # Images are taken in an order of their own, whoever gave them in which.
+    order = in_order(cache, all_of(cache))
+    other = Glance(Config(**settings_of))
+    calibrate(other, cache, all_of(cache)[::-1])
+    np.testing.assert_allclose(other.calibration.scores, calibration.scores, rtol=1e-3, atol=1e-3)
     # By what has seen them, training images look more normal than they were scored.
     precision = "bf16" if has_bf16(model.device) else "fp32"
     seen = model.score(list(cache.batch(order)), precision=precision)
@@ -596,8 +604,7 @@ def test_how_much_higher_images_held_out_score(cache, settings_of, monkeypatch):
     model, held_out = Glance(Config(**settings_of)), np.array([1, 5, 6])
     higher = calibrate(model, cache, all_of(cache), held_out=held_out)
     scores = np.array(model.calibration.scores)
-    order = np.random.default_rng(model.config.seed).permutation(12)
-    new = np.array([index in held_out for index in order])
+    new = np.array([index in held_out for index in in_order(cache, all_of(cache))])
     assert higher == pytest.approx((scores[new].mean() - scores[~new].mean()) / scores.std())
     assert higher != 0 and calibrate(model, cache, all_of(cache)) == 0
     assert calibrate(model, cache, held_out, held_out=held_out) == 0
@@ -680,9 +687,8 @@ def test_scores_are_the_same_twice(cache, small, blend):
 def test_paper_blend_scores_normal_images_as_any_other(cache, small):
     model = Glance(Config(**small, blend="paper"))
     calibrate(model, cache, np.arange(6))
-    order = np.random.default_rng(model.config.seed).permutation(6)
     precision = "bf16" if has_bf16(model.device) else "fp32"
-    scored = model.score(list(cache.batch(order)), precision=precision)
+    scored = model.score(list(cache.batch(in_order(cache, range(6)))), precision=precision)
     np.testing.assert_allclose(model.calibration.scores, scored.scores, rtol=1e-4)
 
 

@@ -62,7 +62,7 @@ def train_command(parts, out, small, *more):
 def test_run_folder_holds_what_is_promised(kind, request):
     run_folder = request.getfixturevalue(kind)
     names = sorted(p.name for p in run_folder.iterdir())
-    assert names == ["calibration.json", "config.toml", "log.csv", "model.safetensors"]
+    assert names == ["calibration.json", "config.toml", "log.csv", "model.safetensors", "normal.safetensors"]
     calibration = json.loads((run_folder / "calibration.json").read_text())
     # All of the normal images are calibrated on, those that were trained on too.
     assert np.isfinite(calibration["threshold"]) and len(calibration["scores"]) == 12
