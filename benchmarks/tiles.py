@@ -2,7 +2,7 @@
 
     python -m benchmarks.tiles RUN IMAGE [--side 8000] [--rounds 3] [--out FILE]
 
-RUN was trained on tiles. A photograph of side x side pixels is made of IMAGE, repeated, and photographs of one
+RUN was trained on tiles. A photograph of side x side pixels is made of IMAGE, and photographs of one
 tile each that have a quarter of its pixels together. ``glance-fast score-dir`` scores both in processes of
 their own, in turns, so that both see the same machine; seconds are those of ``run.json``, and memory is the
 largest of the whole process.
