@@ -348,6 +348,45 @@ def read_map(path: str | Path) -> NDArray[np.floating]:
     return values
 
 
+def read_map_rows(path: str | Path, together: int) -> Iterator[NDArray[np.float32]]:
+    """The rows of a map that ``write_tiff`` or ``tiff_rows`` wrote, of any size, some at a time.
+
+    Parameters
+    ----------
+    path : path
+    together : int
+        Pixels to hold at a time, about.
+
+    Yields
+    ------
+    ndarray of float32, shape [n, W]
+        One below the other.
+
+    Raises
+    ------
+    ImageError
+        The file is missing, unreadable, or none of ours.
+    """
+    path = Path(path)
+    with _in_one_line(path):
+        _check_file(path)
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            if page.dtype != np.float32 or page.ndim != 2 or not page.is_contiguous:
+                raise ImageError(path, "is not a map that glance-fast wrote")
+            start, (height, width) = page.dataoffsets[0], page.shape
+            kind = np.dtype(np.float32).newbyteorder(file.byteorder)
+        if path.stat().st_size < start + 4 * height * width:
+            raise ImageError(path, "damaged or truncated: pixels are missing at its end")
+        step = max(1, together // width)
+        with path.open("rb") as opened:
+            opened.seek(start)
+            for top in range(0, height, step):
+                rows = min(step, height - top)
+                values = np.frombuffer(opened.read(4 * rows * width), kind)
+                yield values.reshape(rows, width).astype(np.float32, copy=False)
+
+
 def _pixels(path: Path, page: tifffile.TiffPage) -> NDArray[np.floating]:
     """The pixels of a map."""
     try:

@@ -8,17 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from glance_fast.data.files import write_text
-from glance_fast.data.images import read_map
+from glance_fast.data.images import read_map_rows
 from glance_fast.errors import ImageError, UserError
-from glance_fast.evaluation.regions import Region, find_regions
+from glance_fast.evaluation.regions import Region, RegionFinder
 from glance_fast.jobs.table import read_rows
 
 REGIONS, COCO = "regions.jsonl", "regions.coco.json"
 # Maps that are read at a time.
 THREADS, AT_ONCE = 2, 64
+# Pixels of a map that are held at a time.
+TOGETHER = 1 << 24
 
 
 def write_regions(out: Path, table: Path, threshold: float | None, coco: bool = False) -> int:
@@ -75,12 +75,16 @@ def _found(
 
     def find(name: str) -> tuple[str, tuple[int, int], list[Region]]:
         path = out / "maps" / f"{name}.tiff"
+        finder: RegionFinder | None = None
+        height = width = 0
         try:
-            values = read_map(path)
+            for rows in read_map_rows(path, TOGETHER):
+                finder = finder or RegionFinder(rows.shape[1], threshold)
+                finder.add(rows)
+                height, width = height + len(rows), rows.shape[1]
         except ImageError as error:
             raise UserError(f"{error}; `resume=True` makes a map anew that is missing") from error
-        height, width = values.shape
-        return name, (height, width), find_regions(values.astype(np.float32, copy=False), threshold)
+        return name, (height, width), finder.regions() if finder else []
 
     ordered = list(names)
     with ThreadPoolExecutor(THREADS) as pool:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from skimage.measure import label, regionprops
 
-from glance_fast.evaluation.regions import Region, find_regions
+from glance_fast.evaluation.regions import Region, RegionFinder, find_regions
 
 
 def test_regions_by_hand():
@@ -65,3 +65,33 @@ def test_as_scikit_image_has_them(seed):
 def test_a_batch_is_refused():
     with pytest.raises(ValueError, match=r"a map must be \[H, W\], not \[1, 4, 4\]"):
         find_regions(np.zeros((1, 4, 4), np.float32), 0.0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_that_come_in_parts_are_one_map(seed):
+    rng = np.random.default_rng(seed)
+    height, width = (int(side) for side in rng.integers(1, 40, 2))
+    # Of many sizes: noise that was smoothed, spirals among it.
+    scores = rng.random((height, width)).astype(np.float32)
+    for _ in range(seed % 3):
+        scores = (scores + np.roll(scores, 1, 0) + np.roll(scores, 1, 1)) / 3
+    threshold = float(np.quantile(scores, rng.uniform(0.3, 0.9)))
+    finder, top = RegionFinder(width, threshold), 0
+    while top < height:
+        count = int(rng.integers(0, 6))
+        finder.add(scores[top : top + count])
+        top += count
+    in_parts, whole = finder.regions(), find_regions(scores, threshold)
+    assert sorted(in_parts) == sorted(whole)
+    assert [region.peak for region in in_parts] == [region.peak for region in whole]
+
+
+def test_arms_that_meet_below_are_one_region():
+    scores = np.zeros((6, 9), np.float32)
+    scores[:5, 0] = scores[:5, 4] = scores[:5, 8] = 1
+    scores[5] = 2
+    finder = RegionFinder(9, 0.5)
+    for row in scores:
+        finder.add(row[None])
+    assert finder.regions() == find_regions(scores, 0.5)
+    assert len(finder.regions()) == 1 and finder.regions()[0].area == 24
