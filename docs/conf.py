@@ -22,6 +22,9 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "glance-fast"
+html_static_path, html_css_files = ["static"], ["wide.css"]
+# Dashes alone: quotes in prose may be what somebody types.
+smartquotes_action = "D"
 html_show_sphinx = html_copy_source = False
 # Nothing is loaded from elsewhere: machines at a line have no internet connection.
 html_math_renderer = "mathml"

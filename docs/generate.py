@@ -25,6 +25,8 @@ from rich.text import Text
 from glance_fast.cli import app
 
 MARK = re.compile(r"^<!-- (commands|settings|patches|command (.+?)) -->$", re.MULTILINE)
+# In prose; dashes would be made of its hyphens.
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SIZES = (192, 256, 384, 512, 768, 1024)
 
 
@@ -149,8 +151,8 @@ def _plain(cell: str | None) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown shows as it stands."""
-    return re.sub(r"([*_<|])", r"\\\1", text)
+    """Text that Markdown shows as it stands, and options in it as code."""
+    return OPTION.sub(r"`\g<0>`", re.sub(r"([*_<|])", r"\\\1", text))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -109,6 +110,11 @@ class TestGenerated:
         text = generate.command_reference("serve")
         assert "| `--port N` | Port to listen on; 0 takes a free one. | `8000` |" in text.splitlines()
         assert "must be given |" in generate.command_reference("train")
+
+    def test_options_in_prose_are_code_and_all_else_stands_as_it_is(self, generate):
+        text = generate.command_reference("score-dir")
+        assert "it goes on with `--resume`, and so it does" in text and "maps/\\*.tiff" in text
+        assert "```sh\nglance-fast score-dir run photos/new --out scores --overlays\n```" in text
 
     def test_the_table_of_commands_links_to_their_pages(self, generate):
         found = re.findall(r"\[`(.+?)`\]\(commands/(.+?)\.md\)", generate.command_table())
@@ -217,6 +223,30 @@ class TestTables:
             assert whole[name].strip("| ") == f"{pro} / {pixel} / {image}"
 
 
+class TestContainer:
+    def lines(self, *words):
+        found = re.findall(rf"^(?:{'|'.join(words)}) (.+)$", text_of(ROOT / "Dockerfile"), re.MULTILINE)
+        assert found
+        return found
+
+    def test_what_it_copies_is_there_and_not_ignored(self):
+        kept = text_of(ROOT / ".dockerignore").splitlines()
+        names = [name for line in self.lines("COPY") for name in line.split()[:-1]]
+        assert names and all((ROOT / name).exists() and f"!{name}" in kept for name in names)
+
+    def test_its_command_is_one_of_ours(self, generate):
+        (entry,), (command,) = self.lines("ENTRYPOINT"), self.lines("CMD")
+        name, run, *options = json.loads(command)
+        assert json.loads(entry) == ["glance-fast"] and run == "/model"
+        known = {flag for parameter in generate.commands()[name].params for flag in parameter.opts}
+        assert {option for option in options if option.startswith("-")} <= known
+        # Others than those in the container ask it, at the port that is told and looked at.
+        (port,) = self.lines("EXPOSE")
+        assert options[options.index("--host") + 1] == "0.0.0.0" and options[-1] == port
+        assert f"127.0.0.1:{port}/health" in text_of(ROOT / "Dockerfile")
+        assert f':{port} -v "$PWD/run:{run}:ro"' in text_of(DOCS / "container.md")
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     needed = ("sphinx", "myst_parser", "furo")
@@ -228,6 +258,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     train = text_of(tmp_path / "site/commands/train.html")
+    assert "\N{EN DASH}resume" not in train
     assert "--teacher-weights" in train and "<!-- command" not in train
     assert "<math" in text_of(tmp_path / "site/method.html")
     # Machines at a line have no internet connection.
