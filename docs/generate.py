@@ -141,13 +141,14 @@ def patch_table() -> str:
 def _table(heads: tuple[str, ...], rows: Any) -> str:
     lines = [heads, ["---"] * len(heads)]
     for first, *rest in rows:
-        lines.append([first, *(cell if cell.startswith("`") else _escaped(_plain(cell)) for cell in rest)])
+        cells = (cell or "" for cell in rest)
+        lines.append([first, *(c if c.startswith("`") else _escaped(_plain(c)) for c in cells)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _plain(cell: str | None) -> str:
+def _plain(cell: str) -> str:
     """A help text without rich's markup and on one line."""
-    return " ".join(Text.from_markup(cell or "").plain.split())
+    return " ".join(Text.from_markup(cell).plain.split())
 
 
 def _escaped(text: str) -> str:
