@@ -1,13 +1,15 @@
-"""A saved run of the benchmarks as tables and a picture; the README's table of speed.
+"""A saved run of the benchmarks as tables and a picture; the tables of speed in README and docs/speed.md.
 
     pytest benchmarks --benchmark-only --benchmark-json=run.json
     python -m benchmarks.report run.json --out DIR
+    python -m benchmarks.report
 
 Writes ``speed.md`` and ``speed.png`` to DIR, keeps medians, spreads and the machine in
-``benchmarks/results`` (``cpu.json``, or the GPU's name). From ``cpu.json`` it rewrites ``docs/speed.md``, all
-groups, and the README's table, those of ``SHORT``. A
-group is compared with its baseline: the one a benchmark marks by ``benchmark.extra_info["role"] =
-"baseline"``, or else the slowest. One marked ``"floor"`` is what no version can be expected to beat.
+``benchmarks/results`` (``cpu.json``, or the GPU's name). From ``cpu.json`` it rewrites the README's table,
+the groups of ``SHORTEST``, and those of ``docs/speed.md``, the groups of ``SHORT`` and all; without a run, it
+does no more than that. A group is compared with its baseline: the one a benchmark marks by
+``benchmark.extra_info["role"] = "baseline"``, or else the slowest. One marked ``"floor"`` is what no version
+can be expected to beat.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.tables import ROOT, replace
+from benchmarks.tables import README, ROOT, rewrite
 
 RESULTS = ROOT / "benchmarks/results"
 ROLES = ("baseline", "floor", "")
@@ -28,12 +30,14 @@ COLUMN = 70  # lines of a column of the picture
 BAR, OURS, SLOWER = 0.3, "#2a6fbb", "#c9622d"  # inches a bar, colours
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 PAGE = ROOT / "docs/speed.md"
-TITLE = "# Speed on a CPU\n\nEvery group of `pytest benchmarks`, written by `python -m benchmarks.report`."
-# Groups that the README shows, by how they begin; and versions that it names beside the baseline.
-SHORT = (
+# Groups that a short table shows, by how they begin; and versions that it names beside the baseline.
+SHORTEST = (
     "the default model on an image of 256x256",
     "an image of 256x256, 841 patches",
     "training on",
+)
+SHORT = (
+    *SHORTEST,
     "surround_conv2d, 8 grids of 31x31, 11x11 without 7x7 and 16, float32",
     "partial_conv2d forward, 8 maps of 64x64, 64 channels, float32",
     "score_patches, by position, 8 x",
@@ -136,7 +140,7 @@ def table(rows: list[Row]) -> str:
 
 
 def digest(rows: list[Row], groups: Sequence[str] = ("",)) -> str:
-    """A Markdown table of one line a group: our version beside the baseline, ``NAMED`` ones and floor.
+    """A Markdown table of one line a group: our version beside the baseline, ``NAMED`` ones and any floor.
 
     Parameters
     ----------
@@ -145,7 +149,8 @@ def digest(rows: list[Row], groups: Sequence[str] = ("",)) -> str:
     groups : sequence of str
         How the names of those that are shown begin, in the order to show them.
     """
-    lines = ["| work | ours | baseline | times as fast | time, floor = 1 |", "|---|---|---|---|---|"]
+    head = ["work", "ours", "baseline", "times as fast", "time, floor = 1"]
+    lines = []
     by_name = grouped(rows)
     shown = [name for start in groups for name in by_name if name.startswith(start)]
     for group in dict.fromkeys(shown):
@@ -158,13 +163,20 @@ def digest(rows: list[Row], groups: Sequence[str] = ("",)) -> str:
         others = [baseline(found), *(row for row in found if row.name in NAMED)]
         beside = "; ".join(f"{row.name}: {seconds(row.median)}" for row in others)
         times = "; ".join(ratio(row.median / own.median) for row in others)
-        lines.append(f"| {group} | {seconds(own.median)} | {beside} | {times} | {over} |")
-    return "\n".join(lines)
+        lines.append([group, seconds(own.median), beside, times, over])
+    if not any(line[-1] for line in lines):
+        head, *lines = (line[:-1] for line in (head, *lines))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
 
 def machines(rows: list[Row]) -> str:
     """A line for each machine that the rows come from."""
     return "\n".join(f"Measured on {name}." for name in dict.fromkeys(row.machine for row in rows))
+
+
+def with_machines(text: str, rows: list[Row]) -> str:
+    """A table, and what it was measured on."""
+    return f"{text}\n\n{machines(rows)}"
 
 
 def picture(rows: list[Row], path: Path) -> None:
@@ -232,30 +244,32 @@ def ratio_axis(axes, low: float, high: float) -> None:
     axes.tick_params(axis="y", length=0)
 
 
+def kept_in(path: Path) -> list[Row]:
+    """What a file of results holds; nothing where there is none."""
+    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+
+
 def keep(rows: list[Row], path: Path) -> list[Row]:
     """Put groups into a file of results in place of earlier ones of the same name; all it holds then."""
-    before = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
     fresh = {row.group for row in rows}
-    after = [row for row in before if row.group not in fresh] + rows
+    after = [row for row in kept_in(path) if row.group not in fresh] + rows
     after.sort(key=lambda row: row.group)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([asdict(row) for row in after], indent=1) + "\n", encoding="utf-8")
     return after
 
 
-def write_readme(readme: Path, rows: list[Row]) -> bool:
-    """Rewrite the table between the README's marks ``speed``; False if it has none."""
-    text = readme.read_text(encoding="utf-8")
-    if "<!-- speed -->" not in text:
-        return False
-    short = f"{digest(rows, SHORT)}\n\n{machines(rows)}"
-    readme.write_text(replace(text, "speed", short), encoding="utf-8")
-    return True
-
-
-def write_page(page: Path, rows: list[Row]) -> None:
-    """Write every group to a page of its own."""
-    page.write_text(f"{TITLE}\n\n{table(rows)}\n\n{machines(rows)}\n", encoding="utf-8")
+def take_run(run: dict, out: Path, results: Path) -> Path:
+    """Report a run, and keep its rows; the file of results that has them now."""
+    rows, device = read(run), run["machine_info"]["glance_fast"]["device"]
+    out.mkdir(parents=True, exist_ok=True)
+    text = table(rows)
+    (out / "speed.md").write_text(f"{with_machines(text, rows)}\n", encoding="utf-8")
+    picture(rows, out / "speed.png")
+    print(text)
+    path = results / f"{device.replace(' ', '-')}.json"
+    keep(rows, path)
+    return path
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -263,25 +277,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="JSON of pytest-benchmark")
+    parser.add_argument("run", type=Path, nargs="?", help="JSON of pytest-benchmark")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, default=README)
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
-    run = json.loads(options.run.read_text(encoding="utf-8"))
-    rows, device = read(run), run["machine_info"]["glance_fast"]["device"]
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = table(rows)
-    (options.out / "speed.md").write_text(f"{text}\n\n{machines(rows)}\n", encoding="utf-8")
-    picture(rows, options.out / "speed.png")
-    kept = keep(rows, options.results / f"{device.replace(' ', '-')}.json")
-    print(text)
-    if device != "cpu":
-        return
-    write_page(options.page, kept)
-    if not write_readme(options.readme, kept):
-        print(f"{options.readme} has no marks <!-- speed --> and <!-- /speed -->: left as it is")
+    cpu = options.results / "cpu.json"
+    if options.run:
+        run = json.loads(options.run.read_text(encoding="utf-8"))
+        if take_run(run, options.out, options.results) != cpu:
+            return
+    kept = kept_in(cpu)
+    for path, parts in (
+        (options.readme, {"speed": with_machines(digest(kept, SHORTEST), kept)}),
+        (options.page, {"short": with_machines(digest(kept, SHORT), kept), "all": table(kept)}),
+    ):
+        if not rewrite(path, parts):
+            print(f"{path} lacks the marks of {' or '.join(parts)}: left as it is")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the README's tables from ``benchmarks/results``.
+"""Write the tables of accuracy in the README and in docs/accuracy.md from ``benchmarks/results``.
 
 python -m benchmarks.tables
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.accuracy.results import METRICS, ablation, alarms, read, select, table
+from benchmarks.accuracy.results import METRICS, ablation, alarms, read, select, summary, table
 
 ROOT = Path(__file__).parent.parent
+README, PAGE = ROOT / "README.md", ROOT / "docs/accuracy.md"
 
 
 def accuracy(rows: list[dict]) -> str:
@@ -37,12 +38,27 @@ def replace(text: str, name: str, content: str) -> str:
     return f"{before}{start}\n{content}\n{end}{after}"
 
 
+def rewrite(path: Path, parts: dict[str, str]) -> bool:
+    """Replace what lies between the marks of each name in a file; False, and no change, if it lacks some."""
+    text = path.read_text(encoding="utf-8")
+    if not all(f"<!-- {name} -->" in text for name in parts):
+        return False
+    for name, content in parts.items():
+        text = replace(text, name, content)
+    path.write_text(text, encoding="utf-8")
+    return True
+
+
 def main() -> None:
-    """Rewrite README.md."""
-    readme = ROOT / "README.md"
-    text = replace(readme.read_text(encoding="utf-8"), "accuracy", accuracy(read()))
+    """Rewrite README.md and docs/accuracy.md."""
+    rows = read()
     found = json.loads((ROOT / "benchmarks/results/demo.json").read_text(encoding="utf-8"))
-    readme.write_text(replace(text, "demo", demo(found)), encoding="utf-8")
+    for path, parts in (
+        (README, {"accuracy": summary(rows)}),
+        (PAGE, {"accuracy": accuracy(rows), "demo": demo(found)}),
+    ):
+        if not rewrite(path, parts):
+            raise SystemExit(f"{path}: lacks the marks of {' or '.join(parts)}")
 
 
 if __name__ == "__main__":

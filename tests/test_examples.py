@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clients import serving
 from PIL import Image
 from samples import draw_part
 
@@ -35,13 +37,108 @@ def test_examples(name):
     assert found.attempted and not found.failed
 
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run_example(name, *arguments, **environment):
+    """What an example prints."""
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_every_example_is_run_here_and_named_in_the_documentation():
+    here = Path(__file__).read_text(encoding="utf-8")
+    page = (EXAMPLES.parent / "docs/python.md").read_text(encoding="utf-8")
+    for path in EXAMPLES.iterdir():
+        assert f'"{path.name}"' in here and f"`{path.name}`" in page, path.name
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A good part and one with a hole."""
+    rng, paths = np.random.default_rng(0), [tmp_path / "good.png", tmp_path / "punched.png"]
+    for path in paths:
+        Image.fromarray(draw_part(rng, defect=path.stem == "punched")).save(path)
+    return paths
+
+
+@pytest.mark.slow
+def test_a_program_scores_and_compares_with_the_threshold(run_folder, photos):
+    first, *lines = run_example("score.py", run_folder, *photos, CUDA_VISIBLE_DEVICES="")
+    model = glance_fast.load(run_folder, "cpu")
+    assert first == f"threshold {model.calibration.threshold:.3f}"
+    found = model.score(photos)
+    for line, photo, score, score_map in zip(lines, photos, found.scores, found.maps, strict=True):
+        word = "anomalous" if score > model.calibration.threshold else "normal"
+        above = model.calibration.share_above(float(score))
+        assert line == f"{photo}: score {score:.3f}, {word}, above {above:.3g}, peak {score_map.max():.2f}"
+
+
+@pytest.mark.slow
+def test_a_program_hands_losses_to_a_tracker(parts, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "metrics.jsonl"
+    *_, last = run_example("track_training.py", parts, run, log, CUDA_VISIBLE_DEVICES="")
+    threshold = glance_fast.load(run, "cpu").calibration.threshold
+    assert last == f"{run}: trained, threshold {threshold:.3f}"
+    found = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    steps = [row["step"] for row in found if row["net"] == "global-32"]
+    assert steps == list(range(1, 21)) and {row["net"] for row in found} == {"local-32", "global-32"}
+    assert all(row["loss"] > 0 for row in found)
+
+
+@pytest.mark.slow
+def test_a_program_asks_a_server_with_the_standard_library(run_folder, photos, tmp_path):
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no image")
+    model = glance_fast.load(run_folder, "cpu")
+    scores = model.score(photos).scores
+    with serving(model) as served:
+        lines = run_example("serve_client.py", f"http://127.0.0.1:{served.port}", *photos, damaged)
+    for photo, score in zip(photos, scores, strict=True):
+        word = "anomalous" if score > model.calibration.threshold else "normal"
+        assert any(line.startswith(f"{photo}: score {score:.3f}, {word}, ") for line in lines)
+    assert lines[-1].startswith(f"{damaged}: no score: ")
+    regions = [line for line in lines if line.startswith("  rows ")]
+    counted = sum(int(line.split()[-2]) for line in lines if line.endswith(" regions"))
+    assert len(regions) == counted
+
+
+@pytest.mark.slow
+def test_a_busy_server_is_asked_again(photos, tmp_path):
+    """By the client of an application of its own, which is busy once."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from threading import Thread
+
+    answers = [(429, {"error": "busy"}), (200, {"score": 1.5, "anomalous": False, "regions": []})]
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, said = answers.pop(0)
+            self.send_response(status)
+            self.send_header("Retry-After", "0")
+            self.end_headers()
+            self.wfile.write(json.dumps(said).encode())
+
+        def log_message(self, *line):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        lines = run_example("serve_client.py", f"http://127.0.0.1:{server.server_port}", photos[0])
+        server.shutdown()
+    assert lines == [f"{photos[0]}: score 1.500, normal, 0 regions"] and answers == []
+
+
 @pytest.mark.slow
 def test_a_program_scores_without_torch(run_folder, tmp_path):
     photo, model, picture = (tmp_path / name for name in ("photo.png", "model.onnx", "map.png"))
     image = draw_part(np.random.default_rng(0), size=150, defect=True)[:, :100]
     Image.fromarray(image).save(photo)
     export_run(run_folder, model, check=tmp_path)
-    script = Path(__file__).parent.parent / "examples" / "onnx_score.py"
+    script = EXAMPLES / "onnx_score.py"
     # Neither can be imported there.
     code = "import runpy, sys; sys.modules['torch'] = sys.modules['glance_fast'] = None; del sys.argv[0]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"

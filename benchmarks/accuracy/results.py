@@ -31,6 +31,8 @@ COLUMNS = {
     "PaDiM": ("PaDiM", ANCHOR),
     "ours, paper": ("paper", BLEND),
 }
+# Those that a short table shows.
+SHORT = ("ours", "ours, pyramid", "PatchCore", "PaDiM")
 NOTHING = "-"
 
 
@@ -130,6 +132,26 @@ def ablation(rows: list[dict], settings: str = "default") -> str:
     """A Markdown table of all scores of our model: beds x scores, PRO / pixel AUROC / image AUROC."""
     own = select(rows, settings=settings)
     return _table(own, {score: (settings, score) for score in dict.fromkeys(row["score"] for row in own)})
+
+
+def summary(rows: list[dict]) -> str:
+    """A Markdown table of one line a method: means over all beds of the metrics and of the shares.
+
+    A method that lacks a bed has none; an image AUROC that says nothing is in no mean.
+    """
+    beds = [bed for name, bed in BEDS.items() if select(rows, data=name)]
+    telling = [bed for bed in beds if bed.image_auroc]
+    lines = [[f"mean of {len(beds)} test beds", "PRO", "pixel AUROC", "image AUROC", "found", "false alarms"]]
+    lines.append(["---"] * len(lines[0]))
+    for name in SHORT:
+        settings, score = COLUMNS[name]
+        own = [{**dict.fromkeys(SHARES), **row} for row in select(rows, settings=settings, score=score)]
+        if own:
+            values = [_mean(own, key, telling if key == METRICS[2] else beds) for key in METRICS]
+            cells = [NOTHING if value is None else f"{value:.3f}" for value in values]
+            shares = [_mean(own, key, beds) for key in SHARES]
+            lines.append([name, *cells, *(NOTHING if v is None else f"{v:.1%}" for v in shares)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def alarms(rows: list[dict], settings: str = "default") -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks import report
 from benchmarks.report import Row
-from benchmarks.tables import replace
+from benchmarks.tables import replace, rewrite
 
 ROOT = Path(__file__).parents[2]
 MACHINE = {"device": "cpu", "processor": "Model 1", "threads": 2, "python": "3.11", "torch": "2.13.0"}
@@ -71,6 +71,7 @@ class TestTable:
         )
         lines = report.digest([*report.read(run), Row("b", "theirs", 1.0, 0.1, 5, "", "m")]).splitlines()
         assert lines[2:] == ["| a | 200 ms | old: 600 ms | 3.00 | 2.00 |"]
+        assert lines[0].endswith("| times as fast | time, floor = 1 |")
 
     def test_the_short_table_has_its_groups_in_order_and_names_what_is_named(self):
         run = a_run(
@@ -79,9 +80,11 @@ class TestTable:
         )  # fmt: skip
         lines = report.digest(report.read(run), ("b", "a")).splitlines()
         assert lines[2:] == [
-            "| b | 100 ms | old: 200 ms | 2.00 |  |",
-            "| a 1 | 200 ms | old: 600 ms; PatchCore: 100 ms | 3.00; 0.50 |  |",
+            "| b | 100 ms | old: 200 ms | 2.00 |",
+            "| a 1 | 200 ms | old: 600 ms; PatchCore: 100 ms | 3.00; 0.50 |",
         ]
+        # No group has a floor.
+        assert lines[0].endswith("| times as fast |")
 
     def test_every_group_of_the_short_table_is_there(self):
         kept = [Row(**row) for row in json.loads((report.RESULTS / "cpu.json").read_text(encoding="utf-8"))]
@@ -117,6 +120,8 @@ class TestFiles:
         run, readme = tmp_path / "run.json", tmp_path / "README.md"
         run.write_text(json.dumps(RUN), encoding="utf-8")
         readme.write_text("before\n<!-- speed -->\nold\n<!-- /speed -->\nafter\n", encoding="utf-8")
+        marks = "<!-- short -->\n<!-- /short -->\nprose\n<!-- all -->\nold\n<!-- /all -->\n"
+        (tmp_path / "page.md").write_text(marks, encoding="utf-8")
         places = [
             "--out",
             f"{tmp_path}/out",
@@ -134,6 +139,11 @@ class TestFiles:
         assert "| b |" not in text and "Measured on Model 1" in text and "old" not in text
         page = (tmp_path / "page.md").read_text(encoding="utf-8")
         assert "| b | ours | 100 ms" in page and "Measured on Model 1" in page
+        assert "<!-- /short -->\nprose\n<!-- all -->\n| work |" in page and "old" not in page
+        # Without a run, from what is kept.
+        readme.write_text("<!-- speed --><!-- /speed -->", encoding="utf-8")
+        report.main(places)
+        assert f"{readme.read_text(encoding='utf-8')}\nafter\n" == text.removeprefix("before\n")
         assert text.endswith("<!-- /speed -->\nafter\n")
         assert (tmp_path / "out" / "speed.md").read_text(encoding="utf-8").startswith("| work |")
         with Image.open(tmp_path / "out" / "speed.png") as picture:
@@ -162,6 +172,7 @@ class TestFiles:
         run, readme = tmp_path / "run.json", tmp_path / "README.md"
         run.write_text(json.dumps(RUN), encoding="utf-8")
         readme.write_text("nothing\n", encoding="utf-8")
+        (tmp_path / "page.md").write_text("nothing\n", encoding="utf-8")
         report.main(
             [
                 str(run),
@@ -176,7 +187,14 @@ class TestFiles:
             ]
         )
         assert readme.read_text(encoding="utf-8") == "nothing\n"
-        assert "no marks" in capsys.readouterr().out
+        assert f"{readme} lacks the marks of speed: left as it is" in capsys.readouterr().out
+
+    def test_a_file_is_rewritten_in_all_its_marks_or_not_at_all(self, tmp_path):
+        page = tmp_path / "page.md"
+        page.write_text("<!-- a -->1<!-- /a --> <!-- b -->2<!-- /b -->")
+        assert not rewrite(page, {"a": "new", "c": "new"}) and "new" not in page.read_text()
+        assert rewrite(page, {"a": "3", "b": "4"})
+        assert page.read_text() == "<!-- a -->\n3\n<!-- /a --> <!-- b -->\n4\n<!-- /b -->"
 
     def test_replacing_twice_changes_nothing_more(self):
         once = replace("a <!-- x -->old<!-- /x --> b", "x", "new")

@@ -277,6 +277,22 @@ class TestResults:
         found = tuple(tables.accuracy(rows).split("\n\n"))
         assert found == (results.table(rows), results.alarms(rows), results.ablation(rows))
 
+    def test_the_short_table_has_a_line_a_method_and_means_of_all_beds(self):
+        shares = {"found": 0.5, "false_alarms": 0.0}
+        rows = [
+            a_row(settings="default", pro=0.5, **shares),
+            a_row("fabric", "default", pro=0.7, image_auroc=0.2, **shares | {"found": 1.0}),
+            a_row(),
+            a_row("fabric", "paper"),
+        ]
+        found = results.summary(rows).splitlines()
+        assert found[0].startswith("| mean of 2 test beds | PRO |")
+        # Of fabric an image AUROC says nothing; PatchCore lacks it.
+        assert found[2:] == [
+            "| ours | 0.600 | 0.250 | 1.000 | 75.0% | 0.0% |",
+            "| PatchCore | - | - | 1.000 | - | - |",
+        ]
+
     def test_the_kept_file_is_of_these_beds(self):
         rows = results.read()
         shares = {"found", "false_alarms"}
