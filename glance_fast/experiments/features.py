@@ -34,7 +34,7 @@ from glance_fast.model import Glance, Scale
 from glance_fast.nets.heads import DistortionHead
 from glance_fast.nets.preprocess import mirrored
 from glance_fast.progress import Reporter
-from glance_fast.run import load
+from glance_fast.run import load, of_whole_photographs
 
 HEADS = ("IAD", "DAD")
 COLUMNS: dict[str, type] = {
@@ -154,7 +154,7 @@ def features(
     run, data, out = Path(run), Path(data), Path(out)
     apart(out, run, data)
     category = defective(find_category(data, out))
-    model = load(run, device, memory_mib=memory_mib)
+    model = of_whole_photographs(load(run, device, memory_mib=memory_mib), run)
     model.memory_share()
     photographs = read_photographs(category, model.prepare, model.config.image_size)
     settings = provenance_of(model, data, "auto", "auto") | {"patches": patches, "seed": seed}
