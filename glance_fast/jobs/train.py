@@ -14,6 +14,7 @@ from rich.console import Console
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.layouts import find_layout
+from glance_fast.data.roi import Masks
 from glance_fast.device import pick_device
 from glance_fast.errors import UserError
 from glance_fast.jobs.output import apart, one_of, output
@@ -86,6 +87,7 @@ def fit(
     teacher_weights: str | Path | None = None,
     device: str | torch.device = "auto",
     memory_mib: int | None = None,
+    roi: str | Path | None = None,
     callback: Callable[[Event], None] | None = None,
 ) -> Glance:
     """Learn what good parts look like.
@@ -110,6 +112,10 @@ def fit(
         "auto" (CUDA where there is one), "cpu" or "cuda".
     memory_mib : int, optional
         That calibration may take beside the model, as for ``load``.
+    roi : path, optional
+        A mask of the region of interest, white where one is to look, for all photographs
+        (``glance_fast.data.roi.Masks``). The model keeps it and scores there alone; what lies outside counts
+        neither for whitening nor for moments and thresholds.
     callback : callable, optional
         Called with an ``Event``, for a tracker of experiments, say. What it raises ends the training.
 
@@ -123,7 +129,8 @@ def fit(
     UserError
         ``images`` holds too few that can be read; ``out`` holds a finished model or something else, or was
         begun with other images, settings or nets; a net is none, or for a patch size that the model does not
-        have; the device is not available; or memory or the disk does not suffice.
+        have; the device is not available; ``roi`` is no mask, shows nothing, is of another shape than a
+        photograph, or a folder; or memory or the disk does not suffice.
 
     Examples
     --------
@@ -146,6 +153,7 @@ def fit(
             teacher_weights=teacher_weights,
             device=device,
             memory_mib=memory_mib,
+            roi=roi,
             reporter=reporter,
         )
 
@@ -176,6 +184,7 @@ def train_folder(
     teacher_weights: str | Path | None = None,
     device: str | torch.device = "auto",
     memory_mib: int | None = None,
+    roi: str | Path | None = None,
     reporter: Reporter,
 ) -> Glance:
     """Train on photographs of good parts, and write a run folder.
@@ -184,7 +193,7 @@ def train_folder(
 
     Parameters
     ----------
-    images, out, config, overwrite, local_nets, teacher_weights, device, memory_mib
+    images, out, config, overwrite, local_nets, teacher_weights, device, memory_mib, roi
         As for ``fit``.
     resume : bool
         Go on with the training in ``out``.
@@ -225,6 +234,7 @@ def train_folder(
         paths, source, known = layout.normal(Path(images)), f"{images}: ", layout.name
     else:
         paths, source, known = [Path(path) for path in images], "", None
+    masks = _mask_for(roi, out, config, paths)
     least = training.LEAST_IMAGES
     if len(paths) < least:
         number = f"{len(paths)} image{'' if len(paths) == 1 else 's'}"
@@ -233,7 +243,7 @@ def train_folder(
     if overwrite:
         # Read twice, so that an old model is not lost to photographs that cannot be read.
         with ImageCache(paths, config.image_size, memory_limit=0) as readable:
-            training.check_images(readable, source)
+            training.check_images(readable, source, masks)
     with output(out, OURS, overwrite, resume):
         return training.fit(
             paths,
@@ -245,4 +255,21 @@ def train_folder(
             teacher=teacher,
             memory_mib=memory_mib,
             layout=known,
+            roi=masks,
         )
+
+
+def _mask_for(roi: str | Path | None, out: Path, config: Config, paths: Sequence[Path]) -> Masks | None:
+    """The one mask to train with, at the image size."""
+    if roi is None:
+        return None
+    masks = Masks(roi, config.image_size)
+    if not masks.single:
+        raise UserError(
+            f"{roi}: is a folder; a model learns place by place what is normal, and is trained with one mask "
+            "for all photographs (score-dir and evaluate take one a photograph)"
+        )
+    apart(out, masks.path)
+    if masks.path.resolve() in {path.resolve() for path in paths}:
+        raise UserError(f"{roi}: lies among the photographs, and would be trained on; move it away")
+    return masks

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from glance_fast.calibration import verdict
 from glance_fast.data.images import read_image, write_png
+from glance_fast.data.roi import resize_scores
 from glance_fast.errors import ImageError, UserError, cannot_write
 from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.jobs.belt import Belt
@@ -270,16 +271,18 @@ def _score(
     result = model.score(images, engine, precision)
     finite = np.isfinite(result.scores) & np.isfinite(result.maps).all((1, 2))
     display = display_range(model.calibration)
-    scores = iter(zip(result.scores, result.maps, finite, strict=True))
+    where = [None] * len(images) if result.inside is None else result.inside
+    scores = iter(zip(result.scores, result.maps, finite, where, strict=True))
     for item in batch:
         milliseconds = round(1000 * (time.monotonic() - item.since), 1)
         if isinstance(item.image, ImageError):
             yield Line(item.name, None, None, None, milliseconds, item.image.reason)
             continue
-        score, score_map, good = next(scores)
+        score, score_map, good, inside = next(scores)
         reason = "" if good else NOT_FINITE
         if good and overlays and item.original is not None:
-            picture = overlay(item.original, score_map, *display)
+            full = resize_scores(score_map, item.original.shape[:2], inside)
+            picture = overlay(item.original, full, *display)
             reason = _write(_place(overlays, item.name), picture)
         if reason:
             yield Line(item.name, None, None, None, milliseconds, reason)

@@ -17,10 +17,11 @@ from glance_fast.model import Glance
 
 
 class Scored(NamedTuple):
-    """The score of an image, and its map, float32 [H, W] of the model's size."""
+    """The score of an image; its map, float32 [H, W] of the model's size, and its region of interest."""
 
     score: float
     map: NDArray[np.float32]
+    inside: NDArray[np.bool_] | None = None
 
 
 class _Wanted(NamedTuple):
@@ -100,5 +101,6 @@ class Batcher:
                 wanted.answer.set_exception(error)
             return
         self._tell(len(batch), time.monotonic() - began)
-        for wanted, score, score_map in zip(batch, result.scores, result.maps, strict=True):
-            wanted.answer.set_result(Scored(float(score), score_map))
+        where = [None] * len(batch) if result.inside is None else result.inside
+        for wanted, score, *maps in zip(batch, result.scores, result.maps, where, strict=True):
+            wanted.answer.set_result(Scored(float(score), *maps))
