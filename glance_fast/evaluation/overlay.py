@@ -35,7 +35,7 @@ _PIXELS_PER_WIDTH = 220
 
 
 def display_range(
-    calibration: Calibration, maps: NDArray[np.float32] | None = None
+    calibration: Calibration, maps: ArrayOrList | None = None
 ) -> tuple[float, float, float | None]:
     """The scale of all pictures of a run.
 
@@ -43,7 +43,7 @@ def display_range(
     ----------
     calibration : Calibration
         Of the model.
-    maps : ndarray, float32 [B, H, W], optional
+    maps : ndarray, float32 [B, H, W], or sequence of ndarray, optional
         What the scale comes from where the model has no threshold (it was never calibrated): from their
         median to their maximum.
 
@@ -60,7 +60,7 @@ def display_range(
         # A threshold below the mean of normal pixels is odd but possible; the scale must still ascend.
         reach = threshold if threshold > 0 else max(abs(threshold), 1.0)
         return threshold - reach, threshold + reach, threshold
-    return (0.0, 1.0, None) if maps is None or not maps.size else range_of_maps(maps)
+    return (0.0, 1.0, None) if maps is None or not len(maps) else range_of_maps(maps)
 
 
 def range_of_maps(maps: ArrayOrList) -> tuple[float, float, None]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from glance_fast.data.images import read_image, resize_map, write_png, write_tiff
+from glance_fast.data.images import read_image, write_png, write_tiff
 from glance_fast.data.layouts import Category
+from glance_fast.data.roi import Masks, resize_scores
 from glance_fast.errors import UserError
 from glance_fast.model import Glance
 
@@ -24,6 +25,7 @@ def write_submission(
     engine: str = "auto",
     precision: str = "auto",
     advance: Callable[[int], object] | None = None,
+    roi: Masks | None = None,
 ) -> None:
     """Score the test images of a category whose truth is not public, and write what the server wants.
 
@@ -44,11 +46,13 @@ def write_submission(
         As for ``Glance.score``.
     advance : callable, optional
         Called with the number of images done.
+    roi : Masks, optional
+        Regions of interest, given at the model's image size, in place of its own.
 
     Raises
     ------
     ImageError
-        An image cannot be read.
+        An image cannot be read, or its mask of ``roi`` is missing or wrong.
     UserError
         A file cannot be written, or a score is not finite.
     """
@@ -57,13 +61,19 @@ def write_submission(
     for start in range(0, len(category.unlabelled), together):
         paths = category.unlabelled[start : start + together]
         images = [read_image(path) for path in paths]
-        result = model.score([model.prepare(image) for image in images], engine, precision)
-        for path, image, score_map in zip(paths, images, result.maps, strict=True):
+        prepared = [model.prepare(image) for image in images]
+        regions = None
+        if roi is not None:
+            both = zip(paths, images, strict=True)
+            regions = [roi.of(path, category.place(path), image.shape[:2]) for path, image in both]
+        result = model.score(prepared, engine, precision, roi=regions)
+        where = [None] * len(paths) if result.inside is None else result.inside
+        for path, image, score_map, inside in zip(paths, images, result.maps, where, strict=True):
             if not np.isfinite(score_map).all():
                 raise UserError(
                     f"{path}: its scores are not finite; try precision fp32, or train the model again"
                 )
-            full = resize_map(score_map, image.shape[:2])
+            full = resize_scores(score_map, image.shape[:2], inside)
             place = Path(category.name) / category.place(path)
             halves = np.clip(full, -_LARGEST, _LARGEST).astype(np.float16)
             write_tiff(out / MAPS / place.with_suffix(".tiff"), halves)
