@@ -22,7 +22,7 @@ FLOORS = [
     ["training", "evaluation", "export"],
     ["run", "tiles"],
     ["model"],
-    ["engines", "calibration", "maps"],
+    ["engines", "calibration", "maps", "roi"],
     ["nets"],
     ["kernels", "data"],
     ["config"],

@@ -178,6 +178,27 @@ class PatchGrid:
         top, left = top * self.stride - self.frame, left * self.stride - self.frame
         return np.stack([top, left, top + self.patch, left + self.patch], axis=1)
 
+    def patches_of(self, pixels: np.ndarray) -> np.ndarray:
+        """The patches that are the nearest, by their centres, to one of some pixels.
+
+        Parameters
+        ----------
+        pixels : ndarray
+            Bool [height, width].
+
+        Returns
+        -------
+        ndarray
+            Int64, raster indices in ascending order. Of two that are equally near, the first.
+        """
+        nearest = [
+            np.clip(np.ceil((np.arange(size) - centers[0]) / self.stride - 0.5), 0, len(centers) - 1)
+            for size, centers in ((self.height, self.centers_y), (self.width, self.centers_x))
+        ]
+        rows, cols = (axis.astype(np.int64) for axis in nearest)
+        y, x = np.nonzero(pixels)
+        return np.unique(rows[y] * self.cols + cols[x])
+
     def lattices(self, spacing: int) -> list[np.ndarray]:
         """Split the patches into groups of far-apart ones.
 

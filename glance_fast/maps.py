@@ -82,7 +82,15 @@ def blend_heads(maps: HeadMaps, statistics: ScaleStatistics) -> Tensor:
     return share * inconsistency + (1 - share) * statistics.distortion_map.standardise(maps.distortion)
 
 
-def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> tuple[Tensor, Tensor]:
+def confined(maps: Tensor, inside: Tensor) -> Tensor:
+    """Maps [B, H, W] with their least value inside a region, bool [H, W], everywhere outside it."""
+    least = maps.masked_fill(~inside, torch.inf).amin((1, 2), keepdim=True)
+    return torch.where(inside, maps, least)
+
+
+def combine(
+    maps: list[HeadMaps], config: Config, calibration: Calibration, inside: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """All scales together.
 
     Parameters
@@ -93,16 +101,24 @@ def combine(maps: list[HeadMaps], config: Config, calibration: Calibration) -> t
         Its ``blend`` decides.
     calibration : Calibration
         Statistics of the scales, and of an image's score.
+    inside : Tensor, optional
+        Bool [H, W], the region of interest; all counts if not given.
 
     Returns
     -------
     maps : Tensor
         Float32 [B, H, W]. Calibrated: the largest over the scales of the standardised and weighted blends.
-        Paper: their mean.
+        Paper: their mean. Outside the region one value: no higher than any inside, than 0 (the mean of normal
+        pixels; the least score of the paper's blend) or than the pixel threshold.
     scores : Tensor
         Float32 [B]. Calibrated: the standardised maximum of each head's map, the larger of the scales, summed
         over the heads, in deviations from that sum on normal images. Paper: the map's maximum.
     """
+    if inside is not None:
+        maps = [HeadMaps(*(confined(head, inside) for head in m)) for m in maps]
+        total, scores = combine(maps, config, calibration)
+        lowest = min(0.0, calibration.pixel_threshold)
+        return torch.where(inside, total, confined(total, inside).clamp(max=lowest)), scores
     blends = [blend_heads(m, s) for m, s in zip(maps, calibration.scales, strict=True)]
     if config.blend == "paper":
         total = torch.stack(blends).mean(0)

@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from glance_fast.calibration import Calibration, ScaleStatistics
 from glance_fast.config import Config
 from glance_fast.data.images import as_rgb, read_image, resize
+from glance_fast.data.roi import at_size
 from glance_fast.device import has_bf16
 from glance_fast.engines import dense, grouped, patchwise
 from glance_fast.engines.memory import DEFAULT_MIB, IMAGES_TOGETHER, MIB, Share, split
@@ -31,10 +33,13 @@ from glance_fast.nets.masked import MaskedNet, masked_net
 from glance_fast.nets.modules import channels_last, module_list
 from glance_fast.nets.preprocess import mirrored, to_input
 from glance_fast.nets.surround import SurroundNet
+from glance_fast.roi import Roi
 
 ENGINES = ("auto", "dense", "patchwise", "grouped")
 PRECISIONS = ("auto", "fp32", "bf16")
 NOT_FINITE = "its scores are not finite; try precision fp32, or train the model again"
+# Patches of a region of interest that are scored at a time: their whitenings are copied together.
+SOME_PATCHES = 256
 NO_BF16 = "no bf16 instructions on this machine, where it would be slower: scoring in fp32"
 log = logging.getLogger(__name__)
 
@@ -46,16 +51,20 @@ class ScoreResult:
     Attributes
     ----------
     maps : ndarray, float32 [B, H, W]
-        Anomaly score of every pixel at the model's image size; higher is more anomalous.
+        Anomaly score of every pixel at the model's image size; higher is more anomalous. Outside a region of
+        interest it is no higher than anywhere inside, and never above the mean of normal pixels, 0.
     scores : ndarray, float32 [B]
         One score an image.
     patch_scores : ndarray, float32 [B, rows, cols], or a tuple of one a scale
-        Blended scores of the patches.
+        Blended scores of the patches; NaN for those that do not belong to the region of interest.
+    inside : ndarray, bool [B, H, W], or None
+        The regions of interest; None where all counts.
     """
 
     maps: np.ndarray
     scores: np.ndarray
     patch_scores: np.ndarray | tuple[np.ndarray, ...]
+    inside: np.ndarray | None = None
 
 
 class HeadScores(Protocol):
@@ -104,28 +113,56 @@ class Scale(nn.Module):
         x = to_input(mirrored(images, self.grid.frame))
         return self.local(x, self.grid.stride).permute(0, 2, 3, 1)
 
-    def features(self, images: Tensor, engine: str, limit: int) -> tuple[Tensor, Tensor]:
-        """z_l and z_g of all patches of images as for ``local_features``, each float32 [B, P, D]."""
+    def features(
+        self, images: Tensor, engine: str, limit: int, chosen: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """z_l and z_g of all patches of images as for ``local_features``, each float32 [B, P, D].
+
+        Or of some, by their raster indices in ascending order. A masked net computes z_g of these alone; net
+        "surround" has that of all patches from its one pass.
+        """
         local = self.local_features(images)
         flat = local.float().flatten(1, 2)
+        if chosen is not None:
+            flat = flat[:, list(chosen)]
         net = self.global_net
         if isinstance(net, SurroundNet):
             with timed("Global-Net"):
-                return flat, net(local).float().flatten(1, 2)
+                found = net(local).float().flatten(1, 2)
+                return flat, found if chosen is None else found[:, list(chosen)]
         scene = net, to_input(images), self.grid, limit
         if engine == "grouped":
-            return flat, grouped.global_features(*scene, self.spacing)
-        return flat, (patchwise if engine == "patchwise" else dense).global_features(*scene)
+            return flat, grouped.global_features(*scene, self.spacing, chosen)
+        return flat, (patchwise if engine == "patchwise" else dense).global_features(*scene, chosen)
 
     @timed("scores")
-    def patch_scores(self, local: Tensor, global_: Tensor, s: ScaleStatistics) -> PatchScores:
-        """Eq. 11 to 13 on features [B, P, D]."""
+    def patch_scores(
+        self, local: Tensor, global_: Tensor, s: ScaleStatistics, places: Tensor | None = None
+    ) -> PatchScores:
+        """Eq. 11 to 13 on features [B, P, D], or [B, P', D] of the patches that int64 [P'] names."""
+        if places is None:
+            return self._scored(local, global_, s, self.residual_mean, self.whitening)
+        found = []
+        for start in range(0, len(places), SOME_PATCHES):
+            part = slice(start, start + SOME_PATCHES)
+            here = (t if t is None else t[places[part]] for t in (self.residual_mean, self.whitening))
+            found.append(self._scored(local[:, part], global_[:, part].contiguous(), s, *here))
+        return PatchScores(*(torch.cat(scores, 1) for scores in zip(*found, strict=True)))
+
+    def _scored(
+        self,
+        local: Tensor,
+        global_: Tensor,
+        s: ScaleStatistics,
+        mean: Tensor | None,
+        whitening: Tensor | None,
+    ) -> PatchScores:
         return score_patches(
             local.contiguous(),
             global_,
             self.distortion.folded(),
-            mean=self.residual_mean,
-            whitening=self.whitening,
+            mean=mean,
+            whitening=whitening,
             inconsistency_scale=(s.inconsistency.mean, s.inconsistency.std),
             distortion_scale=(s.distortion.mean, s.distortion.std),
             lambda_s=s.lambda_s,
@@ -148,7 +185,12 @@ class Glance(nn.Module):
         In which it scores unless told otherwise; "auto" is fp32.
     memory_mib : int or None
         That scoring may take beside the model; None: 2048 on a CPU, 8192 on a GPU.
+    inside : Tensor or None
+        Bool [H, W]: the region of interest that it was trained with, a part of its ``state_dict``. It is
+        scored in that region alone unless told otherwise.
     """
+
+    inside: Tensor | None
 
     def __init__(self, config: Config, seed: int = 0) -> None:
         super().__init__()
@@ -164,6 +206,8 @@ class Glance(nn.Module):
         )
         self.precision = "auto"
         self.memory_mib: int | None = None
+        self.register_buffer("inside", None)
+        self._known_roi: tuple[Tensor, Roi] | None = None
         channels_last(self)
         self.eval()
 
@@ -175,6 +219,23 @@ class Glance(nn.Module):
         """Take the calibration of a ``state_dict``."""
         text = bytes(state.cpu().numpy()).decode()
         self.calibration = Calibration.from_json(text, len(self.scales), "calibration in state_dict")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Have a region of interest where a ``state_dict`` has one, and none where it has none."""
+        held = f"{prefix}inside" in state_dict
+        size = self.config.image_size
+        self.inside = torch.zeros(size, dtype=torch.bool, device=self.device) if held else None
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+    @property
+    def roi(self) -> Roi | None:
+        """The region of interest that it was trained with."""
+        if self.inside is None:
+            return None
+        if self._known_roi is None or self._known_roi[0] is not self.inside:
+            roi = Roi.of(self.inside.cpu().numpy(), self.config, self.device)
+            self._known_roi = self.inside, roi
+        return self._known_roi[1]
 
     @property
     def device(self) -> torch.device:
@@ -238,7 +299,8 @@ class Glance(nn.Module):
             low, high = (float(value) for value in images.aminmax())
             if not (low >= 0 and high <= 1):
                 raise UserError(f"images: values from {low:g} to {high:g}; they must lie in [0, 1]")
-        maps, scores = combine(self.head_maps(self.patch_scores(images)), self.config, self.calibration)
+        head_maps = self.head_maps(self.patch_scores(images))
+        maps, scores = combine(head_maps, self.config, self.calibration, self.inside)
         if maps.shape[1:] != images.shape[2:]:
             maps = F.interpolate(maps[:, None], images.shape[2:], mode="bilinear")[:, 0]
         return maps, scores
@@ -248,6 +310,7 @@ class Glance(nn.Module):
         images: Sequence[str | Path | np.ndarray | Image.Image],
         engine: str = "auto",
         precision: str = "auto",
+        roi: np.ndarray | Sequence[np.ndarray] | None = None,
     ) -> ScoreResult:
         """How anomalous every pixel of every image is.
 
@@ -264,6 +327,12 @@ class Glance(nn.Module):
             Of the two networks; "auto" is what the model was loaded with, and fp32 if that was "auto". A
             machine without bfloat16 instructions, where it would be slower, computes in fp32 all the same;
             that is logged as a warning.
+        roi : ndarray or sequence of ndarray, optional
+            The region of interest, bool [h, w] of any size, stretched to the image size; one for all images,
+            or one an image. If not given, the one that the model was trained with, if there is one. Of a
+            masked net, patches that do not belong to it are not computed; net "surround" has features of all
+            patches from one pass, and there they are not scored. Images one after another with the same
+            region go together.
 
         Returns
         -------
@@ -275,41 +344,79 @@ class Glance(nn.Module):
             A path cannot be read as an image, or a PIL image cannot be decoded.
         UserError
             ``engine`` or ``precision`` is unknown, or the net has no such engine; ``images`` holds something
-            else; or ``memory_mib`` is too little for an image.
+            else; ``memory_mib`` is too little for an image; or ``roi`` is no mask, shows nothing, or is not
+            one an image.
         """
         self.check(engine, precision)
         one = isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] in ((3,), (4,)))
         if one or isinstance(images, (str, Path, Image.Image)):
             raise UserError("images: expected a list, got a single image; write model.score([image])")
-        parts = list(self._score_chunks(images, engine, precision))
+        regions = self._regions(roi, len(images))
+        parts = list(self._score_chunks(images, engine, precision, regions))
         height, width = self.config.image_size
         if not parts:
             patches = tuple(np.zeros((0, s.grid.rows, s.grid.cols), np.float32) for s in self.scales)
             maps, scores = np.zeros((0, height, width), np.float32), np.zeros(0, np.float32)
+            inside = None
         else:
             maps = np.concatenate([part.maps for part in parts])
             scores = np.concatenate([part.scores for part in parts])
             patches = tuple(
                 np.concatenate(p) for p in zip(*(part.patch_scores for part in parts), strict=True)
             )
-        return ScoreResult(maps, scores, patches if isinstance(self.config.patch, tuple) else patches[0])
+            known = [part.inside for part in parts if part.inside is not None]
+            inside = np.concatenate(known) if known else None
+        own = patches if isinstance(self.config.patch, tuple) else patches[0]
+        return ScoreResult(maps, scores, own, inside)
+
+    def _regions(
+        self, roi: np.ndarray | Sequence[np.ndarray] | None, count: int
+    ) -> list[tuple[range, np.ndarray | None]]:
+        """Runs of images, and the region that each run has; None: the model's own, if any."""
+        size = self.config.image_size
+        if roi is None or not count:
+            return [(range(count), None)]
+        if isinstance(roi, np.ndarray) and roi.ndim == 2:
+            return [(range(count), at_size(roi, size))]
+        if len(roi) != count:
+            raise UserError(f"roi: {len(roi)} masks for {count} images; give one for all, or one an image")
+        masks = [at_size(np.asarray(mask), size) for mask in roi]
+        changes = [i for i in range(1, count) if not np.array_equal(masks[i - 1], masks[i])]
+        return [(range(*ends), masks[ends[0]]) for ends in pairwise([0, *changes, count])]
 
     @torch.inference_mode()
-    def _score_chunks(self, images: Sequence[Any], engine: str, precision: str) -> Iterator[ScoreResult]:
+    def _score_chunks(
+        self,
+        images: Sequence[Any],
+        engine: str,
+        precision: str,
+        regions: Sequence[tuple[range, np.ndarray | None]],
+    ) -> Iterator[ScoreResult]:
         together = self.at_once(precision)
-        for start in range(0, len(images), together):
-            with timed("resizing"):
-                batch = np.stack([self.prepare(image) for image in images[start : start + together]])
-            patch_scores = self.patch_scores(batch, engine, precision)
-            head_maps = self.head_maps(patch_scores)
-            with timed("maps"):
-                maps, scores = combine(head_maps, self.config, self.calibration)
-            # The device is waited for here, and nowhere before.
-            blended = (
-                p.blended.cpu().numpy().reshape(-1, s.grid.rows, s.grid.cols)
-                for p, s in zip(patch_scores, self.scales, strict=True)
-            )
-            yield ScoreResult(maps.cpu().numpy(), scores.cpu().numpy(), tuple(blended))
+        for run, inside in regions:
+            roi = self.roi if inside is None else Roi.of(inside, self.config, self.device)
+            for start in range(run.start, run.stop, together):
+                part = images[start : min(start + together, run.stop)]
+                with timed("resizing"):
+                    batch = np.stack([self.prepare(image) for image in part])
+                yield self._score_batch(batch, engine, precision, roi)
+
+    def _score_batch(self, batch: np.ndarray, engine: str, precision: str, roi: Roi | None) -> ScoreResult:
+        patch_scores = self.patch_scores(batch, engine, precision, roi)
+        head_maps = self.head_maps(patch_scores, roi)
+        with timed("maps"):
+            inside = None if roi is None else roi.pixels
+            maps, scores = combine(head_maps, self.config, self.calibration, inside)
+        # The device is waited for here, and nowhere before.
+        blended = []
+        for i, (found, scale) in enumerate(zip(patch_scores, self.scales, strict=True)):
+            values = found.blended.cpu().numpy()
+            if roi is not None:
+                some, values = values, np.full((len(values), len(scale.grid)), np.nan, values.dtype)
+                values[:, roi.patches[i]] = some
+            blended.append(values.reshape(-1, scale.grid.rows, scale.grid.cols))
+        where = None if inside is None else np.broadcast_to(inside.cpu().numpy(), maps.shape)
+        return ScoreResult(maps.cpu().numpy(), scores.cpu().numpy(), tuple(blended), where)
 
     def prepare(self, image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
         """An image as uint8 [H, W, 3] of the model's size."""
@@ -319,9 +426,15 @@ class Glance(nn.Module):
 
     @torch.inference_mode()
     def features(
-        self, batch: np.ndarray | Tensor, engine: str = "auto", precision: str = "auto"
+        self,
+        batch: np.ndarray | Tensor,
+        engine: str = "auto",
+        precision: str = "auto",
+        roi: Roi | None = None,
     ) -> list[tuple[Tensor, Tensor]]:
         """z_l and z_g of all patches, each float32 [B, P, D], one pair a scale.
+
+        With a region of interest, [B, P', D] of the patches that belong to it.
 
         Parameters
         ----------
@@ -329,14 +442,21 @@ class Glance(nn.Module):
             Prepared images, uint8 [B, H, W, 3], or a tensor as ``forward`` takes it.
         engine, precision : str
             As for ``score``.
+        roi : Roi, optional
+            The model's own if not given, if it has one.
         """
         self.check(engine, precision)
+        roi = roi or self.roi
+        patches = [None] * len(self.scales) if roi is None else roi.patches
         bf16 = self.chosen_precision(precision) == "bf16"
         share = self.memory_share(precision)
         images = self._pixels(batch)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             parts = [
-                [scale.features(part, engine, share.windows) for scale in self.scales]
+                [
+                    scale.features(part, engine, share.windows, chosen)
+                    for scale, chosen in zip(self.scales, patches, strict=True)
+                ]
                 for part in images.split(share.images)
             ]
         found = []
@@ -401,25 +521,47 @@ class Glance(nn.Module):
 
     @torch.inference_mode()
     def patch_scores(
-        self, batch: np.ndarray | Tensor, engine: str = "auto", precision: str = "auto"
+        self,
+        batch: np.ndarray | Tensor,
+        engine: str = "auto",
+        precision: str = "auto",
+        roi: Roi | None = None,
     ) -> list[PatchScores]:
         """Scores of all patches, one set a scale; parameters as for ``features``."""
+        features = self.features(batch, engine, precision, roi)
+        return self.scores_of(features, self.calibration.scales, roi)
+
+    def scores_of(
+        self,
+        features: Sequence[tuple[Tensor, Tensor]],
+        statistics: Sequence[ScaleStatistics],
+        roi: Roi | None = None,
+    ) -> list[PatchScores]:
+        """Scores of patches from what ``features`` gives with the same ``roi``, one set a scale."""
+        roi = roi or self.roi
+        places = [None] * len(self.scales) if roi is None else roi.places
         return [
-            scale.patch_scores(*features, statistics)
-            for scale, features, statistics in zip(
-                self.scales, self.features(batch, engine, precision), self.calibration.scales, strict=True
-            )
+            scale.patch_scores(*pair, s, some)
+            for scale, pair, s, some in zip(self.scales, features, statistics, places, strict=True)
         ]
 
     @timed("maps")
-    def head_maps(self, patch_scores: Sequence[HeadScores]) -> list[HeadMaps]:
-        """Maps of the two scores, or of ``distances``, one pair a scale."""
+    def head_maps(self, patch_scores: Sequence[HeadScores], roi: Roi | None = None) -> list[HeadMaps]:
+        """Maps of the two scores, or of ``distances``, one pair a scale.
+
+        With a region of interest (the model's own if none is given), the scores are those of the patches that
+        belong to it, and what the maps have outside it means nothing.
+        """
+        roi = roi or self.roi
         maps = []
-        for found, scale in zip(patch_scores, self.scales, strict=True):
+        for i, (found, scale) in enumerate(zip(patch_scores, self.scales, strict=True)):
             heads = found.inconsistency, found.distortion
             if self.calibration.distances:
                 heads = distances(*heads)
-            maps.append(HeadMaps(*(interpolate(values, scale.grid, self.config) for values in heads)))
+            if roi is None:
+                maps.append(HeadMaps(*(interpolate(values, scale.grid, self.config) for values in heads)))
+            else:
+                maps.append(HeadMaps(*(roi.maps(values.float(), i, self.config) for values in heads)))
         return maps
 
 

@@ -23,8 +23,8 @@ NORMAL = "normal.safetensors"
 FORMER, REPLACING = "former", "replacing"
 # What a training was begun with: where it is missing, there is nothing to go on with.
 BEGUN = f"{CHECKPOINT}/images.json"
-# Its name in a ``state_dict``.
-CALIBRATION_STATE = "_extra_state"
+# Their names in a ``state_dict``; the second is there where the model has a region of interest.
+CALIBRATION_STATE, REGION = "_extra_state", "inside"
 # In the notes of the weights; another one where their meaning changes.
 FORMAT = 1
 
@@ -70,6 +70,19 @@ def settings_of(run: Path) -> Config:
         return Config(**values)
     except UserError as error:
         raise UserError(f"{run / CONFIG}: {error}") from error
+
+
+def of_whole_photographs(model: Glance, run: Path) -> Glance:
+    """The model, if it has no region of interest.
+
+    Raises
+    ------
+    UserError
+        It has one, where all patches are asked for.
+    """
+    if model.inside is not None:
+        raise UserError(f"{run}: was trained with a region of interest; this needs a model without one")
+    return model
 
 
 def check_memory(memory_mib: int | None) -> None:
@@ -141,12 +154,16 @@ def load(
     if notes.get("format") != FORMAT:
         raise UserError(f"{run / MODEL}: not a model of this version of glance-fast; train again")
     model = Glance(config)
+    if REGION in tensors:
+        model.inside = torch.zeros(config.image_size, dtype=torch.bool)
     wanted = weights(model)
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape:
             raise UserError(f"{run / MODEL}: does not fit {CONFIG} beside it ({name}); train again")
         if tensors[name].dtype != wanted[name].dtype:
             raise UserError(f"{run / MODEL}: damaged ({name} has another type); train again")
+    if REGION in tensors and not tensors[REGION].any():
+        raise UserError(f"{run / MODEL}: damaged (its region of interest is empty); train again")
     if calibration.weights and calibration.weights != digest_of(tensors):
         if (run / REPLACING).is_dir():
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,9 +128,30 @@ def prepared(model: Glance, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image if model.config.tile is not None else model.prepare(image)
 
 
+class Seen(NamedTuple):
+    """What a model says of an image.
+
+    Attributes
+    ----------
+    map : ndarray, float32 [H, W]
+        Of the model's size; by tiles, of the image's own.
+    score : float
+    inside : ndarray or None
+        The region of interest, bool of the map's shape; None where there is none.
+    """
+
+    map: NDArray[np.float32]
+    score: float
+    inside: NDArray[np.bool_] | None = None
+
+
 def score_images(
-    model: Glance, images: Sequence[NDArray[np.uint8]], engine: str = "auto", precision: str = "auto"
-) -> list[tuple[NDArray[np.float32], float]]:
+    model: Glance,
+    images: Sequence[NDArray[np.uint8]],
+    engine: str = "auto",
+    precision: str = "auto",
+    roi: Sequence[NDArray[np.bool_]] | None = None,
+) -> list[Seen]:
     """Map and score of each of some images as the model sees them: whole, or by tiles.
 
     Parameters
@@ -137,18 +159,30 @@ def score_images(
     model : Glance
     images : sequence of ndarray
         uint8 [H, W, 3]; those that ``prepared`` gives save time where they are scored whole.
-    engine, precision : str
-        As for ``Glance.score``.
+    engine, precision, roi
+        As for ``Glance.score``; a model of tiles has no region of interest.
 
     Returns
     -------
-    list of (ndarray, float)
-        Maps, float32, of the model's size; by tiles, of each image's own.
+    list of Seen
     """
     if model.config.tile is not None:
-        return [score_photograph(model, image, None, engine, precision) for image in images]
-    result = model.score(images, engine, precision)
-    return list(zip(result.maps, map(float, result.scores), strict=True))
+        return [Seen(*score_photograph(model, image, None, engine, precision)) for image in images]
+    result = model.score(images, engine, precision, roi=roi)
+    where = [None] * len(images) if result.inside is None else result.inside
+    return [Seen(m, float(s), i) for m, s, i in zip(result.maps, result.scores, where, strict=True)]
+
+
+def no_region(tile: Tile | int | None, roi: object) -> None:
+    """Refuse a region of interest beside tiles.
+
+    Raises
+    ------
+    UserError
+        Both are given.
+    """
+    if tile is not None and roi is not None:
+        raise UserError("`roi`: a region of interest is for whole photographs, and these are seen by tiles")
 
 
 def whole_only(config: Config, what: str) -> None:

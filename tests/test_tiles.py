@@ -5,15 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 from PIL import Image
-from samples import draw_part
+from samples import SMALL, draw_part
 
-from glance_fast import load
+import glance_fast
+from glance_fast import Config, load
 from glance_fast.data.images import resize, resize_map
 from glance_fast.data.strips import Held
 from glance_fast.errors import ImageError, UserError
+from glance_fast.evaluation.evaluate import evaluate
 from glance_fast.geometry import TileGrid
+from glance_fast.jobs.folder import score_folder
 from glance_fast.model import Glance, ScoreResult
 from glance_fast.tiles import (
+    no_region,
     prepared,
     score_images,
     score_photograph,
@@ -180,3 +184,17 @@ def test_what_sees_whole_photographs_refuses_a_model_of_tiles(run_folder):
     whole_only(model.config, "export")
     with pytest.raises(UserError, match="export: sees whole photographs, and this model tiles of 48 pixels"):
         whole_only(of_tiles(model).config, "export")
+
+
+def test_no_region_of_interest_beside_tiles(run_folder, tmp_path, parts):
+    no_region(None, "mask.png")
+    no_region((48, 48), None)
+    mask, out, said = tmp_path / "mask.png", tmp_path / "out", "`roi`: a region of interest is for whole photo"
+    Image.fromarray(np.full((64, 64), 255, np.uint8)).save(mask)
+    with pytest.raises(UserError, match=said):
+        score_folder(run_folder, parts / "test", out, tile=48, roi=mask)
+    with pytest.raises(UserError, match=said):
+        glance_fast.fit(parts, Config(**SMALL, tile=48), roi=mask)
+    with pytest.raises(UserError, match=said):
+        evaluate(of_tiles(load(run_folder, "cpu")), parts, out, roi=mask)
+    assert not out.exists()

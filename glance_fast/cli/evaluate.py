@@ -29,6 +29,7 @@ from glance_fast.cli.options import (
     Precision,
     PrecisionOption,
     Quiet,
+    RoiOption,
     Threads,
 )
 from glance_fast.errors import UserError
@@ -70,6 +71,7 @@ def evaluate(
             help="95 % intervals of the metrics, from N resamples of the test images (1000 is usual).",
         ),
     ] = 0,
+    roi: RoiOption = None,
     engine: EngineOption = Engine.auto,
     precision: PrecisionOption = Precision.auto,
     device: Device = "auto",
@@ -89,6 +91,7 @@ def evaluate(
     [dim]glance-fast evaluate run mvtec/transistor --out report[/dim]
     [dim]glance-fast evaluate maps mvtec/transistor --out report[/dim]
     """
+    from glance_fast.data.roi import Masks
     from glance_fast.device import use_threads
     from glance_fast.evaluation import evaluate as evaluation
     from glance_fast.evaluation import summary
@@ -96,7 +99,7 @@ def evaluate(
     from glance_fast.progress import Reporter
     from glance_fast.run import is_run, load
 
-    apart(out, run, data)
+    apart(out, run, data, *([roi] if roi else []))
     category = evaluation.find_category(data, out)
     saturated = category.saturations is not None
     known = summary.metrics_of(saturated)
@@ -104,6 +107,10 @@ def evaluate(
     summary.check_shown(shown, saturated)
     use_threads(threads)
     work: Callable[..., dict[str, Any]]
+
+    def masks_of(size: tuple[int, int] | None) -> Masks | None:
+        return Masks(roi, size) if roi else None
+
     if run.is_dir() and not is_run(run):
         files = evaluation.find_maps(run, category, out)
         for name, given in (
@@ -115,16 +122,18 @@ def evaluate(
             if given:
                 raise UserError(f"`{name}`: {run} holds maps, which no model is to compute; leave it out")
         with Reporter(console) as reporter, reporter.task("reading", None) as advance:
-            maps = evaluation.read_maps(files, category, advance)
+            maps = evaluation.read_maps(files, category, advance, masks_of(None))
         work = partial(evaluation.evaluate_maps, maps)
     else:
         model = load(run, device, memory_mib=memory)
         # Before what an earlier one wrote is replaced.
         model.check(engine.value, precision.value)
         model.memory_share(precision.value)
+        masks = masks_of(model.config.image_size)
         photographs = None
         if overwrite and model.config.tile is None:
-            photographs = evaluation.read_photographs(category, model.prepare, model.config.image_size)
+            size = model.config.image_size
+            photographs = evaluation.read_photographs(category, model.prepare, size, masks)
         tell_precision(model, precision.value)
         work = partial(
             evaluation.evaluate,
@@ -132,6 +141,7 @@ def evaluate(
             engine=engine.value,
             precision=precision.value,
             photographs=photographs,
+            roi=masks,
         )
     ours = ("metrics.json", "scores.csv", "curves.png", "report.html", "maps", MAPS, THRESHOLDED)
     with (

@@ -62,6 +62,15 @@ Memory = Annotated[
         help="MiB that scoring may take beside the model, in each process; 2048, on a GPU 8192.",
     ),
 ]
+RoiOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--roi",
+        metavar="MASK",
+        help="Region of interest, white in an image of 0 and 255: one for all photographs, or a folder with "
+        "one a photograph, called like it. In place of the one that the model was trained with.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 # Its callback does all: no command looks at it.
 Quiet = Annotated[

@@ -23,6 +23,7 @@ from glance_fast.cli.options import (
     Precision,
     PrecisionOption,
     Quiet,
+    RoiOption,
     Run,
     Threads,
     parse_tile,
@@ -54,6 +55,7 @@ def score_dir(
     coco: Annotated[
         bool, typer.Option("--coco", help="Also write regions.jsonl and, as COCO has it, regions.coco.json.")
     ] = False,
+    roi: RoiOption = None,
     engine: EngineOption = Engine.auto,
     precision: PrecisionOption = Precision.auto,
     device: Device = "auto",
@@ -115,6 +117,7 @@ def score_dir(
             resume=resume,
             overwrite=overwrite,
             shard=shard,
+            roi=roi,
             device=device,
             memory_mib=memory,
             reporter=reporter,

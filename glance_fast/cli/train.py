@@ -68,6 +68,13 @@ def train(
             help="ResNet-18 (.safetensors) to fine-tune Local-Net by, in place of the built-in one.",
         ),
     ] = None,
+    roi: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MASK",
+            help="Region of interest of all photographs, white in an image of 0 and 255; the model keeps it.",
+        ),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     memory: Annotated[
@@ -125,6 +132,7 @@ def train(
             teacher_weights=teacher_weights,
             device=device,
             memory_mib=memory,
+            roi=roi,
             reporter=reporter,
         )
     tell(f"{out}: trained in {time.monotonic() - started:.0f} s")

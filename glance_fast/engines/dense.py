@@ -6,6 +6,7 @@ it can change is computed, layer by layer, as the difference from that base.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -25,7 +26,13 @@ from glance_fast.nets.masked import MaskedNet, ReadPlaces, WindowedReading, read
 USEFUL = {"cpu": 16 << 20, "cuda": 2 << 30}
 
 
-def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | None = None) -> Tensor:
+def global_features(
+    net: MaskedNet,
+    x: Tensor,
+    grid: PatchGrid,
+    limit: int | None = None,
+    chosen: Sequence[int] | None = None,
+) -> Tensor:
     """z_g of every patch, equal to the patch-by-patch engine's but for rounding.
 
     Parameters
@@ -38,11 +45,13 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
         The patches.
     limit : int, optional
         Bytes that the windows computed at a time may take; one patch's are always computed together.
+    chosen : sequence of int, optional
+        Raster indices of P' patches, ascending, at least one: only their windows are computed.
 
     Returns
     -------
     Tensor
-        Float32 [B, P, D].
+        Float32 [B, P, D], or [B, P', D].
 
     Raises
     ------
@@ -55,7 +64,7 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
     weights = folded(net, x.dtype)
     out = x.new_empty(len(x), len(grid), net.features, dtype=torch.float32)
     if not len(x):
-        return out
+        return out if chosen is None else out[:, : len(chosen)]
     windows = window_bytes(net, grid, x.itemsize)
     most = USEFUL[kind] // windows
     if limit is not None:
@@ -72,7 +81,8 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
             base = unmasked_layers(net, x, weights)
             whole = base[-1].out.float().sum((2, 3))
         waiting: list[tuple[Chunk, Tensor]] = []
-        chunks = plan(geometry_of(net), grid, x.device, step, len(x))
+        some = None if chosen is None else tuple(chosen)
+        chunks = plan(geometry_of(net), grid, x.device, step, len(x), some)
         for chunk in chunks:
             count = len(chunk.patches)
             images = torch.arange(len(x), device=x.device).repeat_interleave(count)
@@ -92,7 +102,9 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
                         out[:, done.patches] = part.view(len(x), len(done.patches), -1)
                     waiting.clear()
         sees = odd_numbers_seen(odd, grid)
-    return out if sees is None else out.masked_fill_(sees[:, :, None], torch.nan)
+    if sees is not None:
+        out = out.masked_fill_(sees[:, :, None], torch.nan)
+    return out if chosen is None else out[:, list(chosen)]
 
 
 def masked(

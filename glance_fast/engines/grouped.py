@@ -6,6 +6,7 @@ agree closely with the definition's because the holes lie far apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -20,7 +21,14 @@ from glance_fast.kernels.partial_conv import inside_holes
 from glance_fast.nets.masked import MaskedNet, Reading, mean_seen, read_places
 
 
-def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | None, spacing: int) -> Tensor:
+def global_features(
+    net: MaskedNet,
+    x: Tensor,
+    grid: PatchGrid,
+    limit: int | None,
+    spacing: int,
+    chosen: Sequence[int] | None = None,
+) -> Tensor:
     """z_g of every patch, a lattice of them a pass.
 
     Parameters
@@ -35,11 +43,14 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
         Bytes that the passes computed at a time may take; one always is.
     spacing : int
         Least distance between the same sides of two patches of a pass, pixels; at least the patch.
+    chosen : sequence of int, optional
+        Raster indices of P' patches, at least one: passes without any of them are left out. The others mask
+        all patches of their lattice, so that z_g does not depend on what is chosen.
 
     Returns
     -------
     Tensor
-        Float32 [B, P, D].
+        Float32 [B, P, D], or [B, P', D].
 
     Raises
     ------
@@ -51,6 +62,9 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
     x = as_computed(x)
     weights = folded(net, x.dtype)
     index, holes = groups(grid, spacing, x.device)
+    if chosen is not None:
+        wanted = torch.isin(index, torch.tensor(list(chosen), device=x.device)).any(1)
+        index, holes = index[wanted], holes[wanted]
     out = x.new_empty(len(x), len(grid) + 1, net.features, dtype=torch.float32)
     image = torch.arange(len(x), device=x.device).repeat_interleave(len(index))
     group = torch.arange(len(index), device=x.device).repeat(len(x))
@@ -66,7 +80,7 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
                 places = read_places(net.patch, holes[g], (grid.height, grid.width))
                 found = net.predict(net.read(read, pooled, places))
                 out[i[:, None], index[g]] = found
-    return out[:, :-1]
+    return out[:, :-1] if chosen is None else out[:, list(chosen)]
 
 
 @lru_cache(maxsize=8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,13 @@ from glance_fast.nets.masked import MaskedNet
 MOST_PASSES = 8
 
 
-def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | None = None) -> Tensor:
+def global_features(
+    net: MaskedNet,
+    x: Tensor,
+    grid: PatchGrid,
+    limit: int | None = None,
+    chosen: Sequence[int] | None = None,
+) -> Tensor:
     """z_g of every patch, each from a pass of its own over the image without that patch.
 
     Parameters
@@ -26,13 +34,15 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
         The patches.
     limit : int, optional
         Bytes that the passes computed at a time may take; one always is.
+    chosen : sequence of int, optional
+        Raster indices of P' patches, at least one: the others have no pass.
 
     Returns
     -------
     Tensor
-        Float32 [B, P, D].
+        Float32 [B, P, D], or [B, P', D].
     """
-    holes = torch.from_numpy(grid.holes).to(x.device)
+    holes = torch.from_numpy(grid.holes if chosen is None else grid.holes[list(chosen)]).to(x.device)
     passes = passes_at_a_time(net, x, grid, limit)
     images = []
     for image in x:
@@ -41,7 +51,7 @@ def global_features(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | Non
             copies = image.expand(len(part), -1, -1, -1)
             found.append(net(copies, part[:, None])[:, 0])
         images.append(torch.cat(found))
-    return torch.stack(images) if images else x.new_zeros(0, len(grid), net.features)
+    return torch.stack(images) if images else x.new_zeros(0, len(holes), net.features)
 
 
 def passes_at_a_time(net: MaskedNet, x: Tensor, grid: PatchGrid, limit: int | None, patches: int = 1) -> int:

@@ -117,9 +117,14 @@ def holes_of(grid: PatchGrid, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=16)
 def plan(
-    layers: Geometry, grid: PatchGrid, device: torch.device, step: int, images: int
+    layers: Geometry,
+    grid: PatchGrid,
+    device: torch.device,
+    step: int,
+    images: int,
+    chosen: tuple[int, ...] | None = None,
 ) -> tuple[Chunk, ...]:
-    """All patches in chunks, and the windows of every layer for each.
+    """The patches in chunks, and the windows of every layer for each.
 
     Parameters
     ----------
@@ -133,6 +138,8 @@ def plan(
         Patches of a chunk, at most.
     images : int
         Whose windows are computed together.
+    chosen : tuple of int, optional
+        Raster indices of the patches to plan for, at least one; all if not given.
 
     Returns
     -------
@@ -143,6 +150,8 @@ def plan(
     *through, last = changes(layers, grid)
     chunks = []
     groups = group_by_window_size(layers, grid, FIXED.get(device.type, 0.0) / images)
+    if chosen is not None:
+        groups = [some for group in groups if len(some := group[np.isin(group, chosen)])]
     for patches in chain.from_iterable(np.array_split(g, -(-len(g) // step)) for g in groups):
         planned = []
         for change in through:

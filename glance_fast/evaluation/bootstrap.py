@@ -56,6 +56,7 @@ def add_intervals(
     defective: NDArray[np.bool_],
     resamples: int,
     seed: int = 0,
+    inside: ArrayOrList | None = None,
 ) -> None:
     """Add to what ``metrics.json`` says how far the metrics over all images spread.
 
@@ -74,11 +75,13 @@ def add_intervals(
         At least 1.
     seed : int
         Of the draws.
+    inside : sequence of ndarray, optional
+        As for ``summarise``.
     """
     counts = draw_images(defective, resamples, seed)
     values: dict[str, NDArray[np.float64]] = {}
-    if both(masks):
-        values |= metrics.resampled_pixel_metrics(maps, masks, counts)
+    if both(masks, inside):
+        values |= metrics.resampled_pixel_metrics(maps, masks, counts, inside)
     if both(defective):
         values |= metrics.resampled_image_metrics(scores, defective, counts)
     known = {name: drawn[~np.isnan(drawn)] for name, drawn in values.items()}

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from glance_fast.calibration import is_anomalous, score_row
 from glance_fast.config import Config
 from glance_fast.data.files import atomic_write, write_text
-from glance_fast.data.images import resize_map, write_tiff
+from glance_fast.data.images import write_tiff
 from glance_fast.data.layouts import Defect, TestSample
+from glance_fast.data.roi import Masks, resize_scores
 from glance_fast.data.table import ScoreRow, printable, write_table
 from glance_fast.errors import UserError
 from glance_fast.evaluation.bootstrap import add_intervals, check_bootstrap
@@ -30,8 +31,9 @@ from glance_fast.evaluation.report import Group, write_report
 from glance_fast.evaluation.submission import write_submission
 from glance_fast.evaluation.summary import SHOWN, check_shown, curves_of, defective_of, summarise
 from glance_fast.evaluation.tiled import score_by_tiles
+from glance_fast.evaluation.within import maps_within, photographs_within, pixels_within
 from glance_fast.model import NOT_FINITE, Glance
-from glance_fast.tiles import Tile, tile_of
+from glance_fast.tiles import Tile, no_region, tile_of
 
 
 def evaluate(
@@ -42,6 +44,7 @@ def evaluate(
     engine: str = "auto",
     precision: str = "auto",
     photographs: Photographs | None = None,
+    roi: str | Path | Masks | None = None,
     shown: Sequence[str] = SHOWN,
     bootstrap: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -75,6 +78,11 @@ def evaluate(
     photographs : Photographs, optional
         What ``read_photographs`` read of the category for this model; read here if not given. Who reads them
         before knows which are bad before anything is replaced.
+    roi : path or Masks, optional
+        The region of interest: a mask, or a folder with one a photograph; or what ``Masks`` made of it at the
+        model's image size, with which ``photographs`` were read, if they are given. In place of the one that
+        the model was trained with. Pixels outside are left out of every metric, and so is what lies there of
+        a defect; a defective image whose defects all lie outside is left out altogether, and a note says so.
     shown : sequence of str
         Which metrics the report shows, by their keys in ``metrics.json``; that has all of them.
     bootstrap : int
@@ -121,16 +129,21 @@ def evaluate(
     category = data if isinstance(data, Category) else find_category(data, out)
     check_shown(shown, category.saturations is not None)
     tile = tile_of(model)
+    no_region(tile, roi)
+    if roi is not None and not isinstance(roi, Masks):
+        roi = Masks(roi, model.config.image_size)
     if tile is None:
-        scored = _score_whole(model, category, out, engine, precision, photographs, progress)
+        scored = _score_whole(model, category, out, engine, precision, photographs, roi, progress)
     else:
         scored = _score_tiles(model, category, out, tile, engine, precision, progress)
-    write_submission(model, category, out, engine, precision, scored.advance)
+    write_submission(model, category, out, engine, precision, scored.advance, roi)
+
+    category, inside = scored.category, scored.inside
 
     samples, maps, masks, scores = category.samples, scored.maps, scored.masks, scored.scores
     threshold = model.calibration.threshold if math.isfinite(model.calibration.threshold) else None
     anomalous = None if threshold is None else is_anomalous(scores, threshold)
-    found = summarise(samples, maps, masks, scored.kept, scores, threshold, scored.defects)
+    found = summarise(samples, maps, masks, scored.kept, scores, threshold, scored.defects, inside)
     if threshold is None:
         found["notes"].append(
             "The model is not calibrated and has no threshold: nothing is called anomalous or missed."
@@ -144,22 +157,24 @@ def evaluate(
         "seconds": round(scored.seconds, 3),
     }
     if bootstrap:
-        add_intervals(found, maps, masks, scores, defective_of(samples), bootstrap)
+        add_intervals(found, maps, masks, scores, defective_of(samples), bootstrap, inside=inside)
     rows = (
         score_row(model.calibration, path, float(s)) for path, s in zip(_paths(category), scores, strict=True)
     )
-    curves = curves_of(maps, masks)
+    curves = curves_of(maps, masks, inside)
     groups = choose_pictures(category, scored.shown, maps, scores, anomalous)
     if tile is not None:
         groups = with_small_maps(groups)
-    display = display_range(model.calibration, maps)
+    display = display_range(model.calibration, pixels_within(maps, inside))
     _write(out, category, found, scores, rows, curves, groups, display, model.config, shown)
     return found
 
 
 class _Scored(NamedTuple):
-    """Test images, in the order of the category's samples."""
+    """Test images, in the order of the samples of the category: of those that have a region to look at."""
 
+    category: Category
+    inside: Sequence[NDArray[np.bool_]] | None
     maps: ArrayOrList
     masks: ArrayOrList
     kept: int
@@ -177,11 +192,19 @@ def _score_whole(
     engine: str,
     precision: str,
     photographs: Photographs | None,
+    roi: Masks | None,
     progress: Callable[[int, int], None] | None,
 ) -> _Scored:
     """Score images that the model sees whole, at its image size, and write their maps."""
-    samples, targets, size = category.samples, category.targets(out), model.config.image_size
-    photographs = photographs or read_photographs(category, model.prepare, size)
+    size = model.config.image_size
+    photographs = photographs or read_photographs(category, model.prepare, size, roi)
+    given, inside = photographs.inside, photographs.inside
+    if inside is None and model.inside is not None:
+        inside = [model.inside.cpu().numpy()] * len(category.samples)
+    if inside is not None and len(inside) == len(photographs.masks) == len(category.samples):
+        category, photographs, inside = photographs_within(category, photographs, inside)
+        given = given and inside
+    samples, targets = category.samples, category.targets(out)
     count = len(samples)
     maps = np.empty((count, *size), np.float32)
     if photographs.masks.shape != maps.shape:
@@ -196,14 +219,18 @@ def _score_whole(
     for start in range(0, count, together):
         part = slice(start, min(start + together, count))
         started = time.perf_counter()
-        result = model.score(photographs.prepared[part], engine, precision)
+        result = model.score(photographs.prepared[part], engine, precision, roi=given and given[part])
         seconds += time.perf_counter() - started
         maps[part], scores[part] = result.maps, result.scores
         _check_finite(samples[part], maps[part], scores[part])
-        for target, score_map, own in zip(targets[part], maps[part], photographs.sizes[part], strict=True):
-            write_tiff(target, resize_map(score_map, own))
+        where = [None] * len(result.maps) if result.inside is None else result.inside
+        written = zip(targets[part], maps[part], photographs.sizes[part], where, strict=True)
+        for target, score_map, own, region in written:
+            write_tiff(target, resize_scores(score_map, own, region))
         advance(part.stop)
     return _Scored(
+        category,
+        inside,
         maps,
         photographs.masks,
         photographs.kept,
@@ -237,6 +264,8 @@ def _score_tiles(
     seconds = time.perf_counter() - started
     read = read_maps(MapFiles(out, targets, []), category)
     return _Scored(
+        category,
+        None,
         read.maps,
         read.masks,
         0,
@@ -259,6 +288,7 @@ def evaluate_maps(
     data: str | Path | Category,
     out: str | Path,
     *,
+    roi: str | Path | Masks | None = None,
     shown: Sequence[str] = SHOWN,
     bootstrap: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -273,6 +303,8 @@ def evaluate_maps(
         read of one.
     data, out, shown, bootstrap
         As for ``evaluate``, which says what is written; here no maps are.
+    roi : path or Masks, optional
+        As for ``evaluate``, given at the images' own sizes.
     progress : callable, optional
         Called with (images read, images in all).
 
@@ -299,19 +331,26 @@ def evaluate_maps(
     out = Path(out)
     category = data if isinstance(data, Category) else find_category(data, out)
     check_shown(shown, category.saturations is not None)
+    if roi is not None and not isinstance(roi, Masks):
+        roi = Masks(roi)
     if not isinstance(maps, Maps):
-        maps = read_maps(find_maps(maps, category, out), category, progress)
+        maps = read_maps(find_maps(maps, category, out), category, progress, roi)
+    if maps.inside is not None:
+        category, maps = maps_within(category, maps, maps.inside)
+    inside = maps.inside
     scores = np.array([score_map.max() for score_map in maps.maps])
-    found = summarise(category.samples, maps.maps, maps.masks, 0, scores, None, maps.defects)
+    found = summarise(category.samples, maps.maps, maps.masks, 0, scores, None, maps.defects, inside)
     found["notes"] += [*category.notes, *maps.notes]
     found["notes"].append("Map files have no threshold: nothing is called anomalous or missed.")
     found |= {"layout": category.layout, "maps": printable(maps.folder)}
     if bootstrap:
-        add_intervals(found, maps.maps, maps.masks, scores, defective_of(category.samples), bootstrap)
+        defective = defective_of(category.samples)
+        add_intervals(found, maps.maps, maps.masks, scores, defective, bootstrap, inside=inside)
     rows = (ScoreRow(path, f"{s:.9g}", "", "") for path, s in zip(_paths(category), scores, strict=True))
-    curves = curves_of(maps.maps, maps.masks)
+    curves = curves_of(maps.maps, maps.masks, inside)
     groups = with_small_maps(choose_pictures(category, maps.shown, maps.maps, scores, None))
-    _write(out, category, found, scores, rows, curves, groups, range_of_maps(maps.maps), None, shown)
+    display = range_of_maps(pixels_within(maps.maps, inside))
+    _write(out, category, found, scores, rows, curves, groups, display, None, shown)
     return found
 
 

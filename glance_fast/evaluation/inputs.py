@@ -19,6 +19,7 @@ from glance_fast.data.layouts import (
     read_defects,
     read_sample_mask,
 )
+from glance_fast.data.roi import Masks
 from glance_fast.errors import ImageError
 from glance_fast.evaluation.truth import resize_truth
 
@@ -46,6 +47,8 @@ class Photographs:
         That decoding and preparing took.
     defects : list of list of Defect, or None
         Of each image its defects, at the model's size; None where the category has no saturation thresholds.
+    inside : list of ndarray, or None
+        bool [H, W] of each image, its region of interest; None where none was given.
     """
 
     prepared: list[NDArray[np.uint8]]
@@ -55,6 +58,7 @@ class Photographs:
     shown: list[tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]
     seconds: float
     defects: list[list[Defect]] | None = None
+    inside: list[NDArray[np.bool_]] | None = None
 
 
 def find_category(data: str | Path, out: str | Path) -> Category:
@@ -79,7 +83,10 @@ def find_category(data: str | Path, out: str | Path) -> Category:
 
 
 def read_photographs(
-    category: Category, prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], size: tuple[int, int]
+    category: Category,
+    prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    size: tuple[int, int],
+    roi: Masks | None = None,
 ) -> Photographs:
     """Read every image and mask, so that bad ones are known before the long work begins.
 
@@ -90,6 +97,8 @@ def read_photographs(
         ``Glance.prepare``.
     size : (height, width)
         The model's image size.
+    roi : Masks, optional
+        Regions of interest, given at that size.
 
     Raises
     ------
@@ -97,7 +106,7 @@ def read_photographs(
         Images or masks cannot be read: all of them are named.
     """
     masks = np.zeros((len(category.samples), *size), dtype=bool)
-    prepared, sizes, shown, defects = [], [], [], []
+    prepared, sizes, shown, defects, inside = [], [], [], [], []
     errors: list[ImageError] = []
     kept, seconds = 0, 0.0
     for i, sample in enumerate(category.samples):
@@ -108,6 +117,8 @@ def read_photographs(
             seconds += time.perf_counter() - started
             sizes.append(image.shape[:2])
             mask, found = read_truth(category, sample, sizes[-1])
+            if roi is not None:
+                inside.append(roi.of(sample.path, category.place(sample.path), sizes[-1]))
         except ImageError as error:
             errors.append(error)
             continue
@@ -117,7 +128,8 @@ def read_photographs(
         shown.append(to_be_shown(image, mask if sample.masks else None))
     raise_all(errors)
     known = None if category.saturations is None else defects
-    return Photographs(prepared, masks, sizes, kept, shown, seconds, known)
+    where = None if roi is None else inside
+    return Photographs(prepared, masks, sizes, kept, shown, seconds, known, where)
 
 
 def to_be_shown(

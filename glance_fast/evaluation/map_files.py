@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from glance_fast.data.folders import list_images
 from glance_fast.data.images import read_image, read_map
 from glance_fast.data.layouts.masks import Defect
+from glance_fast.data.roi import Masks
 from glance_fast.data.table import printable
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.inputs import Category, raise_all, read_truth, to_be_shown
@@ -57,6 +58,8 @@ class Maps:
         What to say of the files.
     defects : list of list of Defect, or None
         As in ``Photographs``.
+    inside : list of ndarray, or None
+        As in ``Photographs``, at the images' sizes.
     """
 
     folder: Path
@@ -65,6 +68,7 @@ class Maps:
     shown: list[tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]
     notes: list[str]
     defects: list[list[Defect]] | None
+    inside: list[NDArray[np.bool_]] | None = None
 
 
 def find_maps(folder: str | Path, category: Category, out: str | Path) -> MapFiles:
@@ -113,7 +117,10 @@ def find_maps(folder: str | Path, category: Category, out: str | Path) -> MapFil
 
 
 def read_maps(
-    files: MapFiles, category: Category, progress: Callable[[int, int], None] | None = None
+    files: MapFiles,
+    category: Category,
+    progress: Callable[[int, int], None] | None = None,
+    roi: Masks | None = None,
 ) -> Maps:
     """Read every map, image and mask.
 
@@ -124,6 +131,8 @@ def read_maps(
         For which ``find_maps`` found them.
     progress : callable, optional
         Called with (images read, images in all).
+    roi : Masks, optional
+        Regions of interest, given at the images' sizes.
 
     Raises
     ------
@@ -131,7 +140,7 @@ def read_maps(
         Maps, images or masks cannot be read, a map is not finite, or has another size than its image: all of
         them are named.
     """
-    maps, masks, shown, defects = [], [], [], []
+    maps, masks, shown, defects, inside = [], [], [], [], []
     errors: list[ImageError] = []
     count = len(category.samples)
     if progress:
@@ -145,6 +154,8 @@ def read_maps(
                 sizes = f"the map is {score_map.shape[1]}x{score_map.shape[0]}, its image {width}x{height}"
                 raise ImageError(path, f"{sizes} ({sample.path}); they must be equal")
             mask, regions = read_truth(category, sample, (height, width))
+            if roi is not None:
+                inside.append(roi.of(sample.path, category.place(sample.path), (height, width)))
         except ImageError as error:
             errors.append(error)
         else:
@@ -160,4 +171,4 @@ def read_maps(
         first = printable(files.others[0])
         notes.append(f"Map files without a test image: {len(files.others)}, the first {first}. Left out.")
     known = None if category.saturations is None else defects
-    return Maps(files.folder, maps, masks, shown, notes, known)
+    return Maps(files.folder, maps, masks, shown, notes, known, inside if roi else None)

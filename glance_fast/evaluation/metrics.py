@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -72,7 +72,10 @@ def _as_binary(mask: np.ndarray, name: str) -> np.ndarray:
     return defective
 
 
-def _checked(maps: ArrayOrList, masks: ArrayOrList) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _checked(
+    maps: ArrayOrList, masks: ArrayOrList, inside: ArrayOrList | None = None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Maps and masks; nothing outside the regions of interest is defective."""
     maps, masks = _as_images(maps, "maps"), _as_images(masks, "masks")
     if len(maps) != len(masks):
         raise ValueError(f"maps and masks must be as many: got {len(maps)} and {len(masks)}")
@@ -82,11 +85,32 @@ def _checked(maps: ArrayOrList, masks: ArrayOrList) -> tuple[list[np.ndarray], l
             raise ValueError(f"maps[{i}] has shape {scores.shape}, masks[{i}] has {mask.shape}")
         if not np.isfinite(scores).all():
             raise ValueError(f"maps[{i}] holds NaN or infinity")
+    if inside is not None:
+        _check_inside(inside, masks)
+        defective = [mask & within for mask, within in zip(defective, inside, strict=True)]
     if not any(mask.any() for mask in defective):
         raise ValueError("masks hold no defective pixel")
-    if all(mask.all() for mask in defective):
+    if all(mask.all() for mask in _inner(defective, inside)):
         raise ValueError("masks hold no background pixel")
     return maps, defective
+
+
+def _check_inside(inside: ArrayOrList, masks: ArrayOrList) -> None:
+    if len(inside) != len(masks):
+        raise ValueError(f"inside and masks must be as many: got {len(inside)} and {len(masks)}")
+    for i, (within, mask) in enumerate(zip(inside, masks, strict=True)):
+        if within.dtype != bool or within.shape != mask.shape:
+            raise ValueError(
+                f"inside[{i}] must be bool {list(mask.shape)}, got {within.dtype} {list(within.shape)}"
+            )
+
+
+def _inner(values: Iterable[np.ndarray], inside: ArrayOrList | None) -> Iterator[np.ndarray]:
+    """The pixels of each image in its region of interest, in a row; without regions, all as they are."""
+    if inside is None:
+        yield from values
+    else:
+        yield from (value[within] for value, within in zip(values, inside, strict=True))
 
 
 def _check_max_fpr(max_fpr: float) -> None:
@@ -109,10 +133,12 @@ def _regions(masks: list[np.ndarray], sizes: list[np.ndarray]) -> Iterator[np.nd
         yield labels
 
 
-def _rank_regions(maps: list[np.ndarray], masks: list[np.ndarray]) -> tuple[ranking.Ranking, np.ndarray]:
+def _rank_regions(
+    maps: list[np.ndarray], masks: list[np.ndarray], inside: ArrayOrList | None = None
+) -> tuple[ranking.Ranking, np.ndarray]:
     """Ranked pixels, and the weight of each class by which every region counts the same."""
     sizes: list[np.ndarray] = []
-    ranked = ranking.rank(maps, _regions(masks, sizes))
+    ranked = ranking.rank(list(_inner(maps, inside)), _inner(_regions(masks, sizes), inside))
     return ranked, _equal_weights(sizes)
 
 
@@ -147,13 +173,18 @@ def pro_and_auroc(maps: ArrayOrList, masks: ArrayOrList, max_fpr: float = 0.3) -
     return ranking.area(ranked, weights, max_fpr), ranking.area(ranked, pixel_weights)
 
 
-def pixel_metrics(maps: ArrayOrList, masks: ArrayOrList) -> dict[str, float]:
+def pixel_metrics(
+    maps: ArrayOrList, masks: ArrayOrList, inside: ArrayOrList | None = None
+) -> dict[str, float]:
     """All metrics of maps, from one sort.
 
     Parameters
     ----------
     maps, masks
         As for ``pro_auc``.
+    inside : array of bool [B, H, W], or sequence of [H, W], optional
+        Regions of interest: pixels outside are left out of every count. What a region cuts off a defect is no
+        part of it; a defect that it cuts in two is two.
 
     Returns
     -------
@@ -166,7 +197,7 @@ def pixel_metrics(maps: ArrayOrList, masks: ArrayOrList) -> dict[str, float]:
     TypeError, ValueError
         As for ``pro_auc``.
     """
-    ranked, weights = _rank_regions(*_checked(maps, masks))
+    ranked, weights = _rank_regions(*_checked(maps, masks, inside), inside)
     pixel_weights = np.ones_like(weights)
     pixel_weights[0] = 0.0
     precise = ranking.precision(ranked)
@@ -396,7 +427,11 @@ def pixel_f1_max(maps: ArrayOrList, masks: ArrayOrList) -> float:
 
 
 def pro_curve(
-    maps: ArrayOrList, masks: ArrayOrList, max_fpr: float = 1.0, points: int = 300
+    maps: ArrayOrList,
+    masks: ArrayOrList,
+    max_fpr: float = 1.0,
+    points: int = 300,
+    inside: ArrayOrList | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Per-region overlap over the false positive rate, for plotting.
 
@@ -407,6 +442,8 @@ def pro_curve(
     points : int
         At most so many points, at least 3; the steps of the whole curve that are left out are smaller
         than ``2 / (points - 2)`` of either axis.
+    inside
+        As for ``pixel_metrics``.
 
     Returns
     -------
@@ -419,16 +456,18 @@ def pro_curve(
         As for ``pro_auc``, or ``points`` is not an integer of at least 3.
     """
     _check_max_fpr(max_fpr)
-    ranked, weights = _rank_regions(*_checked(maps, masks))
+    ranked, weights = _rank_regions(*_checked(maps, masks, inside), inside)
     return ranking.curve(ranked, weights, max_fpr, points)
 
 
-def roc_curve(maps: ArrayOrList, masks: ArrayOrList, points: int = 300) -> tuple[np.ndarray, np.ndarray]:
+def roc_curve(
+    maps: ArrayOrList, masks: ArrayOrList, points: int = 300, inside: ArrayOrList | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """True over false positive rate of the pixels of all images together, for plotting.
 
     Parameters
     ----------
-    maps, masks, points
+    maps, masks, points, inside
         As for ``pro_curve``.
 
     Returns
@@ -441,8 +480,9 @@ def roc_curve(maps: ArrayOrList, masks: ArrayOrList, points: int = 300) -> tuple
     TypeError, ValueError
         As for ``pro_curve``.
     """
-    maps, masks = _checked(maps, masks)
-    return ranking.curve(ranking.rank(maps, masks), _ONE_CLASS, 1.0, points)
+    maps, masks = _checked(maps, masks, inside)
+    ranked = ranking.rank(list(_inner(maps, inside)), _inner(masks, inside))
+    return ranking.curve(ranked, _ONE_CLASS, 1.0, points)
 
 
 def _checked_images(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -597,7 +637,7 @@ def image_roc_curve(
 
 
 def resampled_pixel_metrics(
-    maps: ArrayOrList, masks: ArrayOrList, counts: np.ndarray
+    maps: ArrayOrList, masks: ArrayOrList, counts: np.ndarray, inside: ArrayOrList | None = None
 ) -> dict[str, np.ndarray]:
     """All metrics of maps for many resamples of the images, from one sort.
 
@@ -607,6 +647,8 @@ def resampled_pixel_metrics(
         As for ``pro_auc``.
     counts : array of integers [R, B]
         How often each resample holds each image, up to 32,767 times.
+    inside
+        As for ``pixel_metrics``.
 
     Returns
     -------
@@ -625,8 +667,8 @@ def resampled_pixel_metrics(
     that, however many resamples there are.
     """
     sizes: list[np.ndarray] = []
-    maps, masks = _checked(maps, masks)
-    ranked = resampling.rank(maps, _regions(masks, sizes))
+    maps, masks = _checked(maps, masks, inside)
+    ranked = resampling.rank(list(_inner(maps, inside)), _inner(_regions(masks, sizes), inside))
     found = resampling.sweep(ranked, _equal_weights(sizes), counts, (0.3, 0.05))
     return {
         "pro": found.areas[0],

@@ -43,7 +43,7 @@ def display_range(
     ----------
     calibration : Calibration
         Of the model.
-    maps : sequence of ndarray, float32 [H, W], optional
+    maps : ndarray, float32 [B, H, W], or sequence of ndarray, optional
         What the scale comes from where the model has no threshold (it was never calibrated): from their
         median to their maximum.
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from glance_fast.data.images import write_png, write_tiff
+from glance_fast.data.images import read_image, write_png, write_tiff
 from glance_fast.data.layouts import Category
+from glance_fast.data.roi import Masks, resize_scores
 from glance_fast.errors import UserError
 from glance_fast.model import NOT_FINITE, Glance
-from glance_fast.tiles import score_photograph
+from glance_fast.tiles import prepared, score_images
 
 MAPS, THRESHOLDED = "anomaly_images", "anomaly_images_thresholded"
 _LARGEST = float(np.finfo(np.float16).max)
@@ -25,6 +26,7 @@ def write_submission(
     engine: str = "auto",
     precision: str = "auto",
     advance: Callable[[int], object] | None = None,
+    roi: Masks | None = None,
 ) -> None:
     """Score the test images of a category whose truth is not public, and write what the server wants.
 
@@ -45,24 +47,35 @@ def write_submission(
         As for ``Glance.score``.
     advance : callable, optional
         Called with the number of images done.
+    roi : Masks, optional
+        Regions of interest, given at the model's image size, in place of its own.
 
     Raises
     ------
     ImageError
-        An image cannot be read.
+        An image cannot be read, or its mask of ``roi`` is missing or wrong.
     UserError
         A file cannot be written, or a score is not finite.
     """
     threshold = model.calibration.pixel_threshold
-    for done, path in enumerate(category.unlabelled, start=1):
-        score_map, _ = score_photograph(model, path, None, engine, precision)
-        if not np.isfinite(score_map).all():
-            raise UserError(f"{path}: {NOT_FINITE}")
-        place = Path(category.name) / category.place(path)
-        halves = np.clip(score_map, -_LARGEST, _LARGEST).astype(np.float16)
-        write_tiff(out / MAPS / place.with_suffix(".tiff"), halves)
-        if math.isfinite(threshold):
-            found = (score_map > threshold).astype(np.uint8) * 255
-            write_png(out / THRESHOLDED / place.with_suffix(".png"), found)
+    together = model.at_once(precision) if model.config.tile is None else 1
+    for start in range(0, len(category.unlabelled), together):
+        paths = category.unlabelled[start : start + together]
+        images = [read_image(path) for path in paths]
+        regions = None
+        if roi is not None:
+            both = zip(paths, images, strict=True)
+            regions = [roi.of(path, category.place(path), image.shape[:2]) for path, image in both]
+        found = score_images(model, [prepared(model, image) for image in images], engine, precision, regions)
+        for path, image, seen in zip(paths, images, found, strict=True):
+            if not np.isfinite(seen.map).all():
+                raise UserError(f"{path}: {NOT_FINITE}")
+            full = resize_scores(seen.map, image.shape[:2], seen.inside)
+            place = Path(category.name) / category.place(path)
+            halves = np.clip(full, -_LARGEST, _LARGEST).astype(np.float16)
+            write_tiff(out / MAPS / place.with_suffix(".tiff"), halves)
+            if math.isfinite(threshold):
+                above = (full > threshold).astype(np.uint8) * 255
+                write_png(out / THRESHOLDED / place.with_suffix(".png"), above)
         if advance:
-            advance(done)
+            advance(start + len(paths))

@@ -66,6 +66,7 @@ def summarise(
     scores: NDArray[np.floating],
     threshold: float | None,
     regions: Sequence[Sequence[Defect]] | None = None,
+    inside: ArrayOrList | None = None,
 ) -> dict[str, Any]:
     """What ``metrics.json`` says of quality.
 
@@ -84,6 +85,9 @@ def summarise(
         None where there is none.
     regions : sequence of sequence of Defect, optional
         Of each image its defects, for saturated PRO.
+    inside : sequence of ndarray, optional
+        bool [H, W] of each image, its region of interest: what counts. ``masks`` and ``regions`` lie in it
+        (``glance_fast.evaluation.within``).
     """
     defective = defective_of(samples)
     kinds = np.array([sample.defect for sample in samples])
@@ -97,13 +101,13 @@ def summarise(
     for kind in dict.fromkeys(kinds[defective]):
         which = kinds == kind
         defects[printable(str(kind))] = {
-            **_metrics(maps, masks, scores, defective, which | ~defective, regions),
+            **_metrics(maps, masks, scores, defective, which | ~defective, regions, inside),
             "images": int(which.sum()),
             "missed": wrong(which, True),
             "recall": None if called is None else float(called[which].mean()),
         }
     return {
-        **_metrics(maps, masks, scores, defective, np.ones(len(samples), dtype=bool), regions),
+        **_metrics(maps, masks, scores, defective, np.ones(len(samples), dtype=bool), regions, inside),
         "images": len(samples),
         "good_images": int((~defective).sum()),
         "defective_images": int(defective.sum()),
@@ -135,16 +139,26 @@ def _metrics(
     defective: NDArray[np.bool_],
     which: NDArray[np.bool_],
     regions: Sequence[Sequence[Defect]] | None,
+    inside: ArrayOrList | None,
 ) -> dict[str, float | None]:
     """All metrics over some of the images; None for one that is not defined there."""
     chosen = np.flatnonzero(which).tolist()
     found: dict[str, float | None] = dict.fromkeys(metrics_of(regions is not None))
     # Lists of views: no map is copied.
-    truth = [masks[i] for i in chosen]
-    if both(truth):
-        found |= metrics.pixel_metrics([maps[i] for i in chosen], truth)
+    truth, ours = [masks[i] for i in chosen], [maps[i] for i in chosen]
+    where = None if inside is None else [inside[i] for i in chosen]
+    if both(truth, where):
+        found |= metrics.pixel_metrics(ours, truth, where)
         if regions is not None:
-            found |= metrics.spro_metrics([maps[i] for i in chosen], [regions[i] for i in chosen])
+            defects = [regions[i] for i in chosen]
+            if where is not None:
+                # Of a defect its pixels count, not how they hang together: in one row are those inside.
+                ours = [m[i][None] for m, i in zip(ours, where, strict=True)]
+                defects = [
+                    [Defect(d.mask[i][None], d.saturation) for d in of_image]
+                    for of_image, i in zip(defects, where, strict=True)
+                ]
+            found |= metrics.spro_metrics(ours, defects)
     if both(defective[which]):
         ranked = scores[which], defective[which]
         found |= {
@@ -155,9 +169,10 @@ def _metrics(
     return found
 
 
-def both(values: ArrayOrList) -> bool:
-    """Whether some of all values are true, and some are not."""
-    return any(value.any() for value in values) and not all(value.all() for value in values)
+def both(values: ArrayOrList, inside: ArrayOrList | None = None) -> bool:
+    """Whether some of all values are true, and some are not; of those inside, where true ones lie there."""
+    seen = values if inside is None else [value | ~i for value, i in zip(values, inside, strict=True)]
+    return any(value.any() for value in values) and not all(value.all() for value in seen)
 
 
 def _notes(
@@ -196,8 +211,10 @@ def _notes(
     return notes
 
 
-def curves_of(maps: ArrayOrList, masks: ArrayOrList) -> Curves:
-    """PRO and pixel ROC of all images, where they can be had."""
-    if not both(masks):
+def curves_of(maps: ArrayOrList, masks: ArrayOrList, inside: ArrayOrList | None = None) -> Curves:
+    """PRO and pixel ROC of all images, where they can be had; arguments as for ``summarise``."""
+    if not both(masks, inside):
         return Curves()
-    return Curves(metrics.pro_curve(maps, masks), metrics.roc_curve(maps, masks))
+    return Curves(
+        metrics.pro_curve(maps, masks, inside=inside), metrics.roc_curve(maps, masks, inside=inside)
+    )

@@ -34,7 +34,7 @@ from glance_fast.model import Glance, Scale
 from glance_fast.nets.heads import DistortionHead
 from glance_fast.nets.preprocess import mirrored
 from glance_fast.progress import Reporter
-from glance_fast.run import load
+from glance_fast.run import load, of_whole_photographs
 from glance_fast.tiles import whole_only
 
 HEADS = ("IAD", "DAD")
@@ -155,7 +155,7 @@ def features(
     run, data, out = Path(run), Path(data), Path(out)
     apart(out, run, data)
     category = defective(find_category(data, out))
-    model = load(run, device, memory_mib=memory_mib)
+    model = of_whole_photographs(load(run, device, memory_mib=memory_mib), run)
     whole_only(model.config, "features")
     model.memory_share()
     photographs = read_photographs(category, model.prepare, model.config.image_size)

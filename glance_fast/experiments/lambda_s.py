@@ -28,7 +28,7 @@ from glance_fast.jobs.output import apart
 from glance_fast.maps import HeadMaps, combine
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
-from glance_fast.run import MODEL, load
+from glance_fast.run import MODEL, load, of_whole_photographs
 from glance_fast.tiles import whole_only
 from glance_fast.training.calibrate import calibration_of, features_of, fit_whitening
 
@@ -80,7 +80,10 @@ def run_lambda(
     apart(out, run, data)
     pairs = models_of(run, data)
     # Loaded at once, so that a bad one is known before the work on the others.
-    models = {name: load(folder, device, memory_mib=memory_mib) for name, folder, _ in pairs}
+    models = {
+        name: of_whole_photographs(load(folder, device, memory_mib=memory_mib), folder)
+        for name, folder, _ in pairs
+    }
     for model in models.values():
         whole_only(model.config, "lambda")
     for name, _, place in pairs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,9 +17,12 @@ from glance_fast.training.calibrate import calibrate
 class LocalScale(Scale):
     """A patch size whose surroundings say nothing: z_g is 0, so that the residual is z_l itself."""
 
-    def features(self, images: Tensor, engine: str, limit: int) -> tuple[Tensor, Tensor]:
+    def features(
+        self, images: Tensor, engine: str, limit: int, chosen: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """z_l and zeros, as ``Scale.features`` has z_l and z_g; Global-Net is not run."""
         local = self.local_features(images).float().flatten(1, 2)
+        local = local if chosen is None else local[:, list(chosen)]
         return local, torch.zeros_like(local)
 
 

@@ -32,7 +32,7 @@ from glance_fast.jobs.output import apart
 from glance_fast.jobs.record import provenance_of
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
-from glance_fast.run import load
+from glance_fast.run import load, of_whole_photographs
 from glance_fast.tiles import whole_only
 from glance_fast.training.fit import LEAST_IMAGES
 
@@ -134,7 +134,7 @@ def panel(
     category = find_category(data, out)
     category = defective(category) if isinstance(choose, str) else _named(category, choose)
     normal = [] if plain else _normal(data)
-    model = load(run, device, memory_mib=memory_mib)
+    model = of_whole_photographs(load(run, device, memory_mib=memory_mib), run)
     whole_only(model.config, "panel")
     model.memory_share()
     photographs = read_photographs(category, model.prepare, model.config.image_size)

@@ -24,6 +24,7 @@ from glance_fast.model import Glance, Scale
 from glance_fast.nets.modules import module_list
 from glance_fast.nets.preprocess import IMAGENET_MEAN, IMAGENET_STD, mirrored
 from glance_fast.nets.surround import SurroundNet, mean_seen
+from glance_fast.roi import Roi
 
 # Weights of neighbours that a map may take, 4 bytes each.
 MOST_WEIGHTS = 1 << 26
@@ -195,14 +196,21 @@ def by_block(
 
 
 class PlainScale(nn.Module):
-    """One patch size: from pixels of the model's size to the maps of both heads."""
+    """One patch size: from pixels of the model's size to the maps of both heads.
+
+    With a region of interest, its patches alone make the maps.
+    """
 
     residual_mean: Tensor | None
     whitening: Tensor | None
+    belongs: Tensor | None
+    share: Tensor | None
     middle: Tensor
     gain: Tensor
 
-    def __init__(self, scale: Scale, config: Config, distances: bool) -> None:
+    def __init__(
+        self, scale: Scale, config: Config, distances: bool, roi: Roi | None = None, index: int = 0
+    ) -> None:
         super().__init__()
         assert isinstance(scale.global_net, SurroundNet)
         self.grid, self.distances = scale.grid, distances
@@ -212,6 +220,12 @@ class PlainScale(nn.Module):
         self.register_buffer("whitening", scale.whitening)
         for name, weight in scale.distortion.folded()._asdict().items():
             self.register_buffer(f"distortion_{name}", weight.detach().clone())
+        belongs = None
+        if roi is not None:
+            belongs = torch.zeros(len(scale.grid), dtype=torch.bool)
+            belongs[roi.places[index]] = True
+        self.register_buffer("belongs", belongs)
+        self.register_buffer("share", None if roi is None else roi.shares[index].clone())
         mean, std = (torch.tensor(m, dtype=torch.float64) for m in (IMAGENET_MEAN, IMAGENET_STD))
         self.register_buffer("middle", (255 * mean).float())
         self.register_buffer("gain", (1 / (255 * std)).float())
@@ -233,7 +247,11 @@ class PlainScale(nn.Module):
         heads = found.inconsistency, found.distortion
         if self.distances:
             heads = distances(*heads)
-        maps = self.interpolation(torch.cat(heads))
+        scores = torch.cat(heads)
+        if self.belongs is None:
+            maps = self.interpolation(scores)
+        else:
+            maps = self.interpolation(scores.masked_fill(~self.belongs, 0)) / self.share
         return HeadMaps(*maps.unflatten(0, (2, -1)))
 
 
@@ -252,6 +270,7 @@ class ScoringGraph(nn.Module):
     """
 
     threshold: Tensor
+    inside: Tensor | None
 
     def __init__(self, model: Glance) -> None:
         super().__init__()
@@ -266,9 +285,13 @@ class ScoringGraph(nn.Module):
         # Float64, as ``is_anomalous`` has it; a number in the code would be in float32 in an ONNX file.
         threshold = torch.tensor(model.calibration.threshold, dtype=torch.float64)
         self.register_buffer("threshold", threshold)
+        roi = model.roi
         self.scales = module_list(
-            PlainScale(scale, model.config, model.calibration.distances) for scale in model.scales
+            PlainScale(scale, model.config, model.calibration.distances, roi, index)
+            for index, scale in enumerate(model.scales)
         )
+        # A copy: what scoring has kept may be a tensor that torch.export refuses.
+        self.register_buffer("inside", None if model.inside is None else model.inside.clone())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What ``Glance.score`` gives, and the verdict.
@@ -288,5 +311,6 @@ class ScoringGraph(nn.Module):
             Bool [B]: whether the score lies above the threshold.
         """
         pixels = self.resize(images)
-        maps, scores = combine([scale(pixels) for scale in self.scales], self.config, self.calibration)
+        heads = [scale(pixels) for scale in self.scales]
+        maps, scores = combine(heads, self.config, self.calibration, self.inside)
         return maps, scores, scores.double() > self.threshold

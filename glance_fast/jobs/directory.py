@@ -15,8 +15,9 @@ import numpy as np
 
 from glance_fast.calibration import score_row
 from glance_fast.data.folders import list_images
-from glance_fast.data.images import read_image, resize_map, size_of_map, write_png, write_tiff
+from glance_fast.data.images import read_image, size_of_map, write_png, write_tiff
 from glance_fast.data.prefetch import Prefetcher
+from glance_fast.data.roi import Masks, resize_scores
 from glance_fast.data.table import ScoreRow, printable
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.overlay import display_range, overlay
@@ -33,7 +34,7 @@ from glance_fast.jobs.table import (
     write_rows,
 )
 from glance_fast.model import NOT_FINITE, Glance
-from glance_fast.tiles import Tile, tile_of
+from glance_fast.tiles import Tile, no_region, tile_of
 
 # Whole photographs in memory at a time, for overlays: they are larger than what is made of them.
 MOST_ORIGINALS = 8
@@ -45,6 +46,7 @@ class _Photo(NamedTuple):
     shape: tuple[int, int]
     resized: np.ndarray
     original: np.ndarray | None  # for an overlay
+    inside: np.ndarray | None = None  # its region of interest, where it is not the model's own
 
 
 class _Plan(NamedTuple):
@@ -80,6 +82,7 @@ def score_directory(
     overlays: bool = False,
     resume: bool = False,
     shard: Shard = WHOLE,
+    roi: Masks | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
     """Score every image below a folder.
@@ -115,6 +118,9 @@ def score_directory(
     shard : Shard
         Score only these images, with a table and a ``run.json`` of their own beside those of the other
         shards; ``glance_fast.jobs.shards.join`` makes one of all.
+    roi : Masks, optional
+        Regions of interest, given at the model's image size, in place of the model's own. A photograph whose
+        mask is missing or wrong has a row with the error.
     progress : callable, optional
         Called with (images done, images in all).
 
@@ -133,7 +139,8 @@ def score_directory(
     listing = find_images(images, out)
     paths, table, run = shard.of(listing), shard.table(out), shard.run(out)
     sides = tile_of(model, tile)
-    provenance = provenance_of(model, images, engine, precision, sides)
+    no_region(sides, roi if roi is not None else model.inside)
+    provenance = provenance_of(model, images, engine, precision, roi, sides)
     if shard != WHOLE:
         provenance |= shard.record([printable(path.relative_to(images)) for path in listing])
         check_others(out, shard, provenance)
@@ -157,7 +164,7 @@ def score_directory(
     pool = ThreadPoolExecutor(2, thread_name_prefix="glance-files")
     try:
         if sides is None:
-            chunks = _score_whole(pool, model, images, out, todo, engine, precision, overlays)
+            chunks = _score_whole(pool, model, images, out, todo, engine, precision, overlays, roi)
         else:
             chunks = _score_tiled(model, images, out, todo, sides, engine, precision, overlays)
         for chunk, shapes in chunks:
@@ -224,6 +231,7 @@ def deal_directory(
     engine: str = "auto",
     precision: str = "auto",
     tile: int | str | None = None,
+    roi: Masks | None = None,
 ) -> None:
     """Make all that was scored the work of so many shards, whatever it was before: each is to be resumed.
 
@@ -239,6 +247,8 @@ def deal_directory(
         As for ``Glance.score``.
     tile : int, "auto" or None
         As for ``score_directory``.
+    roi : Masks, optional
+        As for ``score_directory``.
 
     Raises
     ------
@@ -246,7 +256,7 @@ def deal_directory(
         ``out`` was begun with other arguments, or something cannot be written. What was written stays.
     """
     names = [printable(path.relative_to(images)) for path in find_images(images, out)]
-    deal(out, count, names, provenance_of(model, images, engine, precision, tile_of(model, tile)))
+    deal(out, count, names, provenance_of(model, images, engine, precision, roi, tile_of(model, tile)))
 
 
 def _score_whole(
@@ -258,9 +268,10 @@ def _score_whole(
     engine: str,
     precision: str,
     overlays: bool,
+    roi: Masks | None,
 ) -> Iterator[tuple[list[ScoreRow], list[tuple[int, int]]]]:
     """Rows of photographs that the model sees whole, and the sizes of those that could be read."""
-    for part, read in _read_ahead(pool, paths, model, precision, overlays):
+    for part, read in _read_ahead(pool, images, paths, model, precision, overlays, roi):
         rows = _score_chunk(model, images, out, part, read, engine, precision, pool)
         yield rows, [photo.shape for photo in read if isinstance(photo, _Photo)]
 
@@ -291,16 +302,23 @@ def _score_tiled(
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, paths: list[Path], model: Glance, precision: str, originals: bool
+    pool: ThreadPoolExecutor,
+    images: Path,
+    paths: list[Path],
+    model: Glance,
+    precision: str,
+    originals: bool,
+    roi: Masks | None,
 ) -> Iterator[tuple[list[Path], list[_Photo | ImageError]]]:
     """Chunks of paths with their images; the next chunk is decoded while this one is scored."""
 
     def read(path: Path) -> _Photo | ImageError:
         try:
             image = read_image(path)
+            inside = roi.of(path, path.relative_to(images), image.shape[:2]) if roi else None
         except ImageError as error:
             return error
-        return _Photo(image.shape[:2], model.prepare(image), image if originals else None)
+        return _Photo(image.shape[:2], model.prepare(image), image if originals else None, inside)
 
     together = model.at_once(precision)
     step = min(together, MOST_ORIGINALS) if originals else together
@@ -327,15 +345,20 @@ def _score_chunk(
     errors = {i: photo.reason for i, photo in enumerate(read) if isinstance(photo, ImageError)}
     scores: dict[int, float] = {}
     if good:
-        result = model.score([photo.resized for photo in good.values()], engine, precision)
+        regions = [photo.inside for photo in good.values() if photo.inside is not None]
+        prepared = [photo.resized for photo in good.values()]
+        result = model.score(prepared, engine, precision, roi=regions or None)
+        where = [None] * len(good) if result.inside is None else result.inside
         display = display_range(model.calibration)
         writes = {}
-        for (i, photo), score_map, score in zip(good.items(), result.maps, result.scores, strict=True):
+        found = zip(good.items(), result.maps, result.scores, where, strict=True)
+        for (i, photo), score_map, score, inside in found:
             if not (math.isfinite(score) and np.isfinite(score_map).all()):
                 errors[i] = NOT_FINITE
                 continue
             scores[i] = float(score)
-            writes[i] = pool.submit(_write, out, paths[i].relative_to(images), photo, score_map, display)
+            place = paths[i].relative_to(images)
+            writes[i] = pool.submit(_write, out, place, photo, score_map, display, inside)
         for i, write in writes.items():
             reason = write.result()
             if reason:
@@ -356,9 +379,10 @@ def _write(
     photo: _Photo,
     score_map: np.ndarray,
     display: tuple[float, float, float | None],
+    inside: np.ndarray | None,
 ) -> str:
     """Write the files of one image; gives what is wrong with its name, if something is."""
-    full = resize_map(score_map, photo.shape)
+    full = resize_scores(score_map, photo.shape, inside)
     files = _files(out, name, photo.original is not None)
     try:
         write_tiff(files[0], full)

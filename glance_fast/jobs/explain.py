@@ -28,7 +28,7 @@ from glance_fast.geometry import Hole
 from glance_fast.jobs.output import apart, output
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
-from glance_fast.run import load
+from glance_fast.run import load, of_whole_photographs
 from glance_fast.tiles import whole_only
 from glance_fast.training.calibrate import digest
 
@@ -131,6 +131,7 @@ def explain_images(
     apart(out, *([] if isinstance(run, Glance) else [Path(run)]), *folders)
     model = run if isinstance(run, Glance) else load(run, device, memory_mib=memory_mib)
     whole_only(model.config, "explain")
+    of_whole_photographs(model, Path("model" if isinstance(run, Glance) else run))
     model.check(engine, precision)
     model.memory_share(precision)
     names = _names(paths)

@@ -190,7 +190,7 @@ def bounds(model: Glance, picture: NDArray[np.uint8]) -> list[tuple[NDArray, NDA
     sides = []
     for factor in (1 - STEP, 1, 1 + STEP):
         moved = [scale._replace(distortion=(scale.distortion * factor).clamp(max=1)) for scale in found]
-        maps, scores = combine(model.head_maps(moved), model.config, model.calibration)
+        maps, scores = combine(model.head_maps(moved), model.config, model.calibration, model.inside)
         sides.append((maps.numpy(), scores.numpy()))
     return sides
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from glance_fast.data.roi import Masks
 from glance_fast.errors import UserError
 from glance_fast.jobs.directory import deal_directory, find_images, score_directory
 from glance_fast.jobs.output import apart, one_of, output
@@ -21,7 +22,7 @@ from glance_fast.jobs.table import Summary
 from glance_fast.model import NO_BF16, Glance
 from glance_fast.progress import Reporter
 from glance_fast.run import load
-from glance_fast.tiles import tile_of
+from glance_fast.tiles import no_region, tile_of
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def score_folder(
     resume: bool = False,
     overwrite: bool = False,
     shard: str | None = None,
+    roi: str | Path | None = None,
     device: str = "auto",
     memory_mib: int | None = None,
     reporter: Reporter | None = None,
@@ -94,6 +96,10 @@ def score_folder(
         Replace what an earlier call wrote to ``out``; refused where anything else lies there.
     shard : str, optional
         "2/4": every fourth image, beginning with the second.
+    roi : path, optional
+        A mask of the region of interest, or a folder with one a photograph (``glance_fast.data.roi.Masks``).
+        It takes the place of the one that the model was trained with. Outside it a map is at its lowest and
+        never above 0; what lies there counts nowhere.
     device : str
         Of a run folder: "auto" (CUDA where there is one), "cpu" or "cuda". Processes of torchrun take a CUDA
         device of their own each.
@@ -111,8 +117,8 @@ def score_folder(
     ------
     UserError
         Something given is no run folder, no folder of images or no shard; ``out`` holds what the call would
-        not go on with or replace, or lies among what is read; the model has no such engine; or something
-        cannot be written. What was written stays.
+        not go on with or replace, or lies among what is read; the model has no such engine; ``roi`` is no
+        mask, shows nothing, or lies in ``images``; or something cannot be written. What was written stays.
 
     Examples
     --------
@@ -132,7 +138,7 @@ def score_folder(
             if shared and overwrite:
                 raise UserError("`overwrite=True` would delete what other shards did; choose another `out`")
             one_of(resume, overwrite)
-            apart(out, *([] if isinstance(run, Glance) else [Path(run)]), images)
+            apart(out, *(Path(path) for path in (run, roi) if isinstance(path, (str, Path))), images)
             find_images(images, out)
             parts = [path.name for path in files_of(out, parts_in(out))]
             if shared and check_folder(out, part, resume):
@@ -143,9 +149,10 @@ def score_folder(
             if resume and not is_begun(out):
                 raise UserError(f"{out}: nothing to resume there; leave `resume` away to begin")
             model = _model(run, here, device, memory_mib)
+            masks = _masks(roi, model, images)
             # Before what an earlier one wrote is replaced.
             model.check(engine, precision)
-            tile_of(model, tile)
+            no_region(tile_of(model, tile), masks if masks is not None else model.inside)
             if (regions or coco) and not math.isfinite(model.calibration.pixel_threshold):
                 raise UserError("`regions`: the model is not calibrated, and has no threshold for them")
             model.memory_share("fp32")
@@ -158,13 +165,22 @@ def score_folder(
                 )
             folder.enter_context(output(out, ours, overwrite, resume, shared))
             if resume and here.count > 1:
-                deal_directory(model, images, out, here.count, **how)
+                deal_directory(model, images, out, here.count, **how, roi=masks)
         here.wait()
         if here.rank > 0:
             model = _model(run, here, device, memory_mib)
+            masks = _masks(roi, model, images)
         with reporter.task(f"scoring shard {part}" if part != WHOLE else "scoring", None) as advance:
             summary = score_directory(
-                model, images, out, **how, overlays=overlays, resume=resume, shard=part, progress=advance
+                model,
+                images,
+                out,
+                **how,
+                overlays=overlays,
+                resume=resume,
+                shard=part,
+                roi=masks,
+                progress=advance,
             )
             here.wait()
         if here.rank > 0:
@@ -193,3 +209,13 @@ def threshold_of(out: Path) -> float | None:
 
 def _model(run: str | Path | Glance, here: Ranks, device: str, memory_mib: int | None) -> Glance:
     return run if isinstance(run, Glance) else load(run, here.device(device), memory_mib=memory_mib)
+
+
+def _masks(roi: str | Path | None, model: Glance, images: Path) -> Masks | None:
+    """The regions of interest that are given, at the model's image size."""
+    if roi is None:
+        return None
+    masks = Masks(roi, model.config.image_size)
+    if masks.among(images):
+        raise UserError(f"{roi}: lies in {images}, where masks would be taken for photographs; move it away")
+    return masks

@@ -10,6 +10,7 @@ from typing import Any
 
 import glance_fast
 from glance_fast.data.files import digest_of, write_text
+from glance_fast.data.roi import Masks
 from glance_fast.data.table import printable
 from glance_fast.errors import UserError
 from glance_fast.jobs.table import ELSEWHERE, OVERWRITE, way_out
@@ -23,11 +24,17 @@ SAME = {
     "engine": "another `engine`; give the same",
     "precision": "another `precision`; give the same",
     "tile": "another `tile`; give the same",
+    "roi": "another `roi`; give the same",
 }
 
 
 def provenance_of(
-    model: Glance, images: Path, engine: str, precision: str, tile: Tile | None = None
+    model: Glance,
+    images: Path,
+    engine: str,
+    precision: str,
+    roi: Masks | None = None,
+    tile: Tile | None = None,
 ) -> dict[str, Any]:
     """What the scores come from: the beginning of ``run.json``."""
     settings = model.config.to_toml()
@@ -45,6 +52,8 @@ def provenance_of(
         "images": printable(images.resolve()),
         "engine": model.chosen_engine(engine),
         "precision": model.chosen_precision(precision),
+        # None: the model's own, or none.
+        "roi": None if roi is None else roi.provenance,
         "device": str(model.device),
         "image_size": list(model.config.image_size),
         "tile": list(tile) if tile else None,
@@ -61,15 +70,15 @@ def read_run(path: Path) -> dict[str, Any] | None:
         It cannot be read, or is none of ours.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record.setdefault("tile", None)  # of an earlier version
+        # An earlier version knew neither tiles nor regions of interest.
+        record = {"tile": None, "roi": None} | json.loads(path.read_text(encoding="utf-8"))
         if not SAME.keys() <= record.keys():
             raise KeyError
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise damaged(path) from error
     return record
 

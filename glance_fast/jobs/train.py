@@ -14,6 +14,7 @@ from rich.console import Console
 
 from glance_fast.config import Config
 from glance_fast.data.layouts import find_layout
+from glance_fast.data.roi import Masks
 from glance_fast.data.tile_cache import MOST_TILES, images_for
 from glance_fast.device import pick_device
 from glance_fast.errors import UserError
@@ -34,6 +35,7 @@ from glance_fast.run import (
     is_unfinished,
     settings_of,
 )
+from glance_fast.tiles import no_region
 from glance_fast.training import fit as training
 from glance_fast.training.loop import begun_with
 
@@ -98,6 +100,7 @@ def fit(
     teacher_weights: str | Path | None = None,
     device: str | torch.device = "auto",
     memory_mib: int | None = None,
+    roi: str | Path | None = None,
     callback: Callable[[Event], None] | None = None,
 ) -> Glance:
     """Learn what good parts look like.
@@ -122,6 +125,10 @@ def fit(
         "auto" (CUDA where there is one), "cpu" or "cuda".
     memory_mib : int, optional
         That calibration may take beside the model, as for ``load``.
+    roi : path, optional
+        A mask of the region of interest, white where one is to look, for all photographs
+        (``glance_fast.data.roi.Masks``). The model keeps it and scores there alone; what lies outside counts
+        neither for whitening nor for moments and thresholds.
     callback : callable, optional
         Called with an ``Event``, for a tracker of experiments, say. What it raises ends the training.
 
@@ -135,7 +142,8 @@ def fit(
     UserError
         ``images`` holds too few that can be read; ``out`` holds a finished model or something else, or was
         begun with other images, settings or nets; a net is none, or for a patch size that the model does not
-        have; the device is not available; or memory or the disk does not suffice.
+        have; the device is not available; ``roi`` is no mask, shows nothing, is of another shape than a
+        photograph, or a folder; or memory or the disk does not suffice.
 
     Examples
     --------
@@ -158,6 +166,7 @@ def fit(
             teacher_weights=teacher_weights,
             device=device,
             memory_mib=memory_mib,
+            roi=roi,
             reporter=reporter,
         )
 
@@ -188,6 +197,7 @@ def train_folder(
     teacher_weights: str | Path | None = None,
     device: str | torch.device = "auto",
     memory_mib: int | None = None,
+    roi: str | Path | None = None,
     reporter: Reporter,
 ) -> Glance:
     """Train on photographs of good parts, and write a run folder.
@@ -196,7 +206,7 @@ def train_folder(
 
     Parameters
     ----------
-    images, out, config, overwrite, local_nets, teacher_weights, device, memory_mib
+    images, out, config, overwrite, local_nets, teacher_weights, device, memory_mib, roi
         As for ``fit``.
     resume : bool
         Go on with the training in ``out``.
@@ -237,6 +247,8 @@ def train_folder(
         paths, source, known = layout.normal(Path(images)), f"{images}: ", layout.name
     else:
         paths, source, known = [Path(path) for path in images], "", None
+    no_region(config.tile, roi)
+    masks = _mask_for(roi, out, config, paths)
     # A single photograph has many tiles.
     least = training.LEAST_IMAGES if config.tile is None else 1
     if len(paths) < least:
@@ -246,7 +258,7 @@ def train_folder(
     if overwrite:
         # Read twice, so that an old model is not lost to photographs that cannot be read.
         with images_for(paths, dataclasses.replace(config, cache_mib=1)) as readable:
-            training.check_images(readable, source)
+            training.check_images(readable, source, masks)
     with output(out, OURS, overwrite, resume):
         return training.fit(
             paths,
@@ -258,4 +270,21 @@ def train_folder(
             teacher=teacher,
             memory_mib=memory_mib,
             layout=known,
+            roi=masks,
         )
+
+
+def _mask_for(roi: str | Path | None, out: Path, config: Config, paths: Sequence[Path]) -> Masks | None:
+    """The one mask to train with, at the image size."""
+    if roi is None:
+        return None
+    masks = Masks(roi, config.image_size)
+    if not masks.single:
+        raise UserError(
+            f"{roi}: is a folder; a model learns place by place what is normal, and is trained with one mask "
+            "for all photographs (score-dir and evaluate take one a photograph)"
+        )
+    apart(out, masks.path)
+    if masks.path.resolve() in {path.resolve() for path in paths}:
+        raise UserError(f"{roi}: lies among the photographs, and would be trained on; move it away")
+    return masks

@@ -19,7 +19,7 @@ from glance_fast.errors import UserError
 from glance_fast.jobs.former import finish, replacing, restore
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
-from glance_fast.run import CONFIG, NORMAL, load, save_model
+from glance_fast.run import CONFIG, NORMAL, load, of_whole_photographs, save_model
 from glance_fast.tiles import whole_only
 from glance_fast.training.calibrate import digest, room
 from glance_fast.training.normal import read_names, write_normal
@@ -145,6 +145,7 @@ def update_run(
     finish(run)
     model = load(run, device, memory_mib=memory_mib)
     whole_only(model.config, "update")
+    of_whole_photographs(model, run)
     # Images too large for the memory given are refused before any is read.
     model.memory_share()
     kept = _kept(run, model, old is not None)

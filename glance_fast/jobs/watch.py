@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from glance_fast.calibration import verdict
 from glance_fast.data.images import read_image, write_png
+from glance_fast.data.roi import resize_scores
 from glance_fast.errors import ImageError, UserError, cannot_write
 from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.jobs.belt import Belt
@@ -276,11 +277,12 @@ def _score(
         if isinstance(item.image, ImageError):
             yield Line(item.name, None, None, None, milliseconds, item.image.reason)
             continue
-        score_map, score = next(scores)
+        score_map, score, inside = next(scores)
         good = math.isfinite(score) and np.isfinite(score_map).all()
         reason = "" if good else NOT_FINITE
         if good and overlays and item.original is not None:
-            picture = overlay(item.original, score_map, *display)
+            full = resize_scores(score_map, item.original.shape[:2], inside)
+            picture = overlay(item.original, full, *display)
             reason = _write(_place(overlays, item.name), picture)
         if reason:
             yield Line(item.name, None, None, None, milliseconds, reason)

@@ -19,7 +19,8 @@ from starlette.requests import ClientDisconnect
 
 import glance_fast
 from glance_fast.calibration import verdict
-from glance_fast.data.images import decode_image, encode_png, encode_tiff, resize_map
+from glance_fast.data.images import decode_image, encode_png, encode_tiff
+from glance_fast.data.roi import resize_scores
 from glance_fast.errors import ImageError
 from glance_fast.evaluation.overlay import display_range, heat, scale
 from glance_fast.evaluation.regions import find_regions
@@ -147,7 +148,7 @@ class Service:
         above = scored.map.max() > calibration.pixel_threshold
         # Resizing a map makes none of its values larger: most have no region, and are not resized for it.
         if above or kind:
-            full = resize_map(scored.map, shape)
+            full = resize_scores(scored.map, shape, scored.inside)
             found = find_regions(full, calibration.pixel_threshold) if above else []
             answer["regions"] = [region.as_dict() for region in found]
             if kind == "tiff":

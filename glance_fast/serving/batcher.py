@@ -18,10 +18,11 @@ from glance_fast.tiles import score_images
 
 
 class Scored(NamedTuple):
-    """The score of an image, and its map, float32 [H, W] of the model's size, or its own by tiles."""
+    """The score of an image; its map, float32 [H, W] of the model's size, or its own by tiles; its region."""
 
     score: float
     map: NDArray[np.float32]
+    inside: NDArray[np.bool_] | None = None
 
 
 class _Wanted(NamedTuple):
@@ -101,5 +102,5 @@ class Batcher:
                 wanted.answer.set_exception(error)
             return
         self._tell(len(batch), time.monotonic() - began)
-        for wanted, (score_map, score) in zip(batch, result, strict=True):
-            wanted.answer.set_result(Scored(score, score_map))
+        for wanted, (score_map, score, inside) in zip(batch, result, strict=True):
+            wanted.answer.set_result(Scored(score, score_map, inside))

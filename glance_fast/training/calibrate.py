@@ -245,7 +245,7 @@ def recalibrate(
     before = model.calibration
     parts: list[list[NormalScores]] = []
     for chunk in features_of(model, cache, indices, progress):
-        scored = (s.patch_scores(*f, ScaleStatistics()) for s, f in zip(model.scales, chunk, strict=True))
+        scored = model.scores_of(chunk, [ScaleStatistics()] * len(chunk))
         parts.append([NormalScores(s.inconsistency.cpu(), s.distortion.cpu()) for s in scored])
     scores = [NormalScores(*map(torch.cat, zip(*scale, strict=True))) for scale in zip(*parts, strict=True)]
     shares, weights = zip(*((s.lambda_s, s.weight) for s in before.scales), strict=True)
@@ -347,21 +347,33 @@ def residuals_of(model: Glance, features: Iterable[Features]) -> list[Residuals]
 def whiten(model: Glance, normal: Sequence[Residuals]) -> list[NormalScores]:
     """As ``fit_whitening``, from the residuals of normal images."""
     scores, limit = [], min(BAND_BYTES, model.memory_limit)
-    for scale, (residual, distortion) in zip(model.scales, normal, strict=True):
+    places = [None] * len(model.scales) if model.roi is None else [p.cpu() for p in model.roi.places]
+    for scale, (residual, distortion), some in zip(model.scales, normal, places, strict=True):
         if scale.whitening is None or scale.residual_mean is None:
             inconsistency = residual.float().square().mean(2)
         else:
             shrinkage = model.config.shrinkage
-            inconsistency = cross_fitted(residual, scale.grid, shrinkage, model.config.seed, limit)
-            for rows, mean, whitening in whitenings(residual, scale.grid, shrinkage, limit=limit):
-                scale.residual_mean[rows] = mean.to(model.device)
-                scale.whitening[rows] = whitening.half().to(model.device)
+            inconsistency = cross_fitted(residual, scale.grid, shrinkage, model.config.seed, limit, some)
+            if some is not None:
+                # Of patches outside the region nothing is known: the mean over all inside stands for them.
+                over_all = whitening_of_all(residual)
+                scale.residual_mean[:] = over_all.mean.to(model.device)
+                scale.whitening[:] = over_all.matrix.half().to(model.device)
+            for rows, mean, whitening in whitenings(residual, scale.grid, shrinkage, None, limit, some):
+                here = rows if some is None else some[rows]
+                scale.residual_mean[here] = mean.to(model.device)
+                scale.whitening[here] = whitening.half().to(model.device)
         scores.append(NormalScores(inconsistency, distortion))
     return scores
 
 
 def cross_fitted(
-    residual: Tensor, grid: PatchGrid, shrinkage: float, seed: int, limit: int = BAND_BYTES
+    residual: Tensor,
+    grid: PatchGrid,
+    shrinkage: float,
+    seed: int,
+    limit: int = BAND_BYTES,
+    patches: Tensor | None = None,
 ) -> Tensor:
     """s_IAD of residuals [N, P, D], each image's by a whitening fitted to the others: float32 [N, P]."""
     count = len(residual)
@@ -371,7 +383,7 @@ def cross_fitted(
     for fold in range(folds):
         inside = torch.zeros(count, dtype=torch.bool)
         inside[order[fold::folds]] = True
-        for rows, mean, whitening in whitenings(residual, grid, shrinkage, ~inside, limit):
+        for rows, mean, whitening in whitenings(residual, grid, shrinkage, ~inside, limit, patches):
             apart = (residual[:, rows][inside].float() - mean).transpose(0, 1)
             out[inside, rows] = torch.bmm(apart, whitening.mT).square().mean(2).T
     return out
@@ -383,6 +395,7 @@ def whitenings(
     shrinkage: float,
     used: Tensor | None = None,
     limit: int = BAND_BYTES,
+    patches: Tensor | None = None,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Mean and whitening of every grid position, a band of rows at a time.
 
@@ -401,11 +414,14 @@ def whitenings(
         Bool [N], the images to take; all if not given. They are never copied together.
     limit : int
         Bytes to hold at a time; one row of the grid is held at least, with one on each side of it.
+    patches : Tensor, optional
+        Int64 [P'], ascending: the positions that ``residual`` [N, P', D] has, where these are not all. No
+        other counts as a neighbour.
 
     Yields
     ------
     places : slice
-        Of the P positions.
+        Of the P positions, or of the P'.
     mean : Tensor
         Float32 [p, D].
     whitening : Tensor
@@ -415,25 +431,41 @@ def whitenings(
     count, features = int(used.sum()), residual.shape[2]
     over_all = whitening_of_all(residual, used)
     identity = torch.eye(features)
+    known = torch.arange(len(grid)) if patches is None else patches
     band = max(1, min(BAND, limit // _row_bytes(grid, count, features) - 2))
     for top in range(0, grid.rows, band):
         bottom = min(top + band, grid.rows)
         # A row more on each side: covariances are averaged over neighbours.
         first, last = max(top - 1, 0), min(bottom + 1, grid.rows)
-        here = residual[:, first * grid.cols : last * grid.cols][used].float().transpose(0, 1)
+        ends = torch.tensor([first, top, bottom, last]) * grid.cols
+        begin, start, stop, end = torch.searchsorted(known, ends).tolist()
+        if start == stop:
+            continue
+        here = residual[:, begin:end][used].float().transpose(0, 1)
         mean = here.mean(1, keepdim=True)
         apart = (here - mean) @ over_all.matrix
         own = torch.bmm(apart.mT, apart) / count
-        around = own.unflatten(0, (last - first, grid.cols)).flatten(2).permute(2, 0, 1)[:, None]
-        # Only neighbours that exist count.
-        around = F.avg_pool2d(around, 3, 1, 1, count_include_pad=False)[:, 0]
-        around = around.permute(1, 2, 0).reshape(own.shape)
-        kept = slice((top - first) * grid.cols, (bottom - first) * grid.cols)
+        around = _neighbourhoods(own, known[begin:end] - first * grid.cols, last - first, grid.cols)
+        kept = slice(start - begin, stop - begin)
         mixed = (1 - shrinkage) * (own[kept] + around[kept]) / 2 + shrinkage * identity
         factor = torch.linalg.cholesky(mixed)
         matrix = over_all.matrix.expand_as(factor)
-        places = slice(top * grid.cols, bottom * grid.cols)
-        yield places, mean[kept, 0], torch.linalg.solve_triangular(factor, matrix, upper=False)
+        yield slice(start, stop), mean[kept, 0], torch.linalg.solve_triangular(factor, matrix, upper=False)
+
+
+def _neighbourhoods(own: Tensor, places: Tensor, rows: int, cols: int) -> Tensor:
+    """Means of [n, D, D], at places int64 [n] of some rows of the grid, over 3x3 places among these."""
+    if len(places) == rows * cols:
+        around = own.unflatten(0, (rows, cols)).flatten(2).permute(2, 0, 1)[:, None]
+        # Only neighbours that exist count.
+        around = F.avg_pool2d(around, 3, 1, 1, count_include_pad=False)[:, 0]
+        return around.permute(1, 2, 0).reshape(own.shape)
+    # The last column counts the neighbours.
+    whole = own.new_zeros(rows * cols, own[0].numel() + 1)
+    whole[places] = F.pad(own.flatten(1), (0, 1), value=1)
+    sums = F.avg_pool2d(whole.T.unflatten(1, (rows, cols))[:, None], 3, 1, 1, divisor_override=1)
+    sums = sums[:, 0].flatten(1).T[places]
+    return (sums[:, :-1] / sums[:, -1:]).reshape(own.shape)
 
 
 def whitening_of_all(residual: Tensor, used: Tensor | None = None) -> GlobalWhitening:
@@ -557,4 +589,9 @@ def _maps(model: Glance, scores: list[NormalScores]) -> Iterator[list[HeadMaps]]
     step = model.at_once()
     for start in range(0, len(scores[0].inconsistency), step):
         part = [NormalScores(*(t[start : start + step].to(model.device) for t in s)) for s in scores]
-        yield [HeadMaps(*(m.cpu() for m in maps)) for maps in model.head_maps(part)]
+        maps = [HeadMaps(*(m.cpu() for m in maps)) for maps in model.head_maps(part)]
+        if model.inside is not None:
+            # Pixels outside the region count nowhere: of the others, maps of one row.
+            inside = model.inside.cpu()
+            maps = [HeadMaps(*(m[:, inside][:, None] for m in both)) for both in maps]
+        yield maps

@@ -30,6 +30,8 @@ class Copies:
         Turns and mirroring that the category allows.
     reporter : Reporter
         Shows progress.
+    inside : ndarray, optional
+        bool [H, W], the region of interest of all images.
     """
 
     def __init__(
@@ -40,9 +42,11 @@ class Copies:
         config: Config,
         symmetry: Symmetry,
         reporter: Reporter,
+        inside: np.ndarray | None = None,
     ) -> None:
         self.cache, self.train, self.held_out = cache, train, held_out
         self.config, self.symmetry, self.reporter = config, symmetry, reporter
+        self.inside = inside
 
     @cached_property
     def trained(self) -> Variants:
@@ -55,15 +59,22 @@ class Copies:
             )
         with self.reporter.task("augmenting", count) as advance:
             return make_variants(
-                self.cache, self.train, count, self.config, self.symmetry, "variants", advance
+                self.cache,
+                self.train,
+                count,
+                self.config,
+                self.symmetry,
+                "variants",
+                advance,
+                self.inside,
             )
 
     @cached_property
     def still(self) -> Variants:
         """Of the images held out, as they are, and stained."""
         config = dataclasses.replace(self.config, shift=0, brightness=0.0)
-        count = len(self.held_out)
-        return make_variants(self.cache, self.held_out, count, config, Symmetry(False, False), "held out")
+        count, still = len(self.held_out), Symmetry(False, False)
+        return make_variants(self.cache, self.held_out, count, config, still, "held out", inside=self.inside)
 
     def targets(self, teacher: Teacher, bf16: bool) -> Targets:
         """What a teacher says of the copies that are trained on, and of stained ones.

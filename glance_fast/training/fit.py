@@ -13,6 +13,7 @@ from glance_fast.calibration import caution, promise
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.files import digest_of, write_text
+from glance_fast.data.roi import Masks
 from glance_fast.data.tile_cache import MOST_TILES, TileCache, images_for
 from glance_fast.device import has_bf16, pick_device
 from glance_fast.errors import UserError
@@ -41,6 +42,7 @@ NAMES = {
     "config": "other settings",
     "local_nets": "other Local-Nets",
     "teacher": "another teacher",
+    "roi": "another region of interest, or none",
 }
 # Images that are looked through for copies: where so many show the same, there is nothing to learn.
 COMPARED = 100
@@ -59,6 +61,7 @@ def fit(
     teacher: Teacher | None = None,
     memory_mib: int | None = None,
     layout: str | None = None,
+    roi: Masks | None = None,
 ) -> Glance:
     """Train a model on photographs of good parts and write it to a run folder.
 
@@ -86,6 +89,10 @@ def fit(
         That calibration may take beside the model, as for ``load``.
     layout : str, optional
         How the data set is laid out that they are from, to say so.
+    roi : Masks, optional
+        The region of interest, one for all images, at the settings' image size; the model keeps it. Net
+        "surround" is trained on the patches that belong to it, a masked net on holes anywhere; Local-Net is
+        fine-tuned on whole images.
 
     Returns
     -------
@@ -97,7 +104,7 @@ def fit(
     UserError
         Too few images can be read, images of this size take more than ``memory_mib``, the training in ``run``
         was begun with other images, settings or nets, a checkpoint does not fit, the device is not available,
-        or the disk is full.
+        an image is of another shape than ``roi``, or the disk is full.
     """
     device = pick_device(device)
     bf16 = has_bf16(device)
@@ -107,7 +114,9 @@ def fit(
     with cache:
         for error in cache.errors:
             reporter.say(f"left out: {error}")
-        check_images(cache)
+        check_images(cache, roi=roi)
+        if roi is not None:
+            model.inside = torch.from_numpy(_inside(roi, cache)).to(device)
         train, held_out = split(cache.groups, config)
         found_as = f"{layout}: " if layout else ""
         kind = "images" if config.tile is None else f"tiles of {config.tile} pixels"
@@ -117,11 +126,12 @@ def fit(
             f"{'bfloat16' if bf16 else 'float32'} on {device}"
         )
         own = {student.local.patch: student for student in map(Student.load, local_nets)}
-        _remember(run, cache, config, own, teacher)
+        _remember(run, cache, config, own, teacher, roi)
         students = {p: own.get(p) or builtin_local_net(p) for p in config.patches}
         locals_ = {patch: student.local.to(device) for patch, student in students.items()}
         symmetry = _symmetry(config, locals_[config.patches[0]], cache, train, held_out, reporter)
-        copies = Copies(cache, train, held_out, config, symmetry, reporter)
+        inside = None if model.inside is None else model.inside.cpu().numpy()
+        copies = Copies(cache, train, held_out, config, symmetry, reporter, inside)
         steps = [config.finetune_steps_of(index) for index in range(len(config.patches))]
         targets = None
         if any(steps):
@@ -147,8 +157,8 @@ def fit(
             reporter.say(f"calibrating on {used} of {len(cache)} images: {limit} MiB hold no more")
         with reporter.task("calibrating", None) as advance:
             everything = np.arange(len(cache))
-            # Photographs that are seen by tiles are not updated by others.
-            keep = run / NORMAL if config.tile is None else None
+            # What is seen by tiles, or in a region of interest, is not updated by others.
+            keep = run / NORMAL if config.tile is None and roi is None else None
             higher = calibrate(model, cache, everything, advance, held_out, keep=keep)
         if isinstance(cache, TileCache):
             calibrate_photographs(model, cache, reporter)
@@ -205,7 +215,7 @@ def untrained(config: Config, images: int, device: torch.device, memory_mib: int
     return model
 
 
-def check_images(cache: ImageCache, place: str = "") -> None:
+def check_images(cache: ImageCache, place: str = "", roi: Masks | None = None) -> None:
     """Refuse images that are too few to train on, or of which too few differ.
 
     Parameters
@@ -214,6 +224,8 @@ def check_images(cache: ImageCache, place: str = "") -> None:
         The images.
     place : str
         Where they lie, to begin the message with.
+    roi : Masks, optional
+        Refuse images of another shape than its mask, too.
 
     Raises
     ------
@@ -229,6 +241,14 @@ def check_images(cache: ImageCache, place: str = "") -> None:
             f"{usable}, but only {different} different ones among them; at least {LEAST_IMAGES} are needed "
             "to train"
         )
+    if roi is not None:
+        _inside(roi, cache)
+
+
+def _inside(roi: Masks, cache: ImageCache) -> np.ndarray:
+    """The region of interest, bool [H, W] at the image size; every image must be of its shape."""
+    inside, *_ = (roi.of(p, Path(p.name), shape) for p, shape in zip(cache.paths, cache.shapes, strict=True))
+    return inside
 
 
 def split(groups: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -270,7 +290,12 @@ def _symmetry(
 
 
 def _remember(
-    run: Path, cache: ImageCache, config: Config, own: dict[int, Student], teacher: Teacher | None
+    run: Path,
+    cache: ImageCache,
+    config: Config,
+    own: dict[int, Student],
+    teacher: Teacher | None,
+    roi: Masks | None,
 ) -> None:
     """Write what the training is begun with, or refuse to resume with anything else."""
     if not (run / BEGUN).is_file():
@@ -283,5 +308,6 @@ def _remember(
         # None: built-in ones.
         "local_nets": {str(patch): digest_of(net.local.state_dict()) for patch, net in own.items()} or None,
         "teacher": digest_of(teacher.state_dict()) if teacher else None,
+        "roi": roi.provenance if roi else None,
     }
     remember(run / BEGUN, given, NAMES, run)

@@ -60,6 +60,9 @@ class Features:
         float16 [N, T, D], of patches that have a stain of their own each.
     cells : Tensor
         Int64 [N, T, 2], (row, column) of the tiles in the grid.
+    belongs : Tensor or None
+        Bool [N, rows, cols]: whether a patch belongs to the region of interest; None where all count. The
+        others are surroundings, and nothing is learned of them.
     """
 
     clean: Tensor
@@ -67,6 +70,7 @@ class Features:
     kinds: Tensor
     tiles: Tensor
     cells: Tensor
+    belongs: Tensor | None = None
 
 
 def features_of(
@@ -104,8 +108,14 @@ def features_of(
         if progress:
             progress(start + len(clean), len(variants))
     of_clean, of_stained, of_tiles, places_of_tiles = map(torch.cat, zip(*parts, strict=True))
-    kinds = patch_kinds(variants.masks, scale.grid)
-    return Features(of_clean, of_stained, kinds, of_tiles, places_of_tiles)
+    kinds, belongs = patch_kinds(variants.masks, scale.grid), None
+    if variants.inside is not None:
+        belongs = torch.zeros(len(variants), len(scale.grid), dtype=torch.bool)
+        for patches, inside in zip(belongs, variants.inside, strict=True):
+            patches[scale.grid.patches_of(inside)] = True
+        belongs = belongs.unflatten(1, (scale.grid.rows, scale.grid.cols))
+        kinds[~belongs] = NEITHER
+    return Features(of_clean, of_stained, kinds, of_tiles, places_of_tiles, belongs)
 
 
 def stain_tiles(
@@ -213,17 +223,24 @@ def surround_stage(
         tiles = torch.from_numpy(indices)
         tiles, cells = features.tiles[tiles], features.cells[tiles]
         # Those whose z_g is computed.
-        image, tile = (cells % EVERY == torch.tensor([y, x])).all(-1).nonzero(as_tuple=True)
+        wanted = (cells % EVERY == torch.tensor([y, x])).all(-1)
+        belongs = None if features.belongs is None else features.belongs[torch.from_numpy(indices)]
+        if belongs is not None:
+            wanted &= belongs[torch.arange(len(cells))[:, None], cells[..., 0], cells[..., 1]]
+            belongs = belongs[:, y::EVERY, x::EVERY]
+        image, tile = wanted.nonzero(as_tuple=True)
         cells = cells[image, tile] // EVERY
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             z_g = net(context + NOISE * deviation * noise, EVERY, (y, x)).float()
         clean, stained = (t[:, y::EVERY, x::EVERY] for t in (clean, stained))
-        inconsistency = inconsistency_loss(clean, z_g)
+        inconsistency = inconsistency_loss(*_of(belongs, clean, z_g))
         # Patches in the surrounding that z_g was told from, and stained ones in a clean surrounding.
         z = torch.cat([stained[:half], clean[half:], stained[half:]]).flatten(0, 2)
         told = torch.cat([z_g, z_g[half:]]).flatten(0, 2)
         kinds = features.kinds[torch.from_numpy(indices)][:, y::EVERY, x::EVERY]
         all_clean = torch.full_like(kinds[half:], CLEAN)
+        if belongs is not None:
+            all_clean[~belongs[half:]] = NEITHER
         kinds = torch.cat([kinds[:half], all_clean, kinds[half:]]).flatten()
         chosen = draw_pairs(kinds, PATCHES, generator).to(device)
         place = image.to(device), *cells.to(device).unbind(1)
@@ -252,8 +269,9 @@ def surround_stage(
             parts.append((clean, z_g, head(clean, z_g), head(stained, z_g_stained)))
         z, z_g, logits, logits_stained = (torch.cat(part) for part in zip(*parts, strict=True))
         explained = Explained()
-        explained.add(z, z_g)
-        found = {"held_out_loss": float(inconsistency_loss(z, z_g)), "r2": explained.r2}
+        counted = _of(held_out.belongs, z, z_g)
+        explained.add(*counted)
+        found = {"held_out_loss": float(inconsistency_loss(*counted)), "r2": explained.r2}
         middle = (held_out.kinds == STAINED).to(device)
         if middle.any():
             # The same patches, clean and stained.
@@ -264,6 +282,19 @@ def surround_stage(
     parameters = [p for module in modules.values() for p in module.parameters()]
     groups = [{"params": parameters, "lr": config.learning_rate, "weight_decay": WEIGHT_DECAY}]
     return Stage(name, config.steps, modules, groups, step, config.batch, validate)
+
+
+def _of(belongs: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
+    """Of values [B, rows, cols, D], those of patches that belong to the region, [n, D]; n is 1 at least.
+
+    Where none does, for a step computes every second cell, the first is a zero that has gradients.
+    """
+    if belongs is None:
+        return values
+    belongs = belongs.to(values[0].device)
+    if not belongs.any():
+        return tuple(0 * value[:1, 0, 0] for value in values)
+    return tuple(value[belongs] for value in values)
 
 
 def transplanted(local: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:

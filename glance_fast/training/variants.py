@@ -32,11 +32,14 @@ class Variants:
         The same copies without and with stains.
     masks : ndarray, bool [N, H, W]
         Where they differ visibly.
+    inside : ndarray, bool [N, H, W], or None
+        The region of interest of each, turned and mirrored as it is; None where all counts.
     """
 
     clean: NDArray[np.uint8]
     stained: NDArray[np.uint8]
     masks: NDArray[np.bool_]
+    inside: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -50,6 +53,7 @@ def make_variants(
     symmetry: Symmetry,
     name: str,
     progress: Callable[[int], None] | None = None,
+    inside: NDArray[np.bool_] | None = None,
 ) -> Variants:
     """Augmented and stained copies, the same for one seed and the same images.
 
@@ -68,6 +72,8 @@ def make_variants(
         Another name draws other numbers.
     progress : callable, optional
         Called with the copies made so far.
+    inside : ndarray, optional
+        bool [H, W], the region of interest of all images.
     """
     rng = np.random.default_rng((config.seed, zlib.crc32(name.encode())))
     order = np.concatenate([rng.permutation(indices) for _ in range(-(-count // len(indices)))])[:count]
@@ -75,15 +81,22 @@ def make_variants(
     shape = (count, *config.image_size)
     clean, stained = np.empty((*shape, 3), np.uint8), np.empty((*shape, 3), np.uint8)
     masks = np.empty(shape, bool)
+    regions = None if inside is None else np.empty(shape, bool)
     for number, index in enumerate(order):
         generator = step_generator(config.seed, name, number)
-        image = vary(torch.from_numpy(cache.batch([index])), symmetry, generator)
-        moved = augment(image, config.shift, config.brightness, generator)[0]
+        image = torch.from_numpy(cache.batch([index]))
+        if inside is not None:
+            # As a fourth channel, so that it is turned with the others.
+            image = torch.cat([image, torch.from_numpy(inside).byte()[None, :, :, None]], -1)
+        image = vary(image, symmetry, generator)
+        if regions is not None:
+            regions[number] = image[0, :, :, 3].bool().numpy()
+        moved = augment(image[..., :3], config.shift, config.brightness, generator)[0]
         clean[number] = moved.round_().byte().numpy()
         stained[number], masks[number] = stain_image(clean[number], others, rng)
         if progress:
             progress(number + 1)
-    return Variants(clean, stained, masks)
+    return Variants(clean, stained, masks, regions)
 
 
 def number_of_variants(images: int, config: Config) -> int:

@@ -160,9 +160,9 @@ def test_the_readout_takes_its_share_of_the_limit(model, monkeypatch):
     net, grid, x = scale.global_net, scale.grid, torch.zeros(1, 3, 96, 128)
     asked, plan = [], dense.plan
 
-    def note(layers, grid, device, step, images):
+    def note(layers, grid, device, step, *more):
         asked.append(step)
-        return plan(layers, grid, device, step, images)
+        return plan(layers, grid, device, step, *more)
 
     monkeypatch.setattr(dense, "plan", note)
     windows, readout = window_bytes(net, grid, 4), readout_bytes(net)

@@ -77,8 +77,8 @@ def scored(monkeypatch):
     """What the model returned. Scored again, maps may differ in the last bit, and so do their ranks."""
     results, score = [], Glance.score
 
-    def spy(self, images, *options):
-        results.append((list(images), score(self, images, *options)))
+    def spy(self, images, *options, **more):
+        results.append((list(images), score(self, images, *options, **more)))
         return results[-1][1]
 
     monkeypatch.setattr(Glance, "score", spy)
@@ -324,8 +324,8 @@ def test_scores_that_are_not_finite_are_the_models_fault(model, tmp_path, monkey
     data = build(tmp_path / "part", {"good": 1, "cut": 1})
     score = type(model).score
 
-    def broken(*arguments):
-        result = score(*arguments)
+    def broken(*arguments, **more):
+        result = score(*arguments, **more)
         result.maps[1, 3, 4] = np.nan
         return result
 
@@ -356,7 +356,7 @@ def test_a_masked_net_is_evaluated_by_the_engine_asked_for(plain, scored, tmp_pa
     data = build(tmp_path / "part", {"good": 2, "cut": 2})
     asked, score = [], Glance.score
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Glance, "score", lambda *a: (asked.append(a[2:]), score(*a))[1])
+        patch.setattr(Glance, "score", lambda *a, **more: (asked.append(a[2:]), score(*a, **more))[1])
         found = run(masked, data, tmp_path / "out", engine="grouped")
     assert found["engine"] == "grouped" and asked == [("grouped", "auto")]
     _, maps, _, masks, _ = direct(scored, data)

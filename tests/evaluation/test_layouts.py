@@ -211,8 +211,8 @@ def test_values_beyond_float16_stay_finite_and_a_model_without_thresholds_writes
 ):
     data, score = trees.mvtec_ad2(tmp_path / "can"), Glance.score
 
-    def huge(self, *arguments):
-        result = score(self, *arguments)
+    def huge(self, *arguments, **more):
+        result = score(self, *arguments, **more)
         result.maps[:] = 1e6
         return result
 
@@ -227,8 +227,8 @@ def test_a_private_image_that_cannot_be_scored_is_named(model, tmp_path, monkeyp
     data, score = trees.mvtec_ad2(tmp_path / "can"), Glance.score
     bad = data / "test_private_mixed/001_mixed.png"
 
-    def broken(self, images, *arguments):
-        result = score(self, images, *arguments)
+    def broken(self, images, *arguments, **more):
+        result = score(self, images, *arguments, **more)
         for image, values in zip(images, result.maps, strict=True):
             if (image == read_image(bad)).all():
                 values[3, 3] = np.nan

@@ -72,6 +72,29 @@ def test_the_whole_of_an_untrained_model(settings):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("blend", ["calibrated", "paper"])
+def test_a_model_with_a_region_of_interest(blend):
+    settings = {
+        "patch": (32, 64),
+        "stride": (8, 16),
+        "frame": (8, 16),
+        "image_size": (96, 160),
+        "blend": blend,
+    }
+    model = Glance(Config(**{**SMALL, **settings}))
+    whole = ScoringGraph(model)
+    model.inside = torch.zeros(96, 160, dtype=torch.bool)
+    model.inside[20:50, 30:100] = True
+    images = [draw_part(np.random.default_rng(i), size=100, defect=bool(i)) for i in range(2)]
+    ours = model.score(images)
+    maps, scores, _ = ScoringGraph(model).eval()(torch.from_numpy(np.stack(images)))
+    close(maps, ours.maps)
+    close(scores, ours.scores)
+    assert maps[:, ~model.inside].max() <= 0
+    assert np.abs(maps - whole.eval()(torch.from_numpy(np.stack(images)))[0]).max() > 0
+
+
+@torch.no_grad()
 def test_the_verdict_is_the_models(run_folder):
     model = glance_fast.load(run_folder, "cpu")
     image = draw_part(np.random.default_rng(0), defect=True)

@@ -72,12 +72,12 @@ class Counting:
     def __init__(self, monkeypatch, fail_at=None, error=KeyboardInterrupt):
         self.images, self.chunks = 0, 0
 
-        def counted(model, images, engine, precision):
+        def counted(model, images, engine, precision, roi=None):
             self.chunks += 1
             if self.chunks == fail_at:
                 raise error
             self.images += len(images)
-            return original(model, images, engine, precision)
+            return original(model, images, engine, precision, roi)
 
         original = Glance.score
         monkeypatch.setattr(Glance, "score", counted)
@@ -196,8 +196,8 @@ def test_names_that_are_hard_to_write(model, tmp_path):
 def test_scores_that_are_not_finite_are_errors(model, photos, tmp_path, monkeypatch):
     original = Glance.score
 
-    def score_(self, images, engine, precision):
-        result = original(self, images, engine, precision)
+    def score_(self, images, engine, precision, roi=None):
+        result = original(self, images, engine, precision, roi)
         maps = result.maps.copy()
         maps[0, 3, 3] = np.nan
         return ScoreResult(maps, result.scores, result.patch_scores)

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from samples import draw_part
 
 import glance_fast
 from glance_fast import UserError
+from glance_fast.export.formats import scorer
 from glance_fast.jobs import export as job
 from glance_fast.jobs.export import beyond, bounds, built_in, compare, export_run
+from glance_fast.run import save_model
 
 
 @pytest.fixture
@@ -97,3 +100,15 @@ def test_nothing_is_timed_but_what_agrees(model, tmp_path):
 
     with pytest.raises(UserError, match="maps differ by up to"):
         compare(model, never, built_in((64, 64))[:1], tmp_path / "model.onnx")
+
+
+def test_a_file_has_the_models_region_of_interest(run_folder, parts, tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = glance_fast.load(run_folder, "cpu")
+    model.inside = torch.zeros(64, 64, dtype=torch.bool)
+    model.inside[8:40, 8:40] = True
+    save_model(model, tmp_path / "run")
+    found = export_run(tmp_path / "run", tmp_path / "model.onnx", check=parts / "test/good")
+    assert found.map_difference < 1e-4 and found.score_difference < 1e-4
+    maps, _, _ = scorer(tmp_path / "model.onnx", "onnx")(draw_part(np.random.default_rng(0))[None])
+    assert maps[:, ~model.inside.numpy()].max() <= min(0, maps[:, model.inside.numpy()].min())

@@ -234,11 +234,11 @@ def stop_at(patch, image):
     """Ctrl-C in place of scoring a chosen image, counted from 1; gives the number of scored ones."""
     original, scored = Glance.score, []
 
-    def score_(self, images, engine, precision):
+    def score_(self, images, engine, precision, roi=None):
         if len(scored) + 1 == image:
             raise KeyboardInterrupt
         scored.append(len(images))
-        return original(self, images, engine, precision)
+        return original(self, images, engine, precision, roi)
 
     patch.setattr(Glance, "score", score_)
     return scored

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from samples import draw_part
 
+from glance_fast.data.roi import resize_scores
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.jobs.sources import Arrival, Source, open_source
@@ -273,3 +275,23 @@ def test_a_full_disk_is_named():
         add_lines(Path("/dev/full")) as add,
     ):
         add("x")
+
+
+def test_a_region_of_interest_holds_for_what_comes(run_folder, tmp_path):
+    model = load(run_folder, "cpu")
+    model.inside = torch.zeros(64, 64, dtype=torch.bool)
+    model.inside[8:40, 8:40] = True
+    large = [np.asarray(Image.fromarray(image).resize((128, 128))) for image in parts_drawn(2)]
+    lines = list(watch(model, source_of([arrival(str(i), large[i]) for i in range(2)]), overlays=tmp_path))
+    found = model.score(large)
+    np.testing.assert_allclose([line.score for line in lines], found.scores, rtol=1e-4, atol=1e-4)
+    for i, image in enumerate(large):
+        picture = np.asarray(Image.open(tmp_path / f"{i}.png"))
+        expected = overlay(
+            image,
+            resize_scores(found.maps[i], (128, 128), found.inside[i]),
+            *display_range(model.calibration),
+        )
+        assert (picture == expected).all()
+        # Nothing is drawn outside, but for the lines around what lies at the border.
+        assert (picture[:8] == image[:8]).all() and (picture[90:] == image[90:]).all()

@@ -18,11 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tifffile
+import torch
 from clients import Client, serving
 from PIL import Image
 from samples import draw_part
 
 from glance_fast.data.images import resize_map
+from glance_fast.data.roi import resize_scores
 from glance_fast.errors import UserError
 from glance_fast.evaluation.overlay import display_range, heat, scale
 from glance_fast.evaluation.regions import find_regions
@@ -110,6 +112,29 @@ def test_regions_and_maps_are_of_the_images_own_size(served, model):
     assert picture.format == "PNG" and picture.size == (192, 96)
     low, high, _ = display_range(model.calibration)
     np.testing.assert_allclose(np.asarray(picture), heat(scale(full, low, high)), atol=4)
+
+
+@pytest.fixture
+def inside(model):
+    """A region of interest that the model has for one test."""
+    pixels = np.zeros((64, 64), bool)
+    pixels[8:40, 8:40] = True
+    model.inside = torch.from_numpy(pixels)
+    yield pixels
+    model.inside = None
+
+
+def test_nothing_is_found_outside_a_region_of_interest(served, model, inside):
+    image, client = parts_drawn(2, size=128)[1], served.client()
+    found = model.score([image])
+    status, said = client.score(png(image), "?map=tiff")
+    assert status == 200 and said["score"] == pytest.approx(found.scores[0], rel=1e-4, abs=1e-4)
+    full = tifffile.imread(io.BytesIO(base64.b64decode(said["map"])))
+    expected = resize_scores(found.maps[0], (128, 128), inside)
+    np.testing.assert_allclose(full, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert (full[:14] == full[0, 0]).all() and full[0, 0] <= 0
+    for region in said["regions"]:
+        assert region["box"]["top"] >= 14 and region["box"]["bottom"] <= 82
 
 
 def test_a_model_without_thresholds(served, model, monkeypatch):

@@ -205,9 +205,9 @@ def test_a_training_that_was_not_begun_leaves_no_settings_to_the_next(parts, tmp
 def test_copies_are_made_once_and_only_where_they_are_needed(parts, tmp_path, small, reporter, monkeypatch):
     made = []
 
-    def counted(cache, indices, count, config, symmetry, name, progress=None):
+    def counted(cache, indices, count, config, symmetry, name, progress=None, inside=None):
         made.append(name)
-        return variants_module.make_variants(cache, indices, count, config, symmetry, name, progress)
+        return variants_module.make_variants(cache, indices, count, config, symmetry, name, progress, inside)
 
     monkeypatch.setattr("glance_fast.training.copies.make_variants", counted)
     small |= {"image_size": 128, "patch": [32, 64], "stride": [16, 32], "steps": 1}

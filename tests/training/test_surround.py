@@ -10,6 +10,7 @@ import torch
 
 from glance_fast import Config, Glance
 from glance_fast.geometry import PatchGrid
+from glance_fast.training import surround
 from glance_fast.training.loop import Log, run_stage
 from glance_fast.training.surround import (
     CLEAN,
@@ -22,6 +23,7 @@ from glance_fast.training.surround import (
     stain_tiles,
     surround_stage,
 )
+from glance_fast.training.variants import Variants
 
 GRID = PatchGrid(64, 80, 32, 8, 8)
 
@@ -156,6 +158,59 @@ def test_the_distortion_head_learns_from_stained_patches_of_either_kind(learnabl
         assert all(torch.equal(a, b) for a, b in zip(before, scale.distortion.parameters(), strict=True))
     else:
         assert fine < 0.2 and (tiles if kind == "tiles alone" else stained) > 0.8
+
+
+def test_nothing_is_learned_of_patches_outside_the_region(learnable, monkeypatch):
+    config, scale, features, held_out = learnable
+    belongs = torch.ones_like(features.kinds, dtype=torch.bool)
+    everywhere = dataclasses.replace(features, belongs=belongs)
+    whole, same = (
+        surround_stage("global-32", scale, some, held_out, config, False) for some in (features, everywhere)
+    )
+    assert float(whole.step(3)[0].detach()) == pytest.approx(float(same.step(3)[0].detach()), rel=1e-5)
+
+    belongs = belongs.clone()
+    belongs[:, :, 1::2] = False
+    drawn = []
+    monkeypatch.setattr(
+        surround, "draw_pairs", lambda kinds, *more: drawn.append(kinds) or draw_pairs(kinds, *more)
+    )
+    monkeypatch.setattr(
+        surround, "inconsistency_loss", lambda z, z_g: counted.append(z) or (z - z_g).square().mean()
+    )
+    counted = []
+    tiles = features.tiles.clone()
+    at = torch.arange(len(tiles))[:, None], features.cells[..., 0], features.cells[..., 1]
+    tiles[~belongs[at]] = torch.nan
+    kinds = features.kinds.masked_fill(~belongs, NEITHER)
+    some = dataclasses.replace(features, belongs=belongs, tiles=tiles, kinds=kinds)
+    stage = surround_stage("global-32", scale, some, held_out, config, False)
+    for number in range(6):
+        assert torch.isfinite(stage.step(number)[0])
+    shares = [float((kinds != NEITHER).float().mean()) for kinds in drawn]
+    # A step computes every second column: those inside, or those outside.
+    assert all(len(z) == 1 or z.dim() == 2 for z in counted) and set(shares) == {0.0, 1.0}
+
+    monkeypatch.undo()
+    within = dataclasses.replace(held_out, belongs=belongs[: len(held_out.clean)])
+    z = held_out.clean.float()
+    with torch.inference_mode():
+        expected = (scale.global_net(z) - z).square()[within.belongs].mean()
+    found = surround_stage("global-32", scale, features, within, config, False).validate()
+    assert found["held_out_loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_patches_of_copies_belong_to_their_own_region():
+    scale = Glance(Config(image_size=96, patch=32, stride=16)).scales[0]
+    rng = np.random.default_rng(0)
+    clean = rng.integers(0, 256, (2, 96, 96, 3), np.uint8)
+    inside, masks = np.zeros((2, 96, 96), bool), np.ones((2, 96, 96), bool)
+    inside[0, :30, :30], inside[1, 70:, 50:] = True, True
+    found = surround.features_of(scale, Variants(clean, clean, masks, inside), 0, False)
+    for patches, pixels in zip(found.belongs, inside, strict=True):
+        assert patches.flatten().nonzero()[:, 0].tolist() == scale.grid.patches_of(pixels).tolist()
+    assert ((found.kinds == NEITHER) == ~found.belongs).all()
+    assert surround.features_of(scale, Variants(clean, clean, masks), 0, False).belongs is None
 
 
 def test_steps_depend_on_seed_and_number_alone(learnable):

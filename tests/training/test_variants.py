@@ -28,9 +28,10 @@ def config(**more):
 
 
 def test_the_same_seed_makes_the_same_variants(cache):
-    indices = np.arange(6)
+    indices, inside = np.arange(6), np.zeros((64, 64), bool)
+    inside[:20, :9] = True
     one, same, other, renamed = (
-        make_variants(cache, indices, 9, config(seed=seed), Symmetry(True, True), name)
+        make_variants(cache, indices, 9, config(seed=seed), Symmetry(True, True), name, inside=inside)
         for seed, name in ((1, "a"), (1, "a"), (2, "a"), (1, "b"))
     )
     for field in dataclasses.fields(one):
@@ -46,6 +47,24 @@ def test_every_image_is_taken_once_before_one_is_taken_twice(cache):
     originals = [image.tobytes() for image in cache.batch(indices)]
     found = [originals.index(image.tobytes()) for image in variants.clean]
     assert sorted(found[:4]) == sorted(found[4:8]) == [0, 1, 2, 3]
+
+
+def test_the_region_of_interest_is_turned_with_the_image():
+    inside = np.zeros((64, 64), bool)
+    inside[:20, :9] = True
+
+    class Marked:
+        """Images that are white in the region alone."""
+
+        def batch(self, indices):
+            return np.repeat((inside * np.uint8(255))[None, :, :, None], len(indices), 0).repeat(3, 3)
+
+    indices, still = np.arange(6), config(**STILL)
+    variants = make_variants(Marked(), indices, 12, still, Symmetry(True, True), "a", inside=inside)
+    assert (variants.inside == (variants.clean[..., 0] == 255)).all()
+    assert len({region.tobytes() for region in variants.inside}) > 3
+    plain = make_variants(Marked(), indices, 12, still, Symmetry(True, True), "a")
+    assert plain.inside is None and (plain.clean == variants.clean).all()
 
 
 def test_stains_are_where_the_mask_says(cache):
