@@ -168,7 +168,8 @@ def score_images(
     """
     if model.config.tile is not None:
         return [Seen(*score_photograph(model, image, None, engine, precision)) for image in images]
-    result = model.score(images, engine, precision, roi=roi)
+    regions = {} if roi is None else {"roi": roi}
+    result = model.score(images, engine, precision, **regions)
     where = [None] * len(images) if result.inside is None else result.inside
     return [Seen(m, float(s), i) for m, s, i in zip(result.maps, result.scores, where, strict=True)]
 

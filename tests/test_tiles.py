@@ -166,13 +166,14 @@ def test_images_as_the_model_sees_them(run_folder):
     small = [prepared(model, image) for image in images]
     assert [image.shape for image in small] == [(64, 64, 3)] * 2
     whole = model.score(images)
-    for (score_map, score), expected, value in zip(
+    for (score_map, score, _), expected, value in zip(
         score_images(model, small), whole.maps, whole.scores, strict=True
     ):
         np.testing.assert_array_equal(score_map, expected)
         assert score == value
     of_tiles(model)
-    for image, (score_map, score) in zip(images, score_images(model, images), strict=True):
+    for image, (score_map, score, inside) in zip(images, score_images(model, images), strict=True):
+        assert inside is None
         assert prepared(model, image) is image
         expected, value = score_photograph(model, image)
         np.testing.assert_array_equal(score_map, expected)
@@ -189,7 +190,7 @@ def test_what_sees_whole_photographs_refuses_a_model_of_tiles(run_folder):
 def test_no_region_of_interest_beside_tiles(run_folder, tmp_path, parts):
     no_region(None, "mask.png")
     no_region((48, 48), None)
-    mask, out, said = tmp_path / "mask.png", tmp_path / "out", "`roi`: a region of interest is for whole photo"
+    mask, out, said = tmp_path / "mask.png", tmp_path / "out", "`roi`: a region of interest is for whole"
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(mask)
     with pytest.raises(UserError, match=said):
         score_folder(run_folder, parts / "test", out, tile=48, roi=mask)

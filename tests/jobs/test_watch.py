@@ -292,6 +292,6 @@ def test_a_region_of_interest_holds_for_what_comes(run_folder, tmp_path):
             resize_scores(found.maps[i], (128, 128), found.inside[i]),
             *display_range(model.calibration),
         )
-        assert (picture == expected).all()
+        np.testing.assert_allclose(picture.astype(int), expected, atol=4)
         # Nothing is drawn outside, but for the lines around what lies at the border.
         assert (picture[:8] == image[:8]).all() and (picture[90:] == image[90:]).all()
