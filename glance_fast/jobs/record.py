@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import glance_fast
-from glance_fast.data.files import digest_of, write_text
+from glance_fast.data.files import digest_of, read_json, write_text
 from glance_fast.data.table import printable
 from glance_fast.errors import UserError
 from glance_fast.jobs.table import ELSEWHERE, OVERWRITE, way_out
@@ -61,7 +61,7 @@ def read_run(path: Path) -> dict[str, Any] | None:
         It cannot be read, or is none of ours.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path.read_text(encoding="utf-8"))
         record.setdefault("tile", None)  # of an earlier version
         if not SAME.keys() <= record.keys():
             raise KeyError
