@@ -62,6 +62,18 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise cannot_write(path, error) from error
 
 
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse to write a file of an output folder where a link in that folder leads out of it.
+
+    Raises
+    ------
+    UserError
+        With the file's name.
+    """
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path}: a link in {folder} leads out of it; remove it or choose another folder")
+
+
 def remove_stale(folder: Path, subfolders: Iterable[str]) -> None:
     """Remove the temporary files that a killed process left behind.
 
@@ -72,7 +84,8 @@ def remove_stale(folder: Path, subfolders: Iterable[str]) -> None:
     subfolders : iterable of str
         Names of what is ours in it, searched to the bottom.
     """
-    found = [*folder.glob(".tmp-*"), *(p for name in subfolders for p in (folder / name).rglob(".tmp-*"))]
+    inner = [folder / name for name in subfolders if not (folder / name).is_symlink()]
+    found = [*folder.glob(".tmp-*"), *(path for place in inner for path in place.rglob(".tmp-*"))]
     for path in found:
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
