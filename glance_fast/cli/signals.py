@@ -18,7 +18,7 @@ def stop_on_signals() -> None:
     """
 
     def stop(number: int, frame: object) -> None:
-        if False:
+        if _imports_torch():
             # Its C++ calls Python meanwhile, and aborts the process where that raises. Nothing has begun yet.
             if this_process().rank == 0:
                 os.write(2, b"glance-fast: stopped\n")
