@@ -237,9 +237,9 @@ def test_a_damaged_image_is_named_once_and_by_us(cli, run_folder, photos, tmp_pa
     whole = io.BytesIO()
     Image.open(photos / "0.png").save(whole, "TIFF")
     data = bytearray(whole.getvalue())
-    # The first tag's type is none.
+    # The first tag claims more than the file holds.
     first = int.from_bytes(data[4:8], "little")
-    data[first + 4 : first + 8] = b"\xff\xff\xff\x7f"
+    data[first + 6 : first + 10] = b"\xff\xff\xff\x7f"
     (photos / "2.tif").write_bytes(data)
     command = ["score-dir", run_folder, photos, "--out", tmp_path / "out", "--device", "cpu", "--quiet"]
     process = subprocess.run(
