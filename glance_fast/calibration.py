@@ -13,11 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, norm
 from torch import Tensor
 
+from glance_fast.data.files import read_json
 from glance_fast.data.table import ScoreRow
-from glance_fast.errors import UserError
+from glance_fast.errors import UserError, excerpt
 
 # Deviations by which photographs held out may score higher before it is said.
 LEAST_DIFFERENCE = 0.25
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Moments:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+        numbers = _is_number(self.mean) and _is_number(self.std)
+        if not (numbers and math.isfinite(self.mean) and 0 < self.std < math.inf):
             raise ValueError(f"moments must be finite and the deviation positive, got {self}")
 
     def standardise(self, values: Tensor) -> Tensor:
@@ -187,7 +193,7 @@ class Calibration:
     def from_json(cls, text: str, scales: int, source: str) -> Calibration:
         """Read what ``to_json`` wrote; anything else is a ``UserError`` that names ``source``."""
         try:
-            values: dict[str, Any] = json.loads(text)
+            values: dict[str, Any] = read_json(text)
             if "quantile" in values:
                 # Of a run folder of an earlier version.
                 values["false_alarms"] = 1 - values.pop("quantile")
@@ -200,7 +206,7 @@ class Calibration:
             values["scales"] = tuple(
                 _whole(
                     ScaleStatistics,
-                    {n: _whole(Moments, v) if isinstance(v, dict) else v for n, v in scale.items()},
+                    {n: v if n in ("lambda_s", "weight") else _whole(Moments, v) for n, v in scale.items()},
                 )
                 for scale in values["scales"]
             )
@@ -209,7 +215,7 @@ class Calibration:
             calibration = _whole(cls, values)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise UserError(
-                f"{source}: damaged calibration, or of another version ({error}); train again"
+                f"{source}: damaged calibration, or of another version ({excerpt(str(error))}); train again"
             ) from error
         if len(calibration.scales) != scales:
             found = len(calibration.scales)
@@ -223,10 +229,6 @@ def _whole(kind: type, values: dict[str, Any]) -> Any:
         if wanted.name not in values:
             raise ValueError(f"{wanted.name} is missing")
     return kind(**values)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def with_thresholds(calibration: Calibration, false_alarms: float) -> Calibration:

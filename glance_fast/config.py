@@ -13,7 +13,7 @@ import tomli_w
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
-from glance_fast.errors import UserError
+from glance_fast.errors import UserError, excerpt, quoted
 from glance_fast.geometry import PatchGrid, fitting_size
 
 # Patch sizes that there is a Local-Net for, and its cumulative stride.
@@ -51,6 +51,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "holes": 1,
     },
 }
+# Characters of a file with settings. The time to read TOML grows with the square of the parts of a key.
+MOST_TOML = 1 << 14
 # Steps of Local-Net's fine-tuning by patch size: the larger net has the more to learn.
 FINETUNE_STEPS = {32: 250, 64: 500}
 
@@ -88,11 +90,11 @@ OneEach = Annotated[tuple[Kind, ...], Field(min_length=1, description="a list wi
 OneOrEach = Listed[Kind | OneEach[Kind]]
 Pixels = Annotated[int, Field(ge=16, le=1 << 14)]
 Sides = Annotated[tuple[Pixels, ...], Field(min_length=1, max_length=2, description="(height, width)")]
-Patch = Annotated[int, WithJsonSchema({"type": "integer", "enum": list(PATCH_STEPS)})]
+Patch = Annotated[int, Field(le=1 << 14), WithJsonSchema({"type": "integer", "enum": list(PATCH_STEPS)})]
 # Half of the largest patch.
 Frame = Annotated[int, Field(ge=0, le=max(PATCH_STEPS) // 2)]
-Count = Annotated[int, Field(ge=0)]
-Blocks = Annotated[tuple[Count, Count, Count], Field(description="three integers of at least 0")]
+Count = Annotated[int, Field(ge=0, le=64)]
+Blocks = Annotated[tuple[Count, Count, Count], Field(description="three integers from 0 to 64")]
 
 
 def allowed(schema: dict[str, Any]) -> str:
@@ -109,8 +111,8 @@ def allowed(schema: dict[str, Any]) -> str:
     if schema["type"] == "boolean":
         return "true or false"
     kind = {"integer": "an integer", "number": "a number"}[schema["type"]]
-    low, high = (f"{schema[end]:.10g}" if end in schema else None for end in ("minimum", "maximum"))
-    return f"{kind} of at least {low}" if high is None else f"{kind} from {low} to {high}"
+    low, high = (f"{schema[end]:.10g}" for end in ("minimum", "maximum"))
+    return f"{kind} from {low} to {high}"
 
 
 def _in_one_line(cls: Any) -> Any:
@@ -129,7 +131,7 @@ def _in_one_line(cls: Any) -> Any:
                 raise first["ctx"]["error"] from None
             name = str(first["loc"][0])
             what = allowed(json_schema()["properties"][name])
-            raise UserError(f"{name}: expected {what}, got {settings[name]!r}") from None
+            raise UserError(f"{name}: expected {what}, got {quoted(settings[name])}") from None
 
     cls.__init__ = __init__
     return cls
@@ -155,7 +157,7 @@ class Config:
     patch: OneOrEach[Patch] = Field(
         default=(32, 64), description="Side of a patch, pixels. Several are as many scales of one model."
     )
-    stride: OneOrEach[Annotated[int, Field(ge=1)]] = Field(
+    stride: OneOrEach[Annotated[int, Field(ge=1, le=1 << 14)]] = Field(
         default=(8, 16), description="Step between patches, pixels."
     )
     net: Net = Field(
@@ -258,7 +260,7 @@ class Config:
         "random ones. They were learned with the built-in Local-Nets; with another one the head has more to "
         "unlearn.",
     )
-    holes: OneOrEach[Annotated[int, Field(ge=1)]] | None = Field(
+    holes: OneOrEach[Annotated[int, Field(ge=1, le=1 << 24)]] | None = Field(
         default=None,
         description="Patches of one image masked at once in a masked net's training. Capped by what fits, "
         "and if not given nearly that.",
@@ -516,12 +518,34 @@ Config.__doc__ = f"{Config.__doc__}\n\n{_parameters()}    "
 def load_config(path: Path) -> dict[str, Any]:
     """Settings of a TOML file, unchecked but for their names."""
     try:
-        values = upgraded(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            text = file.read(MOST_TOML + 1)
+        if len(text) > MOST_TOML:
+            raise UserError(f"{path}: longer than {MOST_TOML:,} characters; settings are some lines of TOML")
+        values = upgraded(parsed_toml(text))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: no readable TOML file ({error})") from error
+        raise UserError(f"{path}: no readable TOML file ({excerpt(str(error))})") from error
     return checked_names(values, str(path))
+
+
+def parsed_toml(text: str) -> dict[str, Any]:
+    """What TOML says.
+
+    Raises
+    ------
+    tomllib.TOMLDecodeError
+        It is none, nested too deeply, or holds a number of too many digits for Python.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise tomllib.TOMLDecodeError("nested too deeply") from error
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError as error:
+        raise tomllib.TOMLDecodeError(str(error)) from error
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
@@ -541,7 +565,7 @@ def checked_names(values: dict[str, Any], source: str) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(Config)]
     for name in values:
         if name not in names:
-            raise UserError(f"{source}: no setting {name!r}; there are {', '.join(names)}")
+            raise UserError(f"{source}: no setting {quoted(name)}; there are {', '.join(names)}")
     return values
 
 

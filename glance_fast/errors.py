@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+# Characters of a file's content in a message.
+MOST_QUOTED = 200
+
 
 class UserError(ValueError):
     """Something given to us is wrong; the message says which thing and what to do."""
@@ -47,6 +50,19 @@ def elsewhere(error: OSError) -> str:
 def on_one_line(text: str) -> str:
     """Text with control characters escaped: a file's name may hold a line break or a terminal's commands."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def excerpt(text: str) -> str:
+    """Text that comes from a file, as a message may hold it: on one line, and not too long."""
+    return on_one_line(text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}...")
+
+
+def quoted(value: object) -> str:
+    """A value from a file, as a message may hold it."""
+    try:
+        return excerpt(repr(value))
+    except ValueError:
+        return "a number of thousands of digits"  # which Python refuses to print
 
 
 def cannot_write(path: str | Path, error: OSError) -> UserError:

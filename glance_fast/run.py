@@ -12,7 +12,7 @@ from glance_fast.calibration import Calibration
 from glance_fast.config import Config, load_config
 from glance_fast.data.files import digest_of, read_tensors, write_tensors, write_text
 from glance_fast.device import pick_device
-from glance_fast.errors import UserError
+from glance_fast.errors import UserError, excerpt
 from glance_fast.model import PRECISIONS, Glance
 
 MODEL, CONFIG, CALIBRATION = "model.safetensors", "config.toml", "calibration.json"
@@ -153,13 +153,14 @@ def load(
     tensors, notes = read_tensors(run / MODEL, "train again")
     if notes.get("format") != FORMAT:
         raise UserError(f"{run / MODEL}: not a model of this version of glance-fast; train again")
+    _check_sizes(run, config, tensors)
     model = Glance(config)
     if REGION in tensors:
         model.inside = torch.zeros(config.image_size, dtype=torch.bool)
     wanted = weights(model)
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape:
-            raise UserError(f"{run / MODEL}: does not fit {CONFIG} beside it ({name}); train again")
+            raise _no_fit(run, name)
         if tensors[name].dtype != wanted[name].dtype:
             raise UserError(f"{run / MODEL}: damaged ({name} has another type); train again")
     if REGION in tensors and not tensors[REGION].any():
@@ -178,3 +179,19 @@ def load(
     model.load_state_dict(tensors | {CALIBRATION_STATE: model.get_extra_state()})
     model.precision, model.memory_mib = precision, memory_mib
     return model.to(chosen).eval()
+
+
+def _check_sizes(run: Path, config: Config, tensors: dict[str, Tensor]) -> None:
+    """Refuse settings of a larger model than the file holds, before one is made that takes all memory."""
+    for scale, grid in enumerate(config.grids):
+        first, width = ("stem", config.widths[0]) if config.masked else ("value", config.width)
+        sizes = {f"scales.{scale}.global_net.{first}.weight": width}
+        if config.blend == "calibrated":
+            sizes[f"scales.{scale}.residual_mean"] = len(grid)
+        for name, size in sizes.items():
+            if name not in tensors or tensors[name].shape[:1] != (size,):
+                raise _no_fit(run, name)
+
+
+def _no_fit(run: Path, name: str) -> UserError:
+    return UserError(f"{run / MODEL}: does not fit {CONFIG} beside it ({excerpt(name)}); train again")

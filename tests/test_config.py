@@ -262,22 +262,26 @@ def test_an_image_without_a_surrounding_is_refused_with_the_least_that_has_one(v
         pytest.param({"patch": 32, "stride": 36}, "stride: 36 does not go", id="stride-gap"),
         pytest.param(
             {"patch": 32, "stride": 0},
-            "stride: expected an integer of at least 1, or a list .*, got 0",
+            "stride: expected an integer from 1 to 16384, or a list .*, got 0",
             id="stride-zero",
         ),
         pytest.param({"patch": 64, "stride": 4}, "stride: 4 .* multiple of 8 from 8 to 64", id="stride-64"),
         pytest.param({"patch": (32, 32), "stride": (8, 16)}, "patch: every scale", id="same-patch-twice"),
         pytest.param(
             {"blocks": (1, 2)},
-            r"blocks: expected three integers of at least 0, got \(1, 2\)",
+            r"blocks: expected three integers from 0 to 64, got \(1, 2\)",
             id="blocks-count",
         ),
         pytest.param({"blocks": 5}, "blocks: expected three integers .*, got 5", id="blocks-one-number"),
         pytest.param(
-            {"blocks": (1, -1, 1)}, r"blocks: expected .* at least 0, got \(1, -1, 1\)", id="blocks-negative"
+            {"blocks": (1, -1, 1)},
+            r"blocks: expected .* 0 to 64, got \(1, -1, 1\)",
+            id="blocks-negative",
         ),
         pytest.param({"holes": (1, 2, 3)}, "holes: one number, or one for each", id="holes-count"),
-        pytest.param({"holes": 0}, "holes: expected an integer of at least 1, .*, got 0", id="holes-zero"),
+        pytest.param(
+            {"holes": 0}, "holes: expected an integer from 1 to 16777216, .* got 0", id="holes-zero"
+        ),
         pytest.param({"finetune_steps": (1, 2, 3)}, "finetune_steps: one number, or", id="finetune-count"),
         pytest.param({"pretrained": 1}, "pretrained: expected true or false, got 1", id="pretrained"),
         pytest.param(
@@ -385,7 +389,7 @@ def test_every_setting_says_what_it_is_and_what_it_takes():
         ("steps", "an integer from 1 to 16777216"),
         ("smoothing", "a number from 0 to 1000"),
         ("pretrained", "true or false"),
-        ("blocks", "three integers of at least 0"),
+        ("blocks", "three integers from 0 to 64"),
         ("image_size", "an integer from 16 to 16384, or (height, width)"),
     ],
 )

@@ -79,8 +79,9 @@ def main() -> None:
     # waits, the other works. On a machine that other work shares, six times as fast; alone, 5 % slower.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
         os.environ["GOMP_SPINCOUNT"] = "1000"
-    # Files over the limit are refused by name; Pillow's own warning would say it twice.
+    # Files that are too large or damaged are refused by name; Pillow's own warnings would say it twice.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     for stream in (sys.stdout, sys.stderr):
         # A path may hold what the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):

@@ -126,13 +126,13 @@ def given_settings(
 
 def parse_setting(text: str) -> tuple[str, Any]:
     """``key=value`` of ``--set``; the value is read as TOML, or as a string."""
-    from glance_fast.config import checked_names
+    from glance_fast.config import checked_names, parsed_toml
 
     key, found, value = text.partition("=")
     if not found:
         raise UserError(f"--set {text}: expected key=value")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
+        parsed = parsed_toml(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
     return next(iter(checked_names({key.strip(): parsed}, "--set"))), parsed

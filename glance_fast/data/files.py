@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from glance_fast.errors import UserError, cannot_write
+from glance_fast.errors import UserError, cannot_write, excerpt
 
 NOTES = "glance-fast"
 # Names of the temporary files of ``atomic_write``.
@@ -62,6 +62,18 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise cannot_write(path, error) from error
 
 
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse to write a file of an output folder where a link in that folder leads out of it.
+
+    Raises
+    ------
+    UserError
+        With the file's name.
+    """
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path}: a link in {folder} leads out of it; remove it or choose another folder")
+
+
 def remove_stale(folder: Path, subfolders: Iterable[str]) -> None:
     """Remove the temporary files that a killed process left behind.
 
@@ -72,7 +84,8 @@ def remove_stale(folder: Path, subfolders: Iterable[str]) -> None:
     subfolders : iterable of str
         Names of what is ours in it, searched to the bottom.
     """
-    found = [*folder.glob(".tmp-*"), *(p for name in subfolders for p in (folder / name).rglob(".tmp-*"))]
+    inner = [folder / name for name in subfolders if not (folder / name).is_symlink()]
+    found = [*folder.glob(".tmp-*"), *(path for place in inner for path in place.rglob(".tmp-*"))]
     for path in found:
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
@@ -147,6 +160,20 @@ def stream_tensors(path: str | Path, tensors: Mapping[str, Tensor], notes: dict[
             file.write(tensor.detach().numpy().data)
 
 
+def read_json(text: str) -> Any:
+    """What JSON says.
+
+    Raises
+    ------
+    ValueError
+        It is none, or nested so deeply that Python cannot read it.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """Of the names of tensors and of their values, in hexadecimal."""
     digest = hashlib.sha256()
@@ -189,9 +216,10 @@ def read_tensors(path: str | Path, hint: str) -> tuple[dict[str, Tensor], dict[s
     try:
         tensors = load_file(path)
         notes = read_notes(path)
-    except (SafetensorError, OSError) as error:
-        # Anything pickled ends here, too: its first bytes are no header.
-        reason = str(error).splitlines()[0]
+    except (SafetensorError, OSError, RuntimeError) as error:
+        # Anything pickled ends here, too: its first bytes are no header. PyTorch refuses tensors of too many
+        # dimensions.
+        reason = excerpt(str(error).partition("\n")[0])
         raise UserError(f"{path}: damaged, or not a safetensors file ({reason}); {hint}") from error
     except (KeyError, ValueError):
         notes = {}
@@ -202,8 +230,14 @@ def read_tensors(path: str | Path, hint: str) -> tuple[dict[str, Tensor], dict[s
 def check_finite(path: str | Path, tensors: dict[str, Tensor], hint: str) -> None:
     """Refuse tensors from a file, with its name and a hint, if one holds a value that is not finite."""
     for name, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise UserError(f"{path}: damaged ({name} is not finite); {hint}")
+        try:
+            finite = bool(torch.isfinite(value).all())
+        except RuntimeError as error:
+            # Of 4 and 8 bits, for which PyTorch has no such test and nothing of ours is written.
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: {excerpt(name)} is of type {kind}; {hint}") from error
+        if not finite:
+            raise UserError(f"{path}: damaged ({excerpt(name)} is not finite); {hint}")
 
 
 def read_notes(path: str | Path) -> dict[str, Any]:
@@ -217,4 +251,4 @@ def read_notes(path: str | Path) -> dict[str, Any]:
         It has no such notes.
     """
     with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {})[NOTES])
+        return read_json((file.metadata() or {})[NOTES])

@@ -68,12 +68,19 @@ def walk_images(folder: Path) -> Iterator[Path]:
                     path = current / entry.name
                     if entry.name.startswith("."):
                         continue
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         (links if entry.is_symlink() else folders).append(path)
                     elif path.suffix.lower() in SUFFIXES:
                         yield path  # a broken link, too: reading it says so, leaving it out would not
         except OSError as error:
             raise UserError(f"{current}: the folder cannot be read: {error.strerror or error}") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link to itself, say; as with a broken one, reading it says what is wrong
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -91,7 +98,7 @@ def subfolders(folder: Path) -> list[Path]:
     try:
         # Not iterdir, which would ask of every image what it is.
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
+            names = [entry.name for entry in entries if entry.name[0] != "." and _is_folder(entry)]
     except OSError as error:
         raise UserError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
     return [folder / name for name in sorted(names, key=lambda name: natural_key(Path(name)))]

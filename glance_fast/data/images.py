@@ -43,8 +43,9 @@ _DAMAGE = (
     *(struct.error, zlib.error, UserWarning),
 )
 
-# It tells of damaged files, as we do, and would do so on stderr where nobody listens to it.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
+# They tell of damaged files, as we do, and would do so on stderr where nobody listens to them.
+for _name in ("tifffile", "PIL"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 _COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 _EXIF_ORIENTATION = 0x0112
@@ -111,7 +112,7 @@ def decode_image(data: bytes, name: str = "image") -> NDArray[np.uint8]:
         As ``read_image``.
     """
     path = Path(name)
-    with _in_one_line(path):
+    with in_one_line(path):
         if not data:
             raise ImageError(path, _EMPTY)
         image, orientation = _decode(path, io.BytesIO(data))
@@ -139,7 +140,7 @@ def as_rgb(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
     """
     if isinstance(image, Image.Image):
         path = Path("image")
-        with _in_one_line(path):
+        with in_one_line(path):
             _check_header(path, image)
             return _upright(_as_rgb(path, image), _orientation(image))
     array = np.asarray(image)
@@ -327,7 +328,7 @@ def read_map(path: str | Path) -> NDArray[np.floating]:
         the package imagecodecs for a compression that Pillow does not read either.
     """
     path = Path(path)
-    with _in_one_line(path):
+    with in_one_line(path):
         _check_file(path)
         with tifffile.TiffFile(path) as file:
             if not len(file.pages):
@@ -340,6 +341,7 @@ def read_map(path: str | Path) -> NDArray[np.floating]:
                     path, f"holds {page.dtype} {list(page.shape)}; a map is float32 or float16, one channel"
                 )
             _check_size(path, page.imagewidth, page.imagelength)
+            _check_packed(path, page)
             values = _pixels(path, page)
     with np.errstate(over="ignore"):
         finite = np.isfinite(values.astype(np.float32, copy=False)).all()
@@ -368,7 +370,7 @@ def read_map_rows(path: str | Path, together: int) -> Iterator[NDArray[np.float3
         The file is missing, unreadable, or none of ours.
     """
     path = Path(path)
-    with _in_one_line(path):
+    with in_one_line(path):
         _check_file(path)
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
@@ -385,6 +387,41 @@ def read_map_rows(path: str | Path, together: int) -> Iterator[NDArray[np.float3
                 rows = min(step, height - top)
                 values = np.frombuffer(opened.read(4 * rows * width), kind)
                 yield values.reshape(rows, width).astype(np.float32, copy=False)
+
+
+def _check_packed(path: Path, page: tifffile.TiffPage) -> None:
+    """Refuse a map of which a strip or tile unpacks to more than its pixels; tifffile would unpack it all."""
+    kinds = tifffile.COMPRESSION
+    if page.compression not in (kinds.ADOBE_DEFLATE, kinds.DEFLATE, kinds.LZMA):
+        return
+    if page.is_tiled:
+        rows, cols = page.tilelength, page.tilewidth
+        _check_size(path, cols, rows)
+    else:
+        rows, cols = min(page.rowsperstrip, page.imagelength), page.imagewidth
+    most = rows * cols * page.bitspersample // 8
+    file = page.parent.filehandle
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+        if count:
+            file.seek(offset)
+            if _unpacks_to_more(file.read(count), most, page.compression == kinds.LZMA):
+                raise ImageError(path, "unpacks to more than its pixels; save it anew")
+
+
+def _unpacks_to_more(packed: bytes, most: int, by_lzma: bool) -> bool:
+    if not by_lzma:
+        return len(zlib.decompressobj().decompress(packed, most + 1)) > most
+    import lzma  # some builds of Python lack it
+
+    unpacking = lzma.LZMADecompressor()
+    try:
+        unpacked = unpacking.decompress(packed, most + 1)
+    except lzma.LZMAError as error:
+        raise ValueError(str(error)) from error
+    if len(unpacked) <= most and not unpacking.eof:
+        raise ValueError("its pixels end too early")
+    # Behind the first stream, the reader of all would unpack another.
+    return len(unpacked) > most or bool(unpacking.unused_data)
 
 
 def _pixels(path: Path, page: tifffile.TiffPage) -> NDArray[np.floating]:
@@ -525,14 +562,14 @@ def encode_png(rgb: NDArray[np.uint8]) -> bytes:
 
 def _load(path: Path) -> tuple[Image.Image, int]:
     """Open and decode a file: the image as stored, and the EXIF orientation still to be applied."""
-    with _in_one_line(path):
+    with in_one_line(path):
         _check_file(path)
         with path.open("rb") as file:
             return _decode(path, file)
 
 
 def _decode(path: Path, file: BinaryIO) -> tuple[Image.Image, int]:
-    """An open file as ``_load`` gives it; within ``_in_one_line``."""
+    """An open file as ``_load`` gives it; within ``in_one_line``."""
     with Image.open(file, formats=FORMATS) as image:
         _check_header(path, image)
         image.load()
@@ -552,8 +589,8 @@ def _check_file(path: Path) -> None:
 
 
 @contextmanager
-def _in_one_line(path: Path) -> Iterator[None]:
-    """Whatever opening and decoding raise, as an ``ImageError``."""
+def in_one_line(path: Path) -> Iterator[None]:
+    """Raise whatever opening and decoding a file raise as an ``ImageError``."""
     try:
         yield
     except ImageError:

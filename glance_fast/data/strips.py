@@ -10,7 +10,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from glance_fast.data.images import read_image
+from glance_fast.data.images import in_one_line, read_image
 from glance_fast.errors import ImageError, TooLargeError
 
 # It tells of damaged files, as we do, where nobody listens.
@@ -78,7 +78,14 @@ class Streamed:
             raise ImageError(path, f"too large to be decoded at once; {ADVICE}") from None
         self._refusal = pyvips.Error
         try:
-            image = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="truncated")
+            # Anew each time: libvips keeps what it read of a name, and another file may have it now.
+            image = pyvips.Image.new_from_file(
+                str(path), access="sequential", fail_on="truncated", revalidate=True
+            )
+        except UnicodeEncodeError:
+            raise ImageError(
+                path, "too large to be decoded at once, and its name is no UTF-8; rename it"
+            ) from None
         except pyvips.Error as error:
             kinds = ", ".join(LOADERS.values())
             reason = (
@@ -167,7 +174,7 @@ def _check(path: Path, image: Any) -> None:
 
 def _ends_early(path: Path) -> bool:
     """Whether a TIFF file lacks pixels, which libvips would make up."""
-    with tifffile.TiffFile(path) as file:
+    with in_one_line(path), tifffile.TiffFile(path) as file:
         page = file.pages.first
         ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
     return max(ends, default=0) > path.stat().st_size

@@ -45,7 +45,11 @@ def printable(name: str | Path) -> str:
 def as_csv(rows: Iterable[Sequence[object]]) -> str:
     """Rows as lines of CSV, without a header."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    plain = csv.writer(text, lineterminator="\n")
+    quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        # The writer leaves a carriage return as it is, and the reader takes it for the end of a line.
+        (quoting if any("\r" in str(value) for value in row) else plain).writerow(row)
     return text.getvalue()
 
 

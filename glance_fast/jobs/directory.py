@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from glance_fast.calibration import score_row
+from glance_fast.data.files import check_inside
 from glance_fast.data.folders import list_images
 from glance_fast.data.images import read_image, size_of_map, write_png, write_tiff
 from glance_fast.data.prefetch import Prefetcher
@@ -292,11 +293,13 @@ def _score_tiled(
         files = _files(out, name, overlays)
         shown = printable(name)
         try:
+            for file in files:
+                check_inside(file, out)
             score, shape = score_by_tiles(model, path, tile, *files, engine=engine, precision=precision)
         except ImageError as error:
             yield [ScoreRow(shown, "", "", "", error.reason)], []
         except UserError as error:
-            yield [ScoreRow(shown, "", "", "", _fault_of(error))], []
+            yield [ScoreRow(shown, "", "", "", _fault_of(error, out))], []
         else:
             yield [score_row(model.calibration, shown, score)], [shape]
 
@@ -385,19 +388,25 @@ def _write(
     full = resize_scores(score_map, photo.shape, inside)
     files = _files(out, name, photo.original is not None)
     try:
+        for file in files:
+            check_inside(file, out)
         write_tiff(files[0], full)
         if photo.original is not None:
             write_png(files[1], overlay(photo.original, full, *display))
     except UserError as error:
-        return _fault_of(error)
+        return _fault_of(error, out)
     return ""
 
 
-def _fault_of(error: UserError) -> str:
+def _fault_of(error: UserError, out: Path) -> str:
     """What is wrong with an image's name, where that is why its files cannot be written; raised if not."""
     # This is one image's fault; a full disk, say, concerns them all.
-    if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENAMETOOLONG:
+    code = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+    if code == errno.ENAMETOOLONG:
         return "its name is too long for that of a map; rename it"
+    # A folder of photographs may be named as the map of one.
+    if code in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR) and (out / "maps").is_dir():
+        return "its map and another's folder have one name; rename it"
     raise error
 
 

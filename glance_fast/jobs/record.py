@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import glance_fast
-from glance_fast.data.files import digest_of, write_text
+from glance_fast.data.files import digest_of, read_json, write_text
 from glance_fast.data.roi import Masks
 from glance_fast.data.table import printable
 from glance_fast.errors import UserError
@@ -71,7 +71,7 @@ def read_run(path: Path) -> dict[str, Any] | None:
     """
     try:
         # An earlier version knew neither tiles nor regions of interest.
-        record = {"tile": None, "roi": None} | json.loads(path.read_text(encoding="utf-8"))
+        record = {"tile": None, "roi": None} | read_json(path.read_text(encoding="utf-8"))
         if not SAME.keys() <= record.keys():
             raise KeyError
     except FileNotFoundError:

@@ -31,6 +31,8 @@ FINISHED = {
     # None where nothing was left to do.
     "seconds_per_image": float | None,
 }
+# Above every number in them.
+LARGEST = 1 << 48
 
 
 @dataclass(frozen=True, order=True)
@@ -205,7 +207,8 @@ def _join(out: Path, shard: Shard) -> Summary | None:
         run = read_run(part.run(out))
         if run is None or "scored" not in run:
             return None
-        finished.append(_checked(run, part.run(out), FINISHED))
+        run.setdefault("cut", 0)  # of an earlier version, which had no tiles
+        finished.append(_checked(run, part.run(out), FINISHED | {"cut": int}))
     first = finished[0]
     for part in parts:
         check_provenance(part.run(out), first)
@@ -259,7 +262,7 @@ def _join(out: Path, shard: Shard) -> Summary | None:
 
 def _remarks(finished: list[dict[str, Any]]) -> tuple[str, ...]:
     """What to say of all shards, from what each has recorded."""
-    odd = sum((Odd(run["stretched"], run["small"], run.get("cut", 0)) for run in finished), Odd())
+    odd = sum((Odd(run["stretched"], run["small"], run["cut"]) for run in finished), Odd())
     without = sum(not run["overlays"] for run in finished)
     if without in (0, len(finished)):
         return odd.remarks()
@@ -278,9 +281,12 @@ def joined(out: Path, shard: Shard) -> Summary | None:
 
 
 def _checked(run: dict[str, Any], path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """A ``run.json`` that says what is wanted of it, each of its type."""
-    if not all(name in run and isinstance(run[name], kind) for name, kind in wanted.items()):
-        raise damaged(path)
+    """A ``run.json`` that says what is wanted of it, each of its type, and numbers that can be."""
+    for name, kind in wanted.items():
+        if name not in run or not isinstance(value := run[name], kind):
+            raise damaged(path)
+        if isinstance(value, (int, float)) and not 0 <= value < LARGEST:
+            raise damaged(path)
     return run
 
 

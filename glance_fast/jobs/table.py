@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -112,7 +113,16 @@ def read_rows(path: Path) -> dict[str, ScoreRow]:
     if lines and tuple(lines[0]) != ScoreRow._fields:
         raise UserError(f"{path}: not a table of score-dir; {way_out(path)}")
     rows = (ScoreRow(*line) for line in lines[1:] if len(line) == len(ScoreRow._fields))
-    return {row.path: row for row in rows if row.error or row.score}
+    return {row.path: row for row in rows if row.error or _is_score(row)}
+
+
+def _is_score(row: ScoreRow) -> bool:
+    """Whether a row says what it should; of a damaged one, the image is scored again."""
+    try:
+        numbers = math.isfinite(float(row.score)) and 0 <= float(row.above) <= 1
+    except ValueError:
+        return False
+    return numbers and row.anomalous in ("", "0", "1")
 
 
 def write_rows(path: Path, rows: Iterable[ScoreRow]) -> None:

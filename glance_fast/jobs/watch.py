@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glance_fast.calibration import verdict
+from glance_fast.data.files import check_inside
 from glance_fast.data.images import read_image, write_png
 from glance_fast.data.roi import resize_scores
 from glance_fast.errors import ImageError, UserError, cannot_write
@@ -283,16 +284,18 @@ def _score(
         if good and overlays and item.original is not None:
             full = resize_scores(score_map, item.original.shape[:2], inside)
             picture = overlay(item.original, full, *display)
-            reason = _write(_place(overlays, item.name), picture)
+            reason = _write(overlays, item.name, picture)
         if reason:
             yield Line(item.name, None, None, None, milliseconds, reason)
         else:
             yield Line(item.name, *verdict(model.calibration, score), milliseconds, None)
 
 
-def _write(path: Path, picture: NDArray[np.uint8]) -> str:
+def _write(overlays: Path, name: str, picture: NDArray[np.uint8]) -> str:
     """Write an overlay; gives what is wrong with its name, if something is."""
+    path = _place(overlays, name)
     try:
+        check_inside(path, overlays)
         write_png(path, picture)
     except UserError as error:
         # This is one image's fault; a full disk, say, concerns them all.

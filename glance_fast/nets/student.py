@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glance_fast.data.files import read_tensors, write_tensors
-from glance_fast.errors import UserError
+from glance_fast.errors import UserError, quoted
 from glance_fast.nets.local_net import LAYOUTS, LocalNet
 from glance_fast.nets.modules import channels_last
 from glance_fast.nets.preprocess import to_input
@@ -62,9 +62,9 @@ class Student(nn.Module):
         foreign = f"{path}: not a Local-Net of glance-fast distill"
         if "patch" not in notes:
             raise UserError(f"{foreign} (for which patches is not said)")
-        if notes["patch"] not in LAYOUTS:
+        if not isinstance(notes["patch"], int) or notes["patch"] not in LAYOUTS:
             raise UserError(
-                f"{path}: made for patches of {notes['patch']} pixels, which this version has not"
+                f"{path}: made for patches of {quoted(notes['patch'])} pixels, which this version has not"
             )
         student = cls(notes["patch"])
         try:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.files import read_tensors, write_tensors, write_text
-from glance_fast.errors import UserError
+from glance_fast.data.files import read_json, read_tensors, write_tensors, write_text
+from glance_fast.errors import UserError, excerpt, quoted
 
 # Parts of the loss: of Local-Net (Eq. 1 and 2), then of Global-Net and the distortion head (Eq. 7 and 9).
 LOCAL_PARTS, GLOBAL_PARTS = ("imitation", "compactness"), ("inconsistency", "distortion")
@@ -89,9 +89,14 @@ class Log:
         self.path, self.columns = path, columns
         self.rows: list[dict[str, str]] = []
         if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = [_of_this_version(row) for row in csv.DictReader(file)]
-            self.rows = [{name: row.get(name) or "" for name in columns} for row in rows]
+            try:
+                with path.open(newline="", encoding="utf-8") as file:
+                    rows = [_of_this_version(row) for row in csv.DictReader(file)]
+                self.rows = [{name: row.get(name) or "" for name in columns} for row in rows]
+                for row in self.rows:
+                    int(row["step"])
+            except (ValueError, KeyError, TypeError, csv.Error) as error:
+                raise UserError(f"{path}: damaged; move it away, and the training goes on") from error
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget rows of ``stage`` after ``step``: they will be computed again."""
@@ -143,7 +148,7 @@ def remember(path: Path, given: dict[str, Any], names: dict[str, str], place: Pa
         write_text(path, json.dumps(given, indent=2) + "\n")
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path.read_text(encoding="utf-8"))
         changed = [key for key in given if before.get(key) != given[key]]
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged; `overwrite=True` begins anew") from error
@@ -309,22 +314,37 @@ def _load(path: Path, stage: Stage, optimizer: torch.optim.Optimizer) -> int:
     damaged = f"{path}: damaged checkpoint; remove it to train this stage anew"
     try:
         done, steps = int(notes["step"]), int(notes["steps"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{damaged} ({error!r})") from error
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{damaged} ({quoted(error)})") from error
     if steps != stage.steps:
         raise UserError(f"{path}: made for {steps} steps, not {stage.steps}; resume with the same settings")
+    if not 0 <= done <= steps:
+        raise UserError(f"{damaged} (step {done})")
     state: dict[int, dict[str, Tensor]] = {}
-    for name in [name for name in tensors if name.startswith("optimizer/")]:
-        _, index, key = name.split("/")
-        state.setdefault(int(index), {})[key] = tensors.pop(name)
     try:
+        for name in [name for name in tensors if name.startswith("optimizer/")]:
+            _, index, key = name.split("/")
+            state.setdefault(int(index), {})[key] = tensors.pop(name)
         for name, module in stage.modules.items():
             prefix = f"{name}/"
             module.load_state_dict(
                 {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             )
         if done < steps:
+            _check_state(state, optimizer, done)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"{damaged} ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{damaged} ({excerpt(str(error).splitlines()[0])})") from error
     return done
+
+
+def _check_state(state: dict[int, dict[str, Tensor]], optimizer: torch.optim.Optimizer, done: int) -> None:
+    """Raise ``ValueError`` for a state that the optimizer would take, and fail with at its next step."""
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    for index, values in state.items():
+        shape = parameters[index].shape
+        found = {key: value.shape for key, value in values.items()}
+        if found != {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}:
+            raise ValueError(f"optimizer/{index} is of another model")
+        if not 1 <= values["step"].item() <= done or (values["exp_avg_sq"] < 0).any():
+            raise ValueError(f"optimizer/{index} cannot be")

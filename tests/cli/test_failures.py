@@ -1,6 +1,7 @@
 """What goes wrong on the way: full disks, signals, folders that may not be written."""
 
 import errno
+import io
 import os
 import shutil
 import signal
@@ -9,9 +10,13 @@ import sys
 
 import numpy as np
 import pytest
+import typer
 from commands import one_line, score_dir
+from PIL import Image
+from typer.main import get_command
 
 from glance_fast import Config, UserError
+from glance_fast.cli import app
 from glance_fast.jobs.table import Summary
 
 COMMANDS = ("train", "score-dir", "calibrate", "evaluate", "bench", "distill", "demo")
@@ -199,6 +204,52 @@ def test_half_written_files_of_a_killed_process_go(cli, run_folder, parts, photo
         assert cli(*command, "--out", out)[0] == 0
         left = {p.name for p in out.rglob("*") if p.is_file()}
         assert ".tmp-notes" in left and not any(name.startswith(stale) for name in left)
+
+
+def commands(group=None, before=()):
+    """All commands, as they are called, and what each runs."""
+    for name, command in (group or get_command(app)).commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*before, name))
+        else:
+            yield (*before, name), command
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "ended"])
+@pytest.mark.parametrize("name", [name for name, _ in commands()], ids=" ".join)
+def test_every_command_ends_in_one_line_where_it_is_told_to(cli, monkeypatch, name, number):
+    def stop(self, ctx):
+        signal.raise_signal(number)
+        raise AssertionError("went on")
+
+    # As a script starts what it leaves in the background.
+    monkeypatch.setattr(typer.core.TyperCommand, "invoke", stop)
+    monkeypatch.setattr(typer.core.TyperCommand, "parse_args", lambda self, ctx, args: [])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert cli(*name) == (130, "", "glance-fast: stopped\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_damaged_image_is_named_once_and_by_us(cli, run_folder, photos, tmp_path):
+    whole = io.BytesIO()
+    Image.open(photos / "0.png").save(whole, "TIFF")
+    data = bytearray(whole.getvalue())
+    # The first tag claims more than the file holds.
+    first = int.from_bytes(data[4:8], "little")
+    data[first + 6 : first + 10] = b"\xff\xff\xff\x7f"
+    (photos / "2.tif").write_bytes(data)
+    command = ["score-dir", run_folder, photos, "--out", tmp_path / "out", "--device", "cpu", "--quiet"]
+    process = subprocess.run(
+        [sys.executable, "-m", "glance_fast.cli", *command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 3 and "Warning" not in process.stderr, process.stderr
 
 
 # Sends itself a signal while the third image is scored.

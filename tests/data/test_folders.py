@@ -101,3 +101,15 @@ def test_subfolders_are_in_natural_order_and_links_count(tmp_path):
     (tmp_path / "b").symlink_to(tmp_path / "c9", target_is_directory=True)
     assert _names(tmp_path, subfolders(tmp_path)) == ["b", "c9", "c10"]
     assert subfolders(tmp_path / "c1.png") == subfolders(tmp_path / "none") == []
+
+
+def test_links_that_lead_back_to_themselves_hide_no_other_image(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("a/a.png", "good.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "one.png").symlink_to("two.png")
+    (tmp_path / "two.png").symlink_to("one.png")
+    (tmp_path / "loop").symlink_to("loop")
+    names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert names == ["a/a.png", "good.png", "one.png", "two.png"]
+    assert subfolders(tmp_path) == [tmp_path / "a"]

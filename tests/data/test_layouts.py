@@ -360,14 +360,19 @@ def test_loco_without_a_config_has_masks_alone(tmp_path):
             "saturation_thre",
         ),
         ('[{"pixel_value": 1, "saturation_threshold": 5}]', "relative_saturation true or false"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ('[{"pixel_value": ' + "9" * 5000 + "}]", "cannot be read as JSON"),
+        ('["' + "x" * 9999 + '"]', "expected pixel_value"),
     ],
+    ids=lambda value: ascii(value[:40]),
 )
 def test_configs_of_loco_that_are_none(tmp_path, text, phrase):
     data = trees.mvtec_loco(tmp_path / "box")
     (data / "defects_config.json").write_text(text)
     with pytest.raises(UserError, match=f"defects_config.json: .*{phrase}") as caught:
         open_category(data)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
 def test_masks_of_loco_that_are_wrong(tmp_path):

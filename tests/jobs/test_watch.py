@@ -81,6 +81,16 @@ def test_overlays(model, tmp_path):
     np.testing.assert_allclose(np.asarray(Image.open(out / absolute)).astype(int), expected, atol=4)
 
 
+def test_an_overlay_is_never_written_through_a_link(model, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sub").symlink_to(tmp_path / "elsewhere")
+    source = source_of([arrival("sub/a", parts_drawn(1)[0])])
+    with pytest.raises(UserError, match=r"out/sub/a\.png: a link in .*out leads out of it"):
+        list(watch(model, source, overlays=tmp_path / "out"))
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_overlays_that_would_be_taken_for_images(model, tmp_path):
     source = open_source(str(tmp_path))
     with pytest.raises(UserError, match=r"out: lies in .* would be taken for new images; choose"):

@@ -1,12 +1,17 @@
 """The loop: schedule, checkpoints, a resume that changes nothing, damaged checkpoints."""
 
 import os
+import pickle
 import signal
+import struct
 
 import pytest
 import torch
+from damage import Readings, damaged
+from safetensors.torch import load_file, save
 from torch import nn
 
+from glance_fast.data.files import NOTES
 from glance_fast.errors import UserError
 from glance_fast.training.loop import Log, Stage, one_cycle, remember, run_stage
 from glance_fast.training.sampling import step_generator
@@ -113,6 +118,99 @@ def test_damaged_checkpoint_is_named(tmp_path, damage):
         run(make_stage(), tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["header", "all"])
+def test_a_checkpoint_damaged_by_chance_is_read_or_named(tmp_path, kind):
+    with pytest.raises(KeyboardInterrupt):
+        run(make_stage(stop_at=7), tmp_path)
+    path, log = tmp_path / "toy.safetensors", (tmp_path / "log.csv").read_bytes()
+    whole, readings = path.read_bytes(), Readings()
+    within = 8 + struct.unpack("<Q", whole[:8])[0] if kind == "header" else None
+    first = struct.unpack("<Q", whole[:8])[0] + 8
+    weights = [
+        whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+        for place in range(first, len(whole), 99)
+    ]
+    for data in (*damaged(whole, 1, 20, within), *weights, whole):
+        path.write_bytes(data)
+        (tmp_path / "log.csv").write_bytes(log)
+        said = readings("", run, make_stage(), tmp_path)
+        # Weights of which a bit is wrong may be so large that their loss is not finite.
+        assert not said or str(path) in said or "diverged" in said
+    assert not said, "the last is as it was"
+    readings.tell(f"checkpoint, {kind}")
+    assert readings.refused > 60
+
+
+DEEP = "[" * 100_000
+NOTES_OF_NONE = (
+    *("", "{", "[]", "null", DEEP, '{"step":' * 100_000, '{"step": 7}', '{"step": "x", "steps": 20}'),
+    *('{"step": null, "steps": 20}', '{"step": 1e999, "steps": 20}', '{"step": NaN, "steps": 20}'),
+    *('{"step": [], "steps": 20}', '{"step": "' + "x" * 9999 + '", "steps": 20}'),
+)
+
+
+@pytest.mark.parametrize("notes", NOTES_OF_NONE, ids=lambda notes: ascii(notes[:24]))
+def test_notes_of_a_checkpoint_that_are_none_are_named(tmp_path, notes):
+    with pytest.raises(KeyboardInterrupt):
+        run(make_stage(stop_at=7), tmp_path)
+    path, readings = tmp_path / "toy.safetensors", Readings()
+    path.write_bytes(save(load_file(path), {NOTES: notes}))
+    assert "damaged checkpoint; remove it" in readings(path, run, make_stage(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["optimizer/x/y", "optimizer/0", "optimizer/0/a/b", "net/x\n" + "k" * 9999, "x", "optimizer/99/step"],
+)
+def test_a_foreign_tensor_in_a_checkpoint_is_read_or_named(tmp_path, name):
+    with pytest.raises(KeyboardInterrupt):
+        run(make_stage(stop_at=7), tmp_path)
+    path, readings = tmp_path / "toy.safetensors", Readings()
+    notes = {NOTES: '{"step": 7, "steps": 20}'}
+    path.write_bytes(save(load_file(path) | {name: torch.zeros(1)}, notes))
+    readings(path, run, make_stage(), tmp_path)
+
+
+class Trap:
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return self.place.touch, ()
+
+
+def test_a_pickled_checkpoint_is_not_unpickled(tmp_path):
+    run(make_stage(), tmp_path)
+    path, readings = tmp_path / "toy.safetensors", Readings()
+    for data in (pickle.dumps(Trap(tmp_path / "sprung")), None):
+        if data is None:
+            torch.save({"net/0.weight": Trap(tmp_path / "sprung")}, path)
+        else:
+            path.write_bytes(data)
+        assert readings(path, run, make_stage(), tmp_path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_log_damaged_by_chance_is_read_or_named(tmp_path):
+    run(make_stage(), tmp_path)
+    path, readings = tmp_path / "log.csv", Readings()
+
+    def read():
+        log = Log(path)
+        log.rewind("toy", 5)
+        log.add({"stage": "toy", "step": 6})
+
+    for data in (
+        *damaged(path.read_bytes(), 1, 20),
+        *(b"stage,step\nlocal,x\n", b"a,b\n1,2\n", b"\xff\xfe\n", b"stage,step\nlocal\n", b"first\n1\n"),
+        *(b"stage,step\n" + b"x" * 200_000 + b",1\n", b"stage,step\ntoy," + b"9" * 10_000 + b"\n"),
+    ):
+        path.write_bytes(data)
+        readings(path, read)
+    readings.tell("log")
+    assert readings.refused > 20
+
+
 def test_divergence_is_said(tmp_path):
     stage = make_stage()
     stage.step = lambda number: (torch.tensor(float("nan"), requires_grad=True), {})
@@ -129,7 +227,7 @@ def test_what_a_training_is_begun_with_is_kept(tmp_path):
     remember(path, {"seed": 1, "teacher": None, "later": None}, {}, tmp_path)
     with pytest.raises(UserError, match=f"^{tmp_path}: was begun with another seed; give the same, or"):
         remember(path, {"seed": 2, "teacher": None}, {"seed": "another seed"}, tmp_path)
-    for text in ("{", "[]"):
+    for text in ("{", "[]", "5", "null", DEEP, DEEP + "]" * 100_000, '{"seed": ' + "9" * 5000 + "}"):
         path.write_text(text)
         with pytest.raises(UserError, match=r"begun\.json: damaged; `overwrite=True` begins anew"):
             remember(path, {"seed": 1}, {}, tmp_path)

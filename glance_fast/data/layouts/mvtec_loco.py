@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glance_fast.data.files import read_json
 from glance_fast.data.folders import list_images
 from glance_fast.data.layouts.record import Category, Layout, Saturation, samples_below, train_good
-from glance_fast.errors import UserError
+from glance_fast.errors import UserError, excerpt
 
 CONFIG = "defects_config.json"
 
@@ -54,7 +55,7 @@ def read_saturations(path: Path) -> dict[int, Saturation]:
         It cannot be read or is no such list.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(entries, list):
@@ -75,8 +76,9 @@ def _saturation(path: Path, entry: Any) -> tuple[int, Saturation]:
         and 0 < threshold <= (1 if relative else float("inf"))
     ):
         raise UserError(
-            f"{path}: {json.dumps(entry)}: expected pixel_value from 1 to 255, relative_saturation true or "
-            "false, and saturation_threshold in pixels, or above 0 and up to 1 where that is relative"
+            f"{path}: {excerpt(json.dumps(entry))}: expected pixel_value from 1 to 255, "
+            "relative_saturation true or false, and saturation_threshold in pixels, or above 0 and up to 1 "
+            "where that is relative"
         )
     return value, Saturation(threshold, relative)
 
