@@ -124,7 +124,9 @@ def evaluate(
         model.memory_share(precision.value)
         photographs = None
         if overwrite:
-            photographs = evaluation.read_photographs(category, model.prepare, model.config.image_size)
+            photographs = evaluation.read_photographs(
+                category, model.prepare, model.config.image_size, model.calibration.white
+            )
         tell_precision(model, precision.value)
         work = partial(
             evaluation.evaluate,

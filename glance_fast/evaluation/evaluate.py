@@ -117,7 +117,7 @@ def evaluate(
     category = data if isinstance(data, Category) else find_category(data, out)
     check_shown(shown, category.saturations is not None)
     samples, targets, size = category.samples, category.targets(out), model.config.image_size
-    photographs = photographs or read_photographs(category, model.prepare, size)
+    photographs = photographs or read_photographs(category, model.prepare, size, model.calibration.white)
 
     count = len(samples)
     maps = np.empty((count, *size), np.float32)
@@ -156,7 +156,7 @@ def evaluate(
             "The model is not calibrated and has no threshold: nothing is called anomalous or missed."
         )
     # What "auto" stands for is the model's business, and part of the result.
-    found["notes"] += category.notes
+    found["notes"] += [*category.notes, *photographs.unlike.remarks()]
     found |= {
         "layout": category.layout,
         "engine": model.chosen_engine(engine),

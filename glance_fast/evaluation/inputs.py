@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glance_fast.data.images import read_image, resize
+from glance_fast.data.depth import Unlike, shown_as, unlike
+from glance_fast.data.images import Pixels, read_image, resize
 from glance_fast.data.layouts import (
     Category,
     Defect,
@@ -33,7 +34,7 @@ class Photographs:
     Attributes
     ----------
     prepared : list of ndarray
-        uint8 [H, W, 3], at the model's image size.
+        [H, W, 3], at the model's image size, as ``Glance.prepare`` gives them.
     masks : ndarray
         bool [N, H, W], the ground truth at that size.
     sizes : list of (int, int)
@@ -46,15 +47,18 @@ class Photographs:
         That decoding and preparing took.
     defects : list of list of Defect, or None
         Of each image its defects, at the model's size; None where the category has no saturation thresholds.
+    unlike : Unlike
+        Numbers of images whose depth is not that of the photographs in training.
     """
 
-    prepared: list[NDArray[np.uint8]]
+    prepared: list[Pixels]
     masks: NDArray[np.bool_]
     sizes: list[tuple[int, int]]
     kept: int
     shown: list[tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]
     seconds: float
     defects: list[list[Defect]] | None = None
+    unlike: Unlike = field(default_factory=Unlike)
 
 
 def find_category(data: str | Path, out: str | Path) -> Category:
@@ -79,7 +83,10 @@ def find_category(data: str | Path, out: str | Path) -> Category:
 
 
 def read_photographs(
-    category: Category, prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], size: tuple[int, int]
+    category: Category,
+    prepare: Callable[[Pixels], Pixels],
+    size: tuple[int, int],
+    white: int | None = None,
 ) -> Photographs:
     """Read every image and mask, so that bad ones are known before the long work begins.
 
@@ -90,6 +97,9 @@ def read_photographs(
         ``Glance.prepare``.
     size : (height, width)
         The model's image size.
+    white : int, optional
+        The model's (``Calibration.white``); without it, the report shows each image of more than 8 bits by
+        its own.
 
     Raises
     ------
@@ -99,12 +109,12 @@ def read_photographs(
     masks = np.zeros((len(category.samples), *size), dtype=bool)
     prepared, sizes, shown, defects = [], [], [], []
     errors: list[ImageError] = []
-    kept, seconds = 0, 0.0
+    kept, seconds, odd = 0, 0.0, Unlike()
     for i, sample in enumerate(category.samples):
         try:
             started = time.perf_counter()
             image = read_image(sample.path)
-            prepared.append(prepare(image))
+            prepared.append(_prepared(sample.path, prepare, image))
             seconds += time.perf_counter() - started
             sizes.append(image.shape[:2])
             mask, found = read_truth(category, sample, sizes[-1])
@@ -114,20 +124,29 @@ def read_photographs(
         masks[i], forced = resize_truth(mask, size)
         kept += forced
         defects.append([_resized(defect, size) for defect in found])
-        shown.append(to_be_shown(image, mask if sample.masks else None))
+        odd += unlike(image, white)
+        shown.append(to_be_shown(image, mask if sample.masks else None, white))
     raise_all(errors)
     known = None if category.saturations is None else defects
-    return Photographs(prepared, masks, sizes, kept, shown, seconds, known)
+    return Photographs(prepared, masks, sizes, kept, shown, seconds, known, odd)
+
+
+def _prepared(path: Path, prepare: Callable[[Pixels], Pixels], image: Pixels) -> Pixels:
+    """An image prepared, or an error that names its file."""
+    try:
+        return prepare(image)
+    except ImageError as error:
+        raise ImageError(path, error.reason) from error
 
 
 def to_be_shown(
-    image: NDArray[np.uint8], mask: NDArray[np.bool_] | None
+    image: Pixels, mask: NDArray[np.bool_] | None, white: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
     """An image and its mask, if it has one, at the size of the report's pictures."""
     ratio = SHOWN_SIDE / max(image.shape[:2])
     height, width = (max(1, round(side * ratio)) for side in image.shape[:2])
     small = height, width
-    return resize(image, small), None if mask is None else resize_truth(mask, small)[0]
+    return shown_as(resize(image, small), white), None if mask is None else resize_truth(mask, small)[0]
 
 
 def raise_all(errors: Sequence[ImageError]) -> None:

@@ -48,7 +48,7 @@ def write_submission(
     Raises
     ------
     ImageError
-        An image cannot be read.
+        An image cannot be read, or is too deep for the model.
     UserError
         A file cannot be written, or a score is not finite.
     """
@@ -57,7 +57,9 @@ def write_submission(
     for start in range(0, len(category.unlabelled), together):
         paths = category.unlabelled[start : start + together]
         images = [read_image(path) for path in paths]
-        result = model.score([model.prepare(image) for image in images], engine, precision)
+        result = model.score(
+            [model.prepare(*pair) for pair in zip(images, paths, strict=True)], engine, precision
+        )
         for path, image, score_map in zip(paths, images, result.maps, strict=True):
             if not np.isfinite(score_map).all():
                 raise UserError(

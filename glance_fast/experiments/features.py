@@ -156,7 +156,7 @@ def features(
     category = defective(find_category(data, out))
     model = load(run, device, memory_mib=memory_mib)
     model.memory_share()
-    photographs = read_photographs(category, model.prepare, model.config.image_size)
+    photographs = read_photographs(category, model.prepare, model.config.image_size, model.calibration.white)
     settings = provenance_of(model, data, "auto", "auto") | {"patches": patches, "seed": seed}
     stems = [f"features-{patch}" for patch in model.config.patches]
     ours = (SEPARATIONS, *(stem + suffix for stem in stems for suffix in SUFFIXES))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from glance_fast.calibration import score_row
+from glance_fast.data.depth import Unlike, shown_as, unlike
 from glance_fast.data.folders import list_images
 from glance_fast.data.images import read_image, resize_map, size_of_map, write_png, write_tiff
 from glance_fast.data.prefetch import Prefetcher
@@ -43,7 +44,8 @@ ASPECT_TOLERANCE = 0.05
 class _Photo(NamedTuple):
     shape: tuple[int, int]
     resized: np.ndarray
-    original: np.ndarray | None  # for an overlay
+    original: np.ndarray | None  # for an overlay, uint8
+    unlike: Unlike
 
 
 class _Plan(NamedTuple):
@@ -157,7 +159,7 @@ def score_directory(
             scored += sum(not row.error for row in chunk)
             anomalous += sum(row.anomalous == "1" for row in chunk)
             errors += sum(bool(row.error) for row in chunk)
-            odd = sum((_odd(model, photo.shape) for photo in read if isinstance(photo, _Photo)), odd)
+            odd = sum((_odd_photo(model, photo) for photo in read if isinstance(photo, _Photo)), odd)
             done += len(part)
             if progress:
                 progress(done, len(paths))
@@ -233,9 +235,12 @@ def _read_ahead(
     def read(path: Path) -> _Photo | ImageError:
         try:
             image = read_image(path)
+            prepared = model.prepare(image)
         except ImageError as error:
             return error
-        return _Photo(image.shape[:2], model.prepare(image), image if originals else None)
+        white = model.calibration.white
+        original = shown_as(image, white) if originals else None
+        return _Photo(image.shape[:2], prepared, original, unlike(image, white))
 
     together = model.at_once(precision)
     step = min(together, MOST_ORIGINALS) if originals else together
@@ -311,6 +316,11 @@ def _files(out: Path, name: Path, overlays: bool) -> list[Path]:
     """The map of an image and, if asked, its overlay."""
     files = [out / "maps" / name.with_name(f"{name.name}.tiff")]
     return [*files, out / "overlays" / name.with_name(f"{name.name}.png")] if overlays else files
+
+
+def _odd_photo(model: Glance, photo: _Photo) -> Odd:
+    """What is odd about an image that was read."""
+    return _odd(model, photo.shape) + Odd(shallow=photo.unlike.shallow, above=photo.unlike.above)
 
 
 def _odd(model: Glance, shape: tuple[int, int]) -> Odd:

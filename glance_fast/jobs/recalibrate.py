@@ -94,10 +94,13 @@ def _calibrate_on(model: Glance, good: Path, paths: list[Path], reporter: Report
     # Images too large for the memory given are refused before any is read.
     model.memory_share()
     with reporter.task("reading images", len(paths)) as advance:
-        cache = ImageCache(paths, model.config.image_size, model.config.cache_mib << 20, progress=advance)
+        size, limit, white = model.config.image_size, model.config.cache_mib << 20, model.calibration.white
+        cache = ImageCache(paths, size, limit, progress=advance, white=white)
     with cache:
         for error in cache.errors:
             reporter.say(f"left out: {error}")
+        for remark in cache.unlike.remarks():
+            reporter.say(remark)
         new, seen = _unseen(model, cache)
         if copies := len(cache) - len(new) - seen:
             reporter.say(f"left out: {copies} {_photographs(copies)} with the same pixels as another")

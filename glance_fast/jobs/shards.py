@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -249,8 +249,8 @@ def _join(out: Path, shard: Shard) -> Summary | None:
         "seconds_per_image": round(sum(each) / len(each), 4) if each else None,
         "shards": shard.count,
     }
-    for key in ("shard", "photographs", "listing", "stretched", "small", "overlays"):
-        del record[key]
+    for key in ("shard", "photographs", "listing", *asdict(Odd()), "overlays"):
+        record.pop(key, None)
     write_rows(WHOLE.table(out), rows)
     write_run(WHOLE.run(out), record)
     _remove(out, parts)
@@ -259,7 +259,8 @@ def _join(out: Path, shard: Shard) -> Summary | None:
 
 def _remarks(finished: list[dict[str, Any]]) -> tuple[str, ...]:
     """What to say of all shards, from what each has recorded."""
-    odd = sum((Odd(run["stretched"], run["small"]) for run in finished), Odd())
+    # Shards of an earlier version tell less.
+    odd = sum((Odd(**{name: run.get(name, 0) for name in asdict(Odd())}) for run in finished), Odd())
     without = sum(not run["overlays"] for run in finished)
     if without in (0, len(finished)):
         return odd.remarks()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from glance_fast.data.depth import Unlike
 from glance_fast.data.table import ScoreRow, as_csv, write_table
 from glance_fast.errors import UserError, cannot_write
 
@@ -45,13 +46,22 @@ class Odd:
         Of another shape than those in training.
     small : int
         Of fewer pixels across than a patch.
+    shallow, above : int
+        As ``glance_fast.data.depth.Unlike`` has them.
     """
 
     stretched: int = 0
     small: int = 0
+    shallow: int = 0
+    above: int = 0
 
     def __add__(self, other: Odd) -> Odd:
-        return Odd(self.stretched + other.stretched, self.small + other.small)
+        return Odd(
+            self.stretched + other.stretched,
+            self.small + other.small,
+            self.shallow + other.shallow,
+            self.above + other.above,
+        )
 
     def remarks(self) -> tuple[str, ...]:
         """What to say of them."""
@@ -63,7 +73,7 @@ class Odd:
         if self.small:
             are = "image is" if self.small == 1 else "images are"
             out.append(f"{self.small} {are} smaller than a patch; enlarged so much, they show little")
-        return tuple(out)
+        return (*out, *Unlike(self.shallow, self.above).remarks())
 
 
 def drift_remarks(rows: Iterable[ScoreRow]) -> tuple[str, ...]:

@@ -111,7 +111,10 @@ def calibrate(
         scores = fit_whitening(model, features_of(model, cache, chosen, progress))
     aspect = float(np.median([width / height for height, width in cache.shapes]))
     model.calibration = dataclasses.replace(
-        calibration_of(model, scores, weights=weights), aspect=aspect, trained_on=digests(cache, indices)
+        calibration_of(model, scores, weights=weights),
+        aspect=aspect,
+        trained_on=digests(cache, indices),
+        white=cache.white,
     )
     found, new = np.array(model.calibration.scores), np.isin(chosen, held_out)
     if new.all() or not new.any():
@@ -445,6 +448,7 @@ def calibration_of(
         false_alarms=config.false_alarms,
         distances=model.calibration.distances,
         largest_peaks=model.calibration.largest_peaks,
+        white=model.calibration.white,
     )
     scored, highest = [], []
     for maps in _maps(model, scores):

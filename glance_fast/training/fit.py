@@ -105,6 +105,8 @@ def fit(
         for error in cache.errors:
             reporter.say(f"left out: {error}")
         check_images(cache)
+        if said := depth_of(cache):
+            reporter.say(said)
         train, held_out = split(len(cache), config)
         found_as = f"{layout}: " if layout else ""
         reporter.say(
@@ -220,6 +222,17 @@ def check_images(cache: ImageCache, place: str = "") -> None:
             f"{usable}, but only {different} different ones among them; at least {LEAST_IMAGES} are needed "
             "to train"
         )
+
+
+def depth_of(cache: ImageCache) -> str:
+    """What to say of photographs of more than 8 bits; nothing where there are none."""
+    if cache.white is None:
+        return ""
+    bits = cache.white.bit_length()
+    said = f"more than 8 bits: values from 0 to {cache.white} ({bits} bits) are used"
+    if few := cache.unlike.shallow:
+        said += f"; {few} of {len(cache)} have 8 bits, of which 255 is taken for {cache.white}"
+    return said
 
 
 def split(count: int, config: Config) -> tuple[np.ndarray, np.ndarray]:

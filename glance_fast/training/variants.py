@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
+from glance_fast.data.depth import Levels
 from glance_fast.data.stains import stain_image
 from glance_fast.training.sampling import augment, step_generator
 from glance_fast.training.symmetry import Symmetry, vary
@@ -29,13 +30,13 @@ class Variants:
     Attributes
     ----------
     clean, stained : ndarray, uint8 [N, H, W, 3]
-        The same copies without and with stains.
+        The same copies without and with stains; float32 of 0 to 255 where images have more than 8 bits.
     masks : ndarray, bool [N, H, W]
         Where they differ visibly.
     """
 
-    clean: NDArray[np.uint8]
-    stained: NDArray[np.uint8]
+    clean: Levels
+    stained: Levels
     masks: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -73,20 +74,20 @@ def make_variants(
     order = np.concatenate([rng.permutation(indices) for _ in range(-(-count // len(indices)))])[:count]
     others = cache.batch(rng.permutation(indices)[:OTHERS])
     shape = (count, *config.image_size)
-    clean, stained = np.empty((*shape, 3), np.uint8), np.empty((*shape, 3), np.uint8)
+    clean, stained = (np.empty((*shape, 3), others.dtype) for _ in range(2))
     masks = np.empty(shape, bool)
     for number, index in enumerate(order):
         generator = step_generator(config.seed, name, number)
         image = vary(torch.from_numpy(cache.batch([index])), symmetry, generator)
         moved = augment(image, config.shift, config.brightness, generator)[0]
-        clean[number] = moved.round_().byte().numpy()
+        clean[number] = (moved if cache.white else moved.round_()).numpy()
         stained[number], masks[number] = stain_image(clean[number], others, rng)
         if progress:
             progress(number + 1)
     return Variants(clean, stained, masks)
 
 
-def number_of_variants(images: int, config: Config) -> int:
+def number_of_variants(images: int, config: Config, itemsize: int = 1) -> int:
     """How many copies are trained on.
 
     As many as there are images, but ``variants`` at least and twice that at most. Fewer where the copies,
@@ -100,9 +101,11 @@ def number_of_variants(images: int, config: Config) -> int:
         That are trained on.
     config : Config
         Settings.
+    itemsize : int
+        Bytes of a value of a copy.
     """
     wanted = min(max(images, config.variants), 2 * config.variants)
     # Pixels without and with stains, the mask, and features of both, half precision, a patch size at a time.
-    pixels = 7 * config.image_size[0] * config.image_size[1]
+    pixels = (6 * itemsize + 1) * config.image_size[0] * config.image_size[1]
     features = 2 * 2 * FEATURES * max(map(len, config.grids))
     return max(min(wanted, (config.cache_mib << 20) // (pixels + features)), LEAST)
