@@ -17,6 +17,7 @@ from glance_fast.data.images import read_image
 from glance_fast.errors import ImageError
 from glance_fast.jobs.bench import bench, noise, photographs
 from glance_fast.jobs.directory import score_directory
+from glance_fast.jobs.export import export_run
 from glance_fast.jobs.folder import score_folder
 from glance_fast.jobs.recalibrate import calibrate_run
 from glance_fast.jobs.sources import open_source
@@ -211,3 +212,13 @@ def test_bench_takes_them(model, deep_parts):
     for images in (photographs(sorted((deep_parts / "test/good").iterdir()), 2, 4095), noise(model)):
         assert images[0].dtype == np.uint16
         assert bench(model, images).rows[0].seconds > 0
+
+
+@pytest.mark.slow
+def test_export_is_checked_on_stored_values(deep_run, run_folder, deep_parts, mixed, tmp_path):
+    for check, number in ((None, 3), (deep_parts / "test/punched", 3), (mixed, 3)):
+        found = export_run(deep_run, tmp_path / "m.pt2", "torch-export", check=check, overwrite=True)
+        assert found.images == number and found.map_difference < 1e-4
+    with pytest.raises(UserError, match=f"no image can be read; the last one: .*{REFUSED}"):
+        export_run(run_folder, tmp_path / "eight.pt2", "torch-export", check=deep_parts / "test/good")
+    assert not (tmp_path / "eight.pt2").exists()
