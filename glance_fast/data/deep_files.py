@@ -8,7 +8,9 @@ know at all, tifffile may.
 from __future__ import annotations
 
 import re
+import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +26,21 @@ from glance_fast.errors import ImageError
 
 # Values [H, W] or [H, W, 3] as stored, and the EXIF orientation still to be applied.
 Deep = tuple[NDArray[np.uint16], int]
+
+# What Pillow's decoders let through on damaged files beside OSError; warnings, where those are made errors.
+DAMAGE = (
+    *(
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        RuntimeError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ),
+    *(struct.error, tifffile.TiffFileError, zlib.error, UserWarning),
+)
 
 FRAMES = "holds several frames or pages; save the one that is meant as a file of its own"
 FLOATING = "has floating-point pixels, which have no fixed range; save it with 8 or 16 bits"
@@ -127,6 +144,15 @@ def read_tiff(path: Path, file: BinaryIO) -> Deep:
         return values[..., 0] if grey else values[..., :3], page.tags.valueof(_ORIENTATION, default=1)
 
 
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied to an image that is decoded."""
+    # ImageOps.exif_transpose would also write the EXIF block anew, and fails on some that are merely odd.
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except (OSError, *DAMAGE):
+        return 1  # a damaged block says nothing; upright is the standard's default
+
+
 def _raw_mode(image: ImageFile) -> str:
     """How Pillow calls the pixels as they are stored."""
     how = image.tile[0][3] if image.tile else ""
@@ -148,7 +174,7 @@ def _unpacked(file: BinaryIO, raw: str) -> tuple[NDArray[np.uint8], int]:
         image.tile = [_told(tile, raw) for tile in image.tile]
         image.load()
         # After load(): for TIFF, Pillow has then turned the pixels already and dropped the tag.
-        return np.asarray(image), image.getexif().get(_ORIENTATION, 1)
+        return np.asarray(image), orientation_of(image)
 
 
 def _read_halves(path: Path, file: BinaryIO) -> Deep:

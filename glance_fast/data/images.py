@@ -12,8 +12,6 @@ import contextlib
 import io
 import logging
 import stat
-import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -24,27 +22,21 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from glance_fast.data.deep_files import FLOATING, FRAMES, TIFF, check_tiff, deep_reader, read_tiff
+from glance_fast.data.deep_files import (
+    DAMAGE,
+    FLOATING,
+    FRAMES,
+    TIFF,
+    check_tiff,
+    deep_reader,
+    orientation_of,
+    read_tiff,
+)
 from glance_fast.data.files import atomic_write
 from glance_fast.errors import ImageError, UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 """What is read, by content and never by the file's name. Pillow's other decoders stay out of reach."""
-
-# What Pillow's decoders let through on damaged files beside OSError; warnings, where those are made errors.
-_DAMAGE = (
-    *(
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        RuntimeError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-    ),
-    *(struct.error, tifffile.TiffFileError, zlib.error, UserWarning),
-)
 
 # It tells of damaged files, as we do, and would do so on stderr where nobody listens to it.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -53,7 +45,6 @@ Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 """An image: of 8 bits, or of more, as stored."""
 
 _COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
-_ORIENTATION = 0x0112
 _EMPTY = "is empty (0 bytes)"
 # Reduction by the filter that averaging beforehand leaves, at least.
 _GAP = 3
@@ -149,7 +140,7 @@ def as_rgb(image: Pixels | Image.Image) -> Pixels:
         path = Path("image")
         with _in_one_line(path):
             _check_header(path, image)
-            return _upright(_as_rgb(path, image), _orientation(image))
+            return _upright(_as_rgb(path, image), orientation_of(image))
     array = np.asarray(image)
     if (
         array.dtype not in (np.uint8, np.uint16)
@@ -319,7 +310,7 @@ def size_of_map(path: str | Path) -> tuple[int, int] | None:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
             return page.imagelength, page.imagewidth
-    except (OSError, *_DAMAGE):
+    except (OSError, *DAMAGE):
         return None
 
 
@@ -469,7 +460,7 @@ def _decode(path: Path, file: BinaryIO) -> tuple[Image.Image, int]:
         _check_header(path, image)
         image.load()
         # After load(): for TIFF, Pillow has then turned the pixels already and dropped the tag.
-        return image.copy(), _orientation(image)
+        return image.copy(), orientation_of(image)
 
 
 def _read(path: Path, file: BinaryIO) -> Pixels:
@@ -480,7 +471,7 @@ def _read(path: Path, file: BinaryIO) -> Pixels:
             read_deep = deep_reader(image, file)
             if read_deep is None:
                 image.load()
-                return _upright(_as_rgb(path, image), _orientation(image))
+                return _upright(_as_rgb(path, image), orientation_of(image))
     except UnidentifiedImageError:
         file.seek(0)
         if file.read(4) not in TIFF:
@@ -525,7 +516,7 @@ def _in_one_line(path: Path) -> Iterator[None]:
         if error.errno is not None:  # the system's complaint, not a decoder's
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
         raise ImageError(path, _damaged(error)) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ImageError(path, _damaged(error)) from error
 
 
@@ -552,14 +543,6 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise ImageError(path, _bomb(f"{width}x{height}"))
     if width < 1 or height < 1:
         raise ImageError(path, f"has no pixels ({width}x{height})")
-
-
-def _orientation(image: Image.Image) -> int:
-    # ImageOps.exif_transpose would also write the EXIF block anew, and fails on some that are merely odd.
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except (OSError, *_DAMAGE):
-        return 1  # a damaged block says nothing; upright is the standard's default
 
 
 def _upright(array: NDArray, orientation: int) -> NDArray:

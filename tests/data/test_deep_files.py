@@ -1,6 +1,7 @@
 """Files of more than 8 bits keep every bit, however they are stored; bad ones get a clear line."""
 
 import io
+import struct
 import zlib
 
 import deep
@@ -123,6 +124,15 @@ def test_orientation_is_applied_once(orientation, planes):
     image = decode_image(_as_tiff(stored, extratags=tag, **kind, **RGB))
     eight = decode_image(_as_tiff((COLOURS >> 8).astype(np.uint8), extratags=tag, **RGB))
     np.testing.assert_array_equal(image >> 8, eight)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_a_damaged_exif_block_says_nothing():
+    whole = deep.png(COLOURS)
+    turned = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, 3, 0, 0)
+    for block, expected in ((b"MM\0*" + b"\xff" * 4, COLOURS), (turned, COLOURS[::-1, ::-1])):
+        data = whole[:33] + deep.chunk(b"eXIf", block) + whole[33:]
+        np.testing.assert_array_equal(decode_image(data), expected)
 
 
 def test_files_of_8_bits_stay_what_pillow_makes_of_them():
