@@ -138,6 +138,9 @@ class Calibration:
     weights : str
         Digest of the weights that it was measured with (``glance_fast.run.save_calibration``); empty where
         it was never saved, and in run folders of an earlier version.
+    white : int or None
+        Stored value that is white in images of more than 8 bits (``glance_fast.data.depth``); None where the
+        model was trained on images of 8 bits.
     """
 
     scales: tuple[ScaleStatistics, ...]
@@ -153,6 +156,7 @@ class Calibration:
     largest_peaks: bool = False
     trained_on: tuple[str, ...] = field(default=())
     weights: str = ""
+    white: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("threshold", "pixel_threshold"):
@@ -176,6 +180,8 @@ class Calibration:
             raise ValueError("trained_on must be strings")
         if not isinstance(self.weights, str):
             raise ValueError("weights must be a string")
+        if self.white is not None and (type(self.white) is not int or not 255 <= self.white <= 65535):
+            raise ValueError(f"white must be null or from 255 to 65535, got {self.white!r}")
 
     def share_above(self, score: float) -> float:
         """Share of normal images that score as high or higher, the image itself counted as one of them.
@@ -203,6 +209,7 @@ class Calibration:
             values.setdefault("largest_peaks", False)
             values.setdefault("weights", "")
             values["shape"] = tuple(values["shape"]) if values.get("shape") else None
+            values.setdefault("white", None)
             values["scales"] = tuple(
                 _whole(
                     ScaleStatistics,

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from glance_fast.calibration import Calibration, ScaleStatistics
 from glance_fast.config import Config
-from glance_fast.data.images import as_rgb, read_image, resize
+from glance_fast.data.depth import fitted, levels, unlike
+from glance_fast.data.images import Pixels, as_rgb, read_image
 from glance_fast.data.roi import at_size
 from glance_fast.device import has_bf16
 from glance_fast.engines import dense, grouped, patchwise
@@ -279,7 +280,7 @@ class Glance(nn.Module):
         ----------
         images : Tensor
             Floating point [B, 3, H, W], RGB in [0, 1], on the model's device. Resized to the model's image
-            size.
+            size. 1 is 255 of 8 bits, and ``calibration.white`` of more.
 
         Returns
         -------
@@ -316,8 +317,9 @@ class Glance(nn.Module):
 
         Parameters
         ----------
-        images : sequence of paths, uint8 arrays [H, W, 3], [H, W, 4] or [H, W], or PIL images
-            Resized to the model's image size.
+        images : sequence of paths, uint8 or uint16 arrays [H, W, 3], [H, W, 4] or [H, W], or PIL images
+            Resized to the model's image size. Of more than 8 bits for a model that was trained on such ones,
+            with values as stored.
         engine : {"auto", "dense", "patchwise", "grouped"}
             How a masked Global-Net runs. "patchwise" is a pass a patch, the paper's procedure. "dense"
             ("auto") gives the same scores from one pass and what each patch changes in it. "grouped" masks
@@ -341,7 +343,8 @@ class Glance(nn.Module):
         Raises
         ------
         ImageError
-            A path cannot be read as an image, or a PIL image cannot be decoded.
+            A path cannot be read as an image, a PIL image cannot be decoded, or an image has more than 8 bits
+            and the model was trained on such of 8.
         UserError
             ``engine`` or ``precision`` is unknown, or the net has no such engine; ``images`` holds something
             else; ``memory_mib`` is too little for an image; or ``roi`` is no mask, shows nothing, or is not
@@ -418,11 +421,27 @@ class Glance(nn.Module):
         where = None if inside is None else np.broadcast_to(inside.cpu().numpy(), maps.shape)
         return ScoreResult(maps.cpu().numpy(), scores.cpu().numpy(), tuple(blended), where)
 
-    def prepare(self, image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
-        """An image as uint8 [H, W, 3] of the model's size."""
+    def prepare(self, image: str | Path | np.ndarray | Image.Image, name: str | Path = "image") -> Pixels:
+        """An image [H, W, 3] of the model's size and depth, as ``glance_fast.data.depth.fitted`` has it.
+
+        Parameters
+        ----------
+        image
+            As ``score`` takes it.
+        name : str or Path
+            What to call one in a message that is no path.
+
+        Raises
+        ------
+        ImageError, UserError
+            As for ``score``.
+        """
         if isinstance(image, (str, Path)):
-            image = read_image(image)
-        return resize(as_rgb(image), self.config.image_size)
+            name, image = image, read_image(image)
+        pixels, white = as_rgb(image), self.calibration.white
+        for remark in unlike(pixels, white).remarks():
+            _log_once(remark)
+        return fitted(pixels, self.config.image_size, white, name)
 
     @torch.inference_mode()
     def features(
@@ -439,7 +458,7 @@ class Glance(nn.Module):
         Parameters
         ----------
         batch : ndarray or Tensor
-            Prepared images, uint8 [B, H, W, 3], or a tensor as ``forward`` takes it.
+            Images [B, H, W, 3], prepared or of an ``ImageCache``, or a tensor as ``forward`` takes it.
         engine, precision : str
             As for ``score``.
         roi : Roi, optional
@@ -495,7 +514,7 @@ class Glance(nn.Module):
     def _pixels(self, batch: np.ndarray | Tensor) -> Tensor:
         """Images as [B, H, W, 3] of the model's size, values from 0 to 255, on the model's device."""
         if isinstance(batch, np.ndarray):
-            return torch.from_numpy(batch).to(self.device)
+            return torch.from_numpy(levels(batch, self.calibration.white)).to(self.device)
         if batch.dim() != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
             raise UserError(
                 f"images: floating point [B, 3, H, W] is needed, got {batch.dtype} {list(batch.shape)}"
@@ -516,7 +535,7 @@ class Glance(nn.Module):
             return "fp32"
         if has_bf16(self.device):
             return "bf16"
-        _log_no_bf16()
+        _log_once(NO_BF16)
         return "fp32"
 
     @torch.inference_mode()
@@ -565,6 +584,6 @@ class Glance(nn.Module):
         return maps
 
 
-@functools.cache  # said once, not for every batch
-def _log_no_bf16() -> None:
-    log.warning(NO_BF16)
+@functools.cache  # not for every batch
+def _log_once(line: str) -> None:
+    log.warning(line)

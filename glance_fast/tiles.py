@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glance_fast.config import Config
-from glance_fast.data.images import resize, resize_map
+from glance_fast.data.depth import check_depth
+from glance_fast.data.images import Pixels, resize, resize_map
 from glance_fast.data.strips import Held, Strips, open_strips
 from glance_fast.errors import UserError
 from glance_fast.geometry import TileGrid
@@ -123,9 +124,18 @@ def score_tiles(
     return float(highest)
 
 
-def prepared(model: Glance, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """An image, uint8 [H, W, 3], as ``score_images`` takes it: of the model's size, unless it sees tiles."""
-    return image if model.config.tile is not None else model.prepare(image)
+def prepared(model: Glance, image: Pixels, path: str | Path = "image") -> Pixels:
+    """An image [H, W, 3] as ``score_images`` takes it: of the model's size, unless it sees tiles.
+
+    Raises
+    ------
+    ImageError
+        It is deeper than those in training; the error names ``path``.
+    """
+    if model.config.tile is None:
+        return model.prepare(image, path)
+    check_depth(image, model.calibration.white, path)
+    return image
 
 
 class Seen(NamedTuple):
@@ -147,7 +157,7 @@ class Seen(NamedTuple):
 
 def score_images(
     model: Glance,
-    images: Sequence[NDArray[np.uint8]],
+    images: Sequence[Pixels],
     engine: str = "auto",
     precision: str = "auto",
     roi: Sequence[NDArray[np.bool_]] | None = None,
@@ -158,7 +168,7 @@ def score_images(
     ----------
     model : Glance
     images : sequence of ndarray
-        uint8 [H, W, 3]; those that ``prepared`` gives save time where they are scored whole.
+        [H, W, 3]; those that ``prepared`` gives save time where they are scored whole.
     engine, precision, roi
         As for ``Glance.score``; a model of tiles has no region of interest.
 
@@ -201,9 +211,21 @@ def whole_only(config: Config, what: str) -> None:
         )
 
 
+def shallow_only(model: Glance, what: str) -> None:
+    """Refuse a model of photographs of more than 8 bits where those of 8 are looked at.
+
+    Raises
+    ------
+    UserError
+        It is one.
+    """
+    if model.calibration.white is not None:
+        raise UserError(f"{what}: takes photographs of 8 bits, and this model was trained on deeper ones")
+
+
 def score_photograph(
     model: Glance,
-    image: str | Path | NDArray[np.uint8],
+    image: str | Path | Pixels,
     tile: int | str | None = "auto",
     engine: str = "auto",
     precision: str = "auto",
@@ -213,7 +235,7 @@ def score_photograph(
     Parameters
     ----------
     model : Glance
-    image : path, or ndarray of uint8 [H, W, 3]
+    image : path, or ndarray [H, W, 3]
     tile : int or "auto"
         As for ``tile_of``.
     engine, precision : str

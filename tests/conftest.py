@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from samples import MASKED, SMALL, draw_part
+from samples import MASKED, SMALL, draw_deep_part, draw_part
 
 from glance_fast.config import Config
 from glance_fast.data.layouts import normal_images
@@ -77,6 +77,33 @@ def run_folder(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def masked_run(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of a small model with a masked net; not to be changed."""
     return _trained(MASKED, parts, tmp_path_factory.mktemp("runs") / "masked")
+
+
+@pytest.fixture(scope="session")
+def deep_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``parts``, by a camera of 12 bits whose files have 16: PNG and TIFF, grey."""
+    root = tmp_path_factory.mktemp("deep") / "plates"
+    rng = np.random.default_rng(0)
+
+    def save(image: np.ndarray, *place: str) -> None:
+        path = root.joinpath(*place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+    for i in range(12):
+        save(draw_deep_part(rng), "train", "good", f"{i:03}.{'png' if i % 2 else 'tif'}")
+    for i in range(3):
+        save(draw_deep_part(rng), "test", "good", f"{i:03}.png")
+        image = draw_deep_part(rng, defect=True)
+        save(image, "test", "punched", f"{i:03}.png")
+        save((image < 400).astype(np.uint8) * 255, "ground_truth", "punched", f"{i:03}_mask.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def deep_run(deep_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a small model that was trained on 12 bits; not to be changed."""
+    return _trained(SMALL, deep_parts, tmp_path_factory.mktemp("runs") / "deep")
 
 
 def _trained(settings: dict, parts: Path, run: Path) -> Path:

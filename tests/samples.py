@@ -33,6 +33,12 @@ def draw_part(rng: np.random.Generator, size: int = 64, defect: bool = False) ->
     return np.repeat(plate.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
+def draw_deep_part(rng: np.random.Generator, size: int = 64, defect: bool = False) -> np.ndarray:
+    """The same in stored values of 12 bits, uint16 [H, W]."""
+    part = draw_part(rng, size, defect)[..., 0].astype(np.uint16) * 16
+    return part + rng.integers(0, 16, part.shape).astype(np.uint16)
+
+
 def write_cifar10(folder: Path, batches: dict[str, tuple[np.ndarray, list[int]]]) -> Path:
     """Binary batches of CIFAR-10: by name, planes uint8 [N, 3072] and labels."""
     folder.mkdir(parents=True)

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from glance_fast import Config, Glance, ImageError, UserError, load
 from glance_fast.calibration import Calibration, Moments, ScaleStatistics
-from glance_fast.model import NO_BF16, _log_no_bf16
+from glance_fast.model import NO_BF16, _log_once
 from glance_fast.nets.preprocess import mirrored, to_input
 
 TWO = {**SMALL, "patch": (32, 64), "stride": (16, 32), "image_size": 128}
@@ -420,7 +420,7 @@ def test_lower_precision_ranks_alike(either, monkeypatch):
 
 def test_bf16_that_the_machine_has_not_is_logged_once(model, monkeypatch, caplog):
     monkeypatch.setattr("glance_fast.model.has_bf16", lambda device: False)
-    _log_no_bf16.cache_clear()
+    _log_once.cache_clear()
     for _ in range(2):
         model.score(images_of(2), precision="bf16")
     assert [(r.name, r.levelname) for r in caplog.records] == [("glance_fast.model", "WARNING")]

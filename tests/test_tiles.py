@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from samples import SMALL, draw_part
 
@@ -22,6 +23,7 @@ from glance_fast.tiles import (
     score_images,
     score_photograph,
     score_tiles,
+    shallow_only,
     tile_of,
     whole_only,
 )
@@ -199,3 +201,21 @@ def test_no_region_of_interest_beside_tiles(run_folder, tmp_path, parts):
     with pytest.raises(UserError, match=said):
         evaluate(of_tiles(load(run_folder, "cpu")), parts, out, roi=mask)
     assert not out.exists()
+
+
+def test_photographs_of_more_than_8_bits_are_seen_whole(run_folder, tmp_path):
+    deep = photograph(90, 100).astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb")
+    model = load(run_folder, "cpu")
+    for how in (
+        lambda: score_photograph(model, tmp_path / "a.tif", 48),
+        lambda: prepared(of_tiles(model), deep),
+    ):
+        with pytest.raises(ImageError, match="8 bits"):
+            how()
+    with pytest.raises(UserError, match="has more than 8 bits, and tiles are seen in 8"):
+        glance_fast.fit([tmp_path / "a.tif"], Config(**SMALL, tile=48))
+    shallow_only(model, "explain")
+    model.calibration = dataclasses.replace(model.calibration, white=4095)
+    with pytest.raises(UserError, match="explain: takes photographs of 8 bits"):
+        shallow_only(model, "explain")

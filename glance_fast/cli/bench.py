@@ -68,7 +68,9 @@ def bench(
     paths = list_images(images) if images else []
     use_threads(threads)
     model = load(run, device, memory_mib=memory)
-    photographs = measure.photographs(paths, COMPARED) if images else measure.noise(model)
+    photographs = (
+        measure.photographs(paths, COMPARED, model.calibration.white) if images else measure.noise(model)
+    )
     with Reporter(console) as reporter, reporter.task("measuring", None) as advance:
         found = measure.bench(model, photographs, patchwise=patchwise, progress=advance)
     if as_json:

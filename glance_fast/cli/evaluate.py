@@ -132,8 +132,8 @@ def evaluate(
         masks = masks_of(model.config.image_size)
         photographs = None
         if overwrite and model.config.tile is None:
-            size = model.config.image_size
-            photographs = evaluation.read_photographs(category, model.prepare, size, masks)
+            size, white = model.config.image_size, model.calibration.white
+            photographs = evaluation.read_photographs(category, model.prepare, size, masks, white)
         tell_precision(model, precision.value)
         work = partial(
             evaluation.evaluate,

@@ -52,6 +52,8 @@ def export(
     The file takes images, uint8 [B, H, W, 3] in RGB of any size, and resizes
     them as training did. It gives maps [B, h, w] at the model's image size,
     scores [B] and anomalous [B], whether a score lies above the threshold.
+    Of a model that was trained on images of more than 8 bits, it takes
+    uint16 with the values of such files.
     What it knows of itself is JSON in its metadata, under glance_fast.
 
     It is run before it is kept: where its maps or scores are not the

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from glance_fast.data.images import read_image, resize
+from glance_fast.data.depth import Levels, Unlike, check_depth, deepened, fitted, levels, unlike, white_of
+from glance_fast.data.images import Pixels, read_image, resize
 from glance_fast.data.prefetch import Prefetcher
 from glance_fast.errors import ImageError, UserError
 
@@ -31,12 +34,16 @@ class ImageCache:
     size : (height, width)
         Images are resized to it, in pixels.
     memory_limit : int
-        In bytes. Up to it, all images are held as one uint8 array ``[N, height, width, 3]``.
+        In bytes. Up to it, all images are held as one array ``[N, height, width, 3]``, uint8 or, where there
+        is one of more than 8 bits, uint16.
     workers : int
         Threads that decode. Pillow lets others run while it decodes; processes would clash with Numba's
         threads.
     progress : callable, optional
         Called in the constructing thread with the number of files read so far.
+    white : int or None, optional
+        Of the model that the images are for (``Calibration.white``): where that is None, images of more than
+        8 bits are among those that cannot be read. If not given, it is found from the images.
 
     Attributes
     ----------
@@ -50,6 +57,10 @@ class ImageCache:
         One for each of the others; they are logged as warnings, too.
     held : bool
         Whether the images are in memory.
+    white : int or None
+        Stored value that becomes 255; None where all images have 8 bits.
+    unlike : Unlike
+        Numbers of images whose depth is not that of the others, or of those in the model's training.
 
     Raises
     ------
@@ -70,24 +81,36 @@ class ImageCache:
         memory_limit: int = 2 << 30,
         workers: int = 2,
         progress: Callable[[int], None] | None = None,
+        white: int | Literal["found"] | None = "found",
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         files = [Path(path) for path in paths]
         self.size = (int(size[0]), int(size[1]))
-        self.held = len(files) * self.size[0] * self.size[1] * 3 <= memory_limit
-        self._images = np.empty((len(files) if self.held else 0, *self.size, 3), dtype=np.uint8)
+        self._limit, self._lock = memory_limit, threading.Lock()
+        self._images: Pixels
+        self._make_room(len(files), np.uint16 if isinstance(white, int) else np.uint8)
 
         shapes: list[tuple[int, int]] = [(0, 0)] * len(files)
+        # The largest stored value of each image of more than 8 bits.
+        largest: list[int | None] = [None] * len(files)
+        odd = [Unlike()] * len(files)
 
         def take(index: int) -> ImageError | None:
             try:
                 image = read_image(files[index])
+                if white != "found":
+                    check_depth(image, white, files[index])
             except ImageError as error:
                 return error
             shapes[index] = image.shape[:2]
+            if white == "found":
+                largest[index] = int(image.max()) if image.dtype != np.uint8 else None
+            else:
+                odd[index] = unlike(image, white)
+                image = fitted(image, self.size, white) if self.held else image
             if self.held:
-                self._images[index] = resize(image, self.size)
+                self._keep(index, resize(image, self.size))
             return None
 
         outcomes: list[ImageError | None] = []
@@ -114,8 +137,15 @@ class ImageCache:
             for to, index in enumerate(good):  # in place: a second array might not fit
                 self._images[to] = self._images[index]
             self._images = self._images[: len(good)]
+        if white == "found":
+            deep = [value for index in good if (value := largest[index]) is not None]
+            self.white = white_of(max(deep)) if deep else None
+            self.unlike = Unlike(shallow=len(good) - len(deep)) if deep else Unlike()
+            self._settle([largest[index] is None for index in good])
+        else:
+            self.white, self.unlike = white, sum((odd[index] for index in good), Unlike())
         self._pool: ThreadPoolExecutor | None = None
-        self._files: Prefetcher[int, NDArray[np.uint8]] | None = None
+        self._files: Prefetcher[int, Pixels] | None = None
         if not self.held:
             self._pool = ThreadPoolExecutor(workers, thread_name_prefix="glance-images")
             self._files = Prefetcher(self._pool, self._read_resized)
@@ -131,7 +161,7 @@ class ImageCache:
     ) -> None:
         self.close()
 
-    def batch(self, indices: ArrayLike) -> NDArray[np.uint8]:
+    def batch(self, indices: ArrayLike) -> Levels:
         """Return images by their places in ``paths``.
 
         Parameters
@@ -141,7 +171,7 @@ class ImageCache:
 
         Returns
         -------
-        ndarray of uint8, shape [B, height, width, 3]
+        ndarray of uint8, or float32 of 0 to 255 where ``white`` is known, shape [B, height, width, 3]
             A copy.
 
         Raises
@@ -155,11 +185,11 @@ class ImageCache:
         """
         wanted = self._checked(indices)
         if self.held:
-            return self._images[list(wanted)]
-        images = np.empty((len(wanted), *self.size, 3), dtype=np.uint8)
+            return levels(self._images[list(wanted)], self.white)
+        images = np.empty((len(wanted), *self.size, 3), np.dtype("u1" if self.white is None else "u2"))
         for image, read in zip(images, self._open().batch(wanted), strict=True):
             image[...] = read
-        return images
+        return levels(images, self.white)
 
     def prefetch(self, indices: ArrayLike) -> None:
         """Start to read the batch that will be asked for next, with the same indices in the same order.
@@ -189,10 +219,37 @@ class ImageCache:
             raise IndexError(f"indices must be from 0 to {len(self.paths) - 1}")
         return tuple(array.astype(np.intp).tolist())
 
-    def _open(self) -> Prefetcher[int, NDArray[np.uint8]]:
+    def _make_room(self, count: int, kind: Any) -> None:
+        """For so many images of uint8 or uint16, or for none where they do not fit."""
+        values = count * self.size[0] * self.size[1] * 3
+        self.held = values * np.dtype(kind).itemsize <= self._limit
+        self._images = np.empty((count if self.held else 0, *self.size, 3), kind)
+
+    def _keep(self, index: int, image: Pixels) -> None:
+        """Hold an image; the first of more than 8 bits makes room for such ones."""
+        with self._lock:
+            if self.held and image.dtype == np.uint16 and self._images.dtype == np.uint8:
+                before = self._images
+                self._make_room(len(before), np.uint16)
+                if self.held:
+                    self._images[...] = before
+            if self.held:
+                self._images[index] = image
+
+    def _settle(self, shallow: list[bool]) -> None:
+        """Make of held images what ``fitted`` makes of them, now that it is known what is white."""
+        if self.white is None or not self.held:
+            return
+        for index in np.flatnonzero(shallow):
+            self._images[index] = deepened(self._images[index], self.white)
+        # The filter overshoots at edges.
+        np.minimum(self._images, np.uint16(self.white), out=self._images)
+
+    def _open(self) -> Prefetcher[int, Pixels]:
         if self._files is None:
             raise RuntimeError("the image cache is closed")
         return self._files
 
-    def _read_resized(self, index: int) -> NDArray[np.uint8]:
-        return resize(read_image(self.paths[index]), self.size)
+    def _read_resized(self, index: int) -> Pixels:
+        path = self.paths[index]
+        return fitted(read_image(path), self.size, self.white, path)

@@ -284,6 +284,8 @@ def _read_folders(data: Path, progress: Callable[[int, int], None] | None) -> Ci
             if image.shape != images.shape[1:]:
                 height, width = image.shape[:2]
                 raise ImageError(path, f"is {width}x{height}; images of CIFAR-10 are {SIDE}x{SIDE}")
+            if image.dtype != np.uint8:
+                raise ImageError(path, "has more than 8 bits; images of CIFAR-10 have 8")
             images[number] = image
             done += 1
             if progress:

@@ -1,8 +1,9 @@
 """Images and masks in, maps and overlays out.
 
-Every file becomes the same thing, RGB uint8 ``[H, W, 3]`` as a person would see it upright, or an
-``ImageError`` whose one line says what is wrong with it. Nothing is guessed and nothing is stretched by its
-own content: two photographs of the same brightness stay equally bright.
+Every file becomes the same thing, RGB ``[H, W, 3]`` as a person would see it upright, or an ``ImageError``
+whose one line says what is wrong with it: uint8, or uint16 as stored where a file has more than 8 bits.
+Nothing is guessed and nothing is stretched by its own content: two photographs of the same brightness stay
+equally bright (``glance_fast.data.depth``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import io
 import logging
 import stat
-import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,51 +21,48 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
+from glance_fast.data.deep_files import (
+    DAMAGE,
+    FLOATING,
+    FRAMES,
+    TIFF,
+    check_tiff,
+    deep_reader,
+    orientation_of,
+    read_tiff,
+)
 from glance_fast.data.files import atomic_write
 from glance_fast.errors import ImageError, TooLargeError, UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 """What is read, by content and never by the file's name. Pillow's other decoders stay out of reach."""
 
-# What Pillow's decoders let through on damaged files beside OSError; warnings, where those are made errors.
-_DAMAGE = (
-    *(
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        RuntimeError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-    ),
-    *(struct.error, zlib.error, UserWarning),
-)
-
 # They tell of damaged files, as we do, and would do so on stderr where nobody listens to them.
 for _name in ("tifffile", "PIL"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+"""An image: of 8 bits, or of more, as stored."""
+
 _COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
-_EXIF_ORIENTATION = 0x0112
 _EMPTY = "is empty (0 bytes)"
 # Reduction by the filter that averaging beforehand leaves, at least.
 _GAP = 3
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
+def read_image(path: str | Path) -> Pixels:
     """Read an image file as RGB.
 
     ==================  ================================================================================
     one channel         repeated three times (1 bit: 0 and 255)
-    16 bits, grey       ``round(v / 257)``: 0 to 65535 becomes 0 to 255 whatever the image holds, so
-                        that all images of a set are treated alike. 32-bit integers are read so where
-                        they hold 16-bit values
-    16 bits, colour     the upper byte of each channel (Pillow's decoder)
+    16 bits             uint16 as stored, grey or colours, whatever range they use: 0 to 4095 of a
+                        camera of 12 bits. 32-bit integers are read so where they hold 16-bit values
     alpha               dropped, the colours as they are stored
-    palette, CMYK       converted to RGB; colour profiles are not applied
+    palette, CMYK       converted to RGB of 8 bits; colour profiles are not applied
     EXIF orientation    applied
+    more channels       refused, as colours beside which others are: spectral bands
     several frames      refused: animated GIF, PNG and WebP, multi-page TIFF. Of a camera's JPEG with a
                         preview behind it (MPO), the photograph is read
     ==================  ================================================================================
@@ -77,21 +74,24 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 
     Returns
     -------
-    ndarray of uint8, shape [H, W, 3]
+    ndarray of uint8 or uint16, shape [H, W, 3]
         Contiguous and writable.
 
     Raises
     ------
     ImageError
-        The file is missing, unreadable, damaged, truncated, of another kind, has floating-point pixels,
-        several frames, or more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (``TooLargeError``).
+        The file is missing, unreadable, damaged, truncated, of another kind, has floating-point or negative
+        pixels, channels beside three colours and alpha, several frames, or more pixels than
+        ``PIL.Image.MAX_IMAGE_PIXELS`` (``TooLargeError``).
     """
     path = Path(path)
-    image, orientation = _load(path)
-    return _upright(_as_rgb(path, image), orientation)
+    with in_one_line(path):
+        _check_file(path)
+        with path.open("rb") as file:
+            return _read(path, file)
 
 
-def decode_image(data: bytes, name: str = "image") -> NDArray[np.uint8]:
+def decode_image(data: bytes, name: str = "image") -> Pixels:
     """Read an image as RGB from the bytes of its file, by the rules of ``read_image``.
 
     Parameters
@@ -103,7 +103,7 @@ def decode_image(data: bytes, name: str = "image") -> NDArray[np.uint8]:
 
     Returns
     -------
-    ndarray of uint8, shape [H, W, 3]
+    ndarray of uint8 or uint16, shape [H, W, 3]
         Contiguous and writable.
 
     Raises
@@ -115,21 +115,21 @@ def decode_image(data: bytes, name: str = "image") -> NDArray[np.uint8]:
     with in_one_line(path):
         if not data:
             raise ImageError(path, _EMPTY)
-        image, orientation = _decode(path, io.BytesIO(data))
-    return _upright(_as_rgb(path, image), orientation)
+        return _read(path, io.BytesIO(data))
 
 
-def as_rgb(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
+def as_rgb(image: Pixels | Image.Image) -> Pixels:
     """An array or a PIL image as RGB, by the rules of ``read_image``.
 
     Parameters
     ----------
-    image : ndarray of uint8, [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], or PIL image
-        A fourth channel is alpha, and left out as it is of a file.
+    image : ndarray of uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], or PIL image
+        A fourth channel is alpha, and left out as it is of a file. Of PIL images, grey ones alone have more
+        than 8 bits: Pillow has no others.
 
     Returns
     -------
-    ndarray of uint8, shape [H, W, 3]
+    ndarray of uint8 or uint16, shape [H, W, 3]
 
     Raises
     ------
@@ -142,16 +142,16 @@ def as_rgb(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
         path = Path("image")
         with in_one_line(path):
             _check_header(path, image)
-            return _upright(_as_rgb(path, image), _orientation(image))
+            return _upright(_as_rgb(path, image), orientation_of(image))
     array = np.asarray(image)
     if (
-        array.dtype != np.uint8
+        array.dtype not in (np.uint8, np.uint16)
         or not 2 <= array.ndim <= 3
         or (array.ndim == 3 and array.shape[2] not in (1, 3, 4))
     ):
         raise UserError(
-            f"an image is a path, a PIL image, or a uint8 array [H, W], [H, W, 3] or [H, W, 4], not "
-            f"{array.dtype} {list(array.shape)}"
+            "an image is a path, a PIL image, or a uint8 or uint16 array [H, W], [H, W, 3] or [H, W, 4], "
+            f"not {array.dtype} {list(array.shape)}"
         )
     if 0 in array.shape:
         raise UserError(f"an image of shape {list(array.shape)} holds no pixel")
@@ -249,36 +249,45 @@ def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bo
     return np.asarray(share) > 0.5
 
 
-def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def resize(image: Pixels, size: tuple[int, int]) -> Pixels:
     """Resize an RGB image with antialiasing (Lanczos, its support scaled with the reduction).
 
     Parameters
     ----------
-    image : ndarray of uint8, shape [H, W, 3]
+    image : ndarray of uint8 or uint16, shape [H, W, 3]
     size : (height, width)
         In pixels. The aspect ratio is not kept.
 
     Returns
     -------
-    ndarray of uint8, shape [height, width, 3]
+    ndarray of the same type, shape [height, width, 3]
         Always a new array.
 
     Raises
     ------
     TypeError
-        ``image`` is not uint8.
+        ``image`` is neither uint8 nor uint16.
     ValueError
         ``image`` is not ``[H, W, 3]`` or ``size`` is not two positive integers.
     """
-    height, width = _checked_size(size)
-    if image.dtype != np.uint8:
-        raise TypeError(f"image must be uint8, not {image.dtype}")
+    size = _checked_size(size)
+    if image.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"image must be uint8 or uint16, not {image.dtype}")
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image must be [H, W, 3], not {list(image.shape)}")
-    if image.shape[:2] == (height, width):
+    if image.shape[:2] == size:
         return image.copy()
-    rows, cols = image.shape[:2]
-    picture = Image.fromarray(image)
+    if image.dtype == np.uint8:
+        return np.array(_resized(Image.fromarray(image), size))
+    # Pillow has no colours of 16 bits, and no filters for integers of so many.
+    planes = [Image.fromarray(image[..., channel].astype(np.float32)) for channel in range(3)]
+    resized = np.stack([np.asarray(_resized(plane, size)) for plane in planes], axis=2)
+    return np.rint(resized.clip(0, 65535)).astype(np.uint16)
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """What ``resize`` does, of 8 bits or of float32."""
+    (height, width), (cols, rows) = size, picture.size
     # Above a reduction by 6, whole pixels are averaged first: the result hardly differs, the time no longer
     # grows with the filter's support.
     across, down = max(cols // (_GAP * width), 1), max(rows // (_GAP * height), 1)
@@ -288,7 +297,7 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
     # takes less time, which gives other pixels.
     lanczos, lines = Image.Resampling.LANCZOS, picture.height
     picture = picture.resize((width, lines), lanczos, (0, 0, cols / across, lines))
-    return np.array(picture.resize((width, height), lanczos, (0, 0, width, rows / down)))
+    return picture.resize((width, height), lanczos, (0, 0, width, rows / down))
 
 
 def resize_map(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -303,7 +312,7 @@ def size_of_map(path: str | Path) -> tuple[int, int] | None:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
             return page.imagelength, page.imagewidth
-    except (OSError, *_DAMAGE):
+    except (OSError, *DAMAGE):
         return None
 
 
@@ -574,7 +583,25 @@ def _decode(path: Path, file: BinaryIO) -> tuple[Image.Image, int]:
         _check_header(path, image)
         image.load()
         # After load(): for TIFF, Pillow has then turned the pixels already and dropped the tag.
-        return image.copy(), _orientation(image)
+        return image.copy(), orientation_of(image)
+
+
+def _read(path: Path, file: BinaryIO) -> Pixels:
+    """An open file as ``read_image`` gives it; within ``in_one_line``."""
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            _check_header(path, image)
+            read_deep = deep_reader(image, file)
+            if read_deep is None:
+                image.load()
+                return _upright(_as_rgb(path, image), orientation_of(image))
+    except UnidentifiedImageError:
+        file.seek(0)
+        if file.read(4) not in TIFF:
+            raise
+        read_deep = read_tiff
+    values, orientation = read_deep(path, file)
+    return _upright(_three(values), orientation)
 
 
 def _check_file(path: Path) -> None:
@@ -612,7 +639,7 @@ def in_one_line(path: Path) -> Iterator[None]:
         if error.errno is not None:  # the system's complaint, not a decoder's
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
         raise ImageError(path, _damaged(error)) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ImageError(path, _damaged(error)) from error
 
 
@@ -621,15 +648,13 @@ def _check_header(path: Path, image: Image.Image) -> None:
     _check_size(path, *image.size)
     # An MPO is what Pillow calls a JPEG with more behind it; its first image is the photograph.
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise ImageError(
-            path, "holds several frames or pages; save the one that is meant as a file of its own"
-        )
+        raise ImageError(path, FRAMES)
     if image.mode == "F":
-        raise ImageError(
-            path, "has floating-point pixels, which have no fixed range; save it with 8 or 16 bits"
-        )
+        raise ImageError(path, FLOATING)
     if image.mode not in _COLOUR_MODES and image.mode != "I" and not image.mode.startswith("I;16"):
         raise ImageError(path, f"has pixels of mode {image.mode}, which is not read; save it as RGB or grey")
+    if isinstance(image, TiffImageFile):
+        check_tiff(path, image)
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
@@ -643,14 +668,6 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise ImageError(path, f"has no pixels ({width}x{height})")
 
 
-def _orientation(image: Image.Image) -> int:
-    # ImageOps.exif_transpose would also write the EXIF block anew, and fails on some that are merely odd.
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except (OSError, *_DAMAGE):
-        return 1  # a damaged block says nothing; upright is the standard's default
-
-
 def _upright(array: NDArray, orientation: int) -> NDArray:
     """Apply the EXIF orientation to ``[H, W, ...]``: 2 to 4 mirror or turn by 180°, 5 to 8 swap the sides."""
     if orientation in (5, 6, 7, 8):
@@ -662,7 +679,7 @@ def _upright(array: NDArray, orientation: int) -> NDArray:
     return np.ascontiguousarray(array)
 
 
-def _as_rgb(path: Path, image: Image.Image) -> NDArray[np.uint8]:
+def _as_rgb(path: Path, image: Image.Image) -> Pixels:
     if image.mode in _COLOUR_MODES:
         if "transparency" in image.info:
             # Pillow would warn about palettes, or look for another colour to stand for the transparent one.
@@ -670,8 +687,12 @@ def _as_rgb(path: Path, image: Image.Image) -> NDArray[np.uint8]:
             image = image.copy()
             del image.info["transparency"]
         return np.array(image.convert("RGB"))
-    grey = (_deep_values(path, image) + 128) // 257  # round(v * 255 / 65535), exactly
-    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    return _three(_deep_values(path, image).astype(np.uint16))
+
+
+def _three(values: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """One channel [H, W] repeated three times; three as they are."""
+    return np.repeat(values[:, :, None], 3, axis=2) if values.ndim == 2 else values
 
 
 def _deep_values(path: Path, image: Image.Image) -> NDArray[np.int32]:

@@ -9,6 +9,7 @@ stained too, as real defects have it.
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
+
+Value = TypeVar("Value", np.uint8, np.float32)
 
 # Share of a patch's side: thinnest and thickest stroke, smallest and largest blob radius.
 STROKE = (0.03, 0.12)
@@ -66,21 +69,21 @@ def stain(patches: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def stain_image(
-    image: NDArray[np.uint8], others: NDArray[np.uint8], rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    image: NDArray[Value], others: NDArray[Value], rng: np.random.Generator
+) -> tuple[NDArray[Value], NDArray[np.bool_]]:
     """A whole image with one to three stains, as small as a speck or as large as half a side.
 
     Parameters
     ----------
-    image : ndarray, uint8 [H, W, 3]
-    others : ndarray, uint8 [N, H, W, 3]
+    image : ndarray, uint8 or float32 of 0 to 255 [H, W, 3]
+    others : ndarray, of the same type, [N, H, W, 3]
         Images that pieces are taken from; ``image`` may be among them.
     rng : numpy.random.Generator
         Source of every random number.
 
     Returns
     -------
-    stained : ndarray, uint8 [H, W, 3]
+    stained : ndarray, of the same type, [H, W, 3]
     mask : ndarray, bool [H, W]
         Pixels that a stain changed visibly; a later one may have hidden it.
     """
@@ -99,7 +102,8 @@ def stain_image(
         changed = cover * (content - place)
         out[rows, cols] = place + changed
         mask[rows, cols] |= np.abs(changed).mean(2) > VISIBLE
-    return np.rint(out.clip(0, 255)).astype(np.uint8), mask
+    out = out.clip(0, 255)
+    return (np.rint(out) if image.dtype == np.uint8 else out).astype(image.dtype), mask
 
 
 def _span(inside: NDArray[np.bool_], axis: int, margin: int) -> slice:
@@ -138,7 +142,7 @@ def _content(
     rng: np.random.Generator,
     place: NDArray[np.float32],
     inside: NDArray[np.bool_],
-    others: NDArray[np.uint8],
+    others: NDArray[Value],
     rows: slice,
     cols: slice,
 ) -> tuple[NDArray[np.floating], float]:

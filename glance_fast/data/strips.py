@@ -10,7 +10,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from glance_fast.data.images import in_one_line, read_image
+from glance_fast.data.images import Pixels, in_one_line, read_image
 from glance_fast.errors import ImageError, TooLargeError
 
 # It tells of damaged files, as we do, where nobody listens.
@@ -30,8 +30,8 @@ class Strips(Protocol):
     def shape(self) -> tuple[int, int]:
         """Height and width, pixels."""
 
-    def rows(self, top: int, bottom: int) -> NDArray[np.uint8]:
-        """uint8 [bottom - top, width, 3]; ``top`` is never above that of the call before."""
+    def rows(self, top: int, bottom: int) -> Pixels:
+        """[bottom - top, width, 3]; ``top`` is never above that of the call before."""
 
 
 class Held:
@@ -39,10 +39,10 @@ class Held:
 
     Parameters
     ----------
-    image : ndarray, uint8 [H, W, 3]
+    image : ndarray [H, W, 3]
     """
 
-    def __init__(self, image: NDArray[np.uint8]) -> None:
+    def __init__(self, image: Pixels) -> None:
         self._image = image
 
     @property
@@ -50,8 +50,8 @@ class Held:
         """Height and width, pixels."""
         return self._image.shape[0], self._image.shape[1]
 
-    def rows(self, top: int, bottom: int) -> NDArray[np.uint8]:
-        """uint8 [bottom - top, width, 3], a view."""
+    def rows(self, top: int, bottom: int) -> Pixels:
+        """[bottom - top, width, 3], a view."""
         return self._image[top:bottom]
 
 

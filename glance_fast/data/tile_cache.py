@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
+from glance_fast.data.depth import Unlike
 from glance_fast.data.images import resize
 from glance_fast.data.strips import open_strips
 from glance_fast.errors import ImageError, UserError
@@ -67,6 +69,7 @@ class TileCache(ImageCache):
         self._pool = self._files = None
         self.paths, self.shapes, self.errors = [], [], []
         self.counts: list[int] = []
+        self.white, self.unlike = None, Unlike()
         groups: list[int] = []
         tiles: list[NDArray[np.uint8]] = []
         each = max(1, most // max(1, len(files)))
@@ -97,6 +100,8 @@ def _cut(
 ) -> tuple[list[NDArray[np.uint8]], TileGrid]:
     """Tiles of a photograph, resized, and all that there are."""
     strips = open_strips(path)
+    if strips.rows(0, 1).dtype != np.uint8:
+        raise ImageError(path, "has more than 8 bits, and tiles are seen in 8; save it so")
     grid = TileGrid(*strips.shape, (tile, tile))
     height, width = grid.sides
     drawn = np.random.default_rng(seed).permutation(len(grid))[:most]
@@ -104,16 +109,23 @@ def _cut(
     tiles: dict[int, NDArray[np.uint8]] = {}
     for place in np.sort(drawn):
         top, left = grid.tops[place // len(grid.lefts)], grid.lefts[place % len(grid.lefts)]
-        tiles[place] = resize(strips.rows(top, top + height)[:, left : left + width], size)
+        cut = strips.rows(top, top + height)[:, left : left + width]
+        tiles[place] = resize(cut, size).astype(np.uint8, copy=False)
     return [tiles[place] for place in drawn], grid
 
 
 def images_for(
-    paths: Iterable[str | Path], config: Config, progress: Callable[[int], None] | None = None
+    paths: Iterable[str | Path],
+    config: Config,
+    progress: Callable[[int], None] | None = None,
+    white: int | Literal["found"] | None = "found",
 ) -> ImageCache:
-    """What a model is trained on: whole photographs, or tiles of them, as ``config`` has it."""
+    """What a model is trained on: whole photographs, or tiles of them, as ``config`` has it.
+
+    ``white`` is as for ``ImageCache``.
+    """
     limit = config.cache_mib << 20
     if config.tile is None:
-        return ImageCache(paths, config.image_size, limit, progress=progress)
+        return ImageCache(paths, config.image_size, limit, progress=progress, white=white)
     most = min(MOST_TILES, limit // (3 * config.image_size[0] * config.image_size[1]))
     return TileCache(paths, config.image_size, config.tile, most, config.seed, progress)

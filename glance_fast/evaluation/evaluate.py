@@ -149,7 +149,7 @@ def evaluate(
             "The model is not calibrated and has no threshold: nothing is called anomalous or missed."
         )
     # What "auto" stands for is the model's business, and part of the result.
-    found["notes"] += category.notes
+    found["notes"] += [*category.notes, *scored.remarks]
     found |= {
         "layout": category.layout,
         "engine": model.chosen_engine(engine),
@@ -182,6 +182,7 @@ class _Scored(NamedTuple):
     defects: list[list[Defect]] | None
     shown: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]
     seconds: float
+    remarks: tuple[str, ...]
     advance: Callable[[int], object]
 
 
@@ -197,7 +198,7 @@ def _score_whole(
 ) -> _Scored:
     """Score images that the model sees whole, at its image size, and write their maps."""
     size = model.config.image_size
-    photographs = photographs or read_photographs(category, model.prepare, size, roi)
+    photographs = photographs or read_photographs(category, model.prepare, size, roi, model.calibration.white)
     given, inside = photographs.inside, photographs.inside
     if inside is None and model.inside is not None:
         inside = [model.inside.cpu().numpy()] * len(category.samples)
@@ -238,6 +239,7 @@ def _score_whole(
         photographs.defects,
         photographs.shown,
         seconds,
+        photographs.unlike.remarks(),
         lambda done: advance(count + done),
     )
 
@@ -273,6 +275,7 @@ def _score_tiles(
         read.defects,
         read.shown,
         seconds,
+        (),
         lambda done: advance(len(scores) + done),
     )
 

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from glance_fast.calibration import Calibration
+from glance_fast.data.depth import shown_as
 from glance_fast.data.images import resize
 from glance_fast.evaluation.explain import MEANING, Explained, Place
 from glance_fast.evaluation.overlay import display_range, overlay
@@ -167,7 +168,7 @@ def _draw_photograph(
     """The photograph, glowing where its map does, with numbered frames."""
     share = min(1.0, _MOST_PIXELS / max(image.shape[:2]))
     shown = tuple(max(1, round(side * share)) for side in image.shape[:2])
-    small = resize(image, (shown[0], shown[1]))
+    small = shown_as(resize(image, (shown[0], shown[1])), None)
     axes.imshow(overlay(small, found.map, *display_range(calibration)), interpolation="antialiased")
     axes.set_anchor("N")
     for number, place in enumerate(found.places, start=1):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glance_fast.data.images import read_image, resize
+from glance_fast.data.depth import Unlike, shown_as, unlike
+from glance_fast.data.images import Pixels, read_image, resize
 from glance_fast.data.layouts import (
     Category,
     Defect,
@@ -34,7 +35,7 @@ class Photographs:
     Attributes
     ----------
     prepared : list of ndarray
-        uint8 [H, W, 3], at the model's image size.
+        [H, W, 3], at the model's image size, as ``Glance.prepare`` gives them.
     masks : ndarray
         bool [N, H, W], the ground truth at that size.
     sizes : list of (int, int)
@@ -49,9 +50,11 @@ class Photographs:
         Of each image its defects, at the model's size; None where the category has no saturation thresholds.
     inside : list of ndarray, or None
         bool [H, W] of each image, its region of interest; None where none was given.
+    unlike : Unlike
+        Numbers of images whose depth is not that of the photographs in training.
     """
 
-    prepared: list[NDArray[np.uint8]]
+    prepared: list[Pixels]
     masks: NDArray[np.bool_]
     sizes: list[tuple[int, int]]
     kept: int
@@ -59,6 +62,7 @@ class Photographs:
     seconds: float
     defects: list[list[Defect]] | None = None
     inside: list[NDArray[np.bool_]] | None = None
+    unlike: Unlike = field(default_factory=Unlike)
 
 
 def find_category(data: str | Path, out: str | Path) -> Category:
@@ -84,9 +88,10 @@ def find_category(data: str | Path, out: str | Path) -> Category:
 
 def read_photographs(
     category: Category,
-    prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    prepare: Callable[[Pixels], Pixels],
     size: tuple[int, int],
     roi: Masks | None = None,
+    white: int | None = None,
 ) -> Photographs:
     """Read every image and mask, so that bad ones are known before the long work begins.
 
@@ -99,6 +104,9 @@ def read_photographs(
         The model's image size.
     roi : Masks, optional
         Regions of interest, given at that size.
+    white : int, optional
+        The model's (``Calibration.white``); without it, the report shows each image of more than 8 bits by
+        its own.
 
     Raises
     ------
@@ -108,12 +116,12 @@ def read_photographs(
     masks = np.zeros((len(category.samples), *size), dtype=bool)
     prepared, sizes, shown, defects, inside = [], [], [], [], []
     errors: list[ImageError] = []
-    kept, seconds = 0, 0.0
+    kept, seconds, odd = 0, 0.0, Unlike()
     for i, sample in enumerate(category.samples):
         try:
             started = time.perf_counter()
             image = read_image(sample.path)
-            prepared.append(prepare(image))
+            prepared.append(_prepared(sample.path, prepare, image))
             seconds += time.perf_counter() - started
             sizes.append(image.shape[:2])
             mask, found = read_truth(category, sample, sizes[-1])
@@ -125,21 +133,30 @@ def read_photographs(
         masks[i], forced = resize_truth(mask, size)
         kept += forced
         defects.append([_resized(defect, size) for defect in found])
-        shown.append(to_be_shown(image, mask if sample.masks else None))
+        odd += unlike(image, white)
+        shown.append(to_be_shown(image, mask if sample.masks else None, white))
     raise_all(errors)
     known = None if category.saturations is None else defects
     where = None if roi is None else inside
-    return Photographs(prepared, masks, sizes, kept, shown, seconds, known, where)
+    return Photographs(prepared, masks, sizes, kept, shown, seconds, known, where, odd)
+
+
+def _prepared(path: Path, prepare: Callable[[Pixels], Pixels], image: Pixels) -> Pixels:
+    """An image prepared, or an error that names its file."""
+    try:
+        return prepare(image)
+    except ImageError as error:
+        raise ImageError(path, error.reason) from error
 
 
 def to_be_shown(
-    image: NDArray[np.uint8], mask: NDArray[np.bool_] | None
+    image: Pixels, mask: NDArray[np.bool_] | None, white: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
     """An image and its mask, if it has one, at the size of the report's pictures."""
     ratio = SHOWN_SIDE / max(image.shape[:2])
     height, width = (max(1, round(side * ratio)) for side in image.shape[:2])
     small = height, width
-    return resize(image, small), None if mask is None else resize_truth(mask, small)[0]
+    return shown_as(resize(image, small), white), None if mask is None else resize_truth(mask, small)[0]
 
 
 def raise_all(errors: Sequence[ImageError]) -> None:

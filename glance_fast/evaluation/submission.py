@@ -53,7 +53,7 @@ def write_submission(
     Raises
     ------
     ImageError
-        An image cannot be read, or its mask of ``roi`` is missing or wrong.
+        An image cannot be read, or is too deep for the model; or its mask of ``roi`` is missing or wrong.
     UserError
         A file cannot be written, or a score is not finite.
     """
@@ -66,7 +66,8 @@ def write_submission(
         if roi is not None:
             both = zip(paths, images, strict=True)
             regions = [roi.of(path, category.place(path), image.shape[:2]) for path, image in both]
-        found = score_images(model, [prepared(model, image) for image in images], engine, precision, regions)
+        ready = [prepared(model, *pair) for pair in zip(images, paths, strict=True)]
+        found = score_images(model, ready, engine, precision, regions)
         for path, image, seen in zip(paths, images, found, strict=True):
             if not np.isfinite(seen.map).all():
                 raise UserError(f"{path}: {NOT_FINITE}")

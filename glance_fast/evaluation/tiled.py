@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from glance_fast.data.depth import shown_as
 from glance_fast.data.images import tiff_rows, write_png
 from glance_fast.data.strips import open_strips
 from glance_fast.errors import ImageError
@@ -71,7 +72,8 @@ def score_by_tiles(
                 raise ImageError(path, NOT_FINITE)
             write(rows)
             if picture:
-                picture.add(top, strips.rows(top, top + len(rows)), rows)
+                shown = shown_as(strips.rows(top, top + len(rows)), model.calibration.white)
+                picture.add(top, shown, rows)
             top += len(rows)
 
         score = score_tiles(model, strips, tile, take, engine, precision)

@@ -20,6 +20,7 @@ import numpy as np
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
+from glance_fast.data.depth import fitted, levels
 from glance_fast.data.images import resize
 from glance_fast.data.layouts import categories, normal_images
 from glance_fast.errors import UserError
@@ -209,7 +210,9 @@ def _baseline(
         started = time.monotonic()
         model = BASELINES[method](builtin_teacher(), config.seed).fit(normal)
         seconds = time.monotonic() - started
-        maps = np.concatenate([model.maps(part) for part in _parts(photographs.prepared)])
+        white, size = cache.white, config.image_size
+        images = [levels(fitted(image, size, white), white) for image in photographs.prepared]
+        maps = np.concatenate([model.maps(part) for part in _parts(images)])
     return seconds, measured(maps, photographs.masks, defective_of(category.samples))
 
 

@@ -158,7 +158,9 @@ def features(
     model = of_whole_photographs(load(run, device, memory_mib=memory_mib), run)
     whole_only(model.config, "features")
     model.memory_share()
-    photographs = read_photographs(category, model.prepare, model.config.image_size)
+    photographs = read_photographs(
+        category, model.prepare, model.config.image_size, white=model.calibration.white
+    )
     settings = provenance_of(model, data, "auto", "auto") | {"patches": patches, "seed": seed}
     stems = [f"features-{patch}" for patch in model.config.patches]
     ours = (SEPARATIONS, *(stem + suffix for stem in stems for suffix in SUFFIXES))

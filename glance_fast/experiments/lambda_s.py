@@ -98,7 +98,9 @@ def run_lambda(
             if not wanted:
                 continue
             category = find_category(place, out / name)
-            photographs = read_photographs(category, model.prepare, model.config.image_size)
+            photographs = read_photographs(
+                category, model.prepare, model.config.image_size, white=model.calibration.white
+            )
             with reporter.task(name, len(wanted)) as advance:
                 by_share = _ByShare(model, place, photographs.prepared)
                 for done, (blend, share) in enumerate(wanted, start=1):
@@ -158,7 +160,9 @@ class _ByShare:
         if model.config.blend == "calibrated":
             self.judges[CALIBRATED] = model
             self.weights = [scale.weight for scale in model.calibration.scales]
-            with ImageCache(normal_images(data), model.config.image_size) as cache:
+            with ImageCache(
+                normal_images(data), model.config.image_size, white=model.calibration.white
+            ) as cache:
                 self.normal = fit_whitening(model, features_of(model, cache, range(len(cache))))
         self.maps: dict[str, list[list[HeadMaps]]] = {blend: [] for blend in self.judges}
         step = model.at_once()

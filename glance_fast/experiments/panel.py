@@ -137,7 +137,9 @@ def panel(
     model = of_whole_photographs(load(run, device, memory_mib=memory_mib), run)
     whole_only(model.config, "panel")
     model.memory_share()
-    photographs = read_photographs(category, model.prepare, model.config.image_size)
+    photographs = read_photographs(
+        category, model.prepare, model.config.image_size, white=model.calibration.white
+    )
     if choose in ("worst", "best") and not any(map(_has_pro, photographs.masks)):
         raise UserError(
             f"{data}: no image has both defective and good pixels, so that none is the {choose}; "
@@ -257,7 +259,8 @@ def _normal(data: Path) -> list[Path]:
 
 def _read_normal(model: Glance, data: Path, paths: list[Path], reporter: Reporter) -> ImageCache:
     with reporter.task("reading normal images", len(paths)) as advance:
-        cache = ImageCache(paths, model.config.image_size, model.config.cache_mib << 20, progress=advance)
+        size, limit, white = model.config.image_size, model.config.cache_mib << 20, model.calibration.white
+        cache = ImageCache(paths, size, limit, progress=advance, white=white)
     for error in cache.errors:
         reporter.say(f"left out: {error}")
     if len(cache) < LEAST_IMAGES:

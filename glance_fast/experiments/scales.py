@@ -125,13 +125,14 @@ def every_way(model: Glance, images: Sequence[np.ndarray]) -> dict[str, tuple[np
     model : Glance
         Calibrated, of both patch sizes.
     images : sequence of ndarray
-        Prepared, uint8 [H, W, 3].
+        [H, W, 3], of the model's size.
     """
     config, calibration = model.config, model.calibration
     parts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {way: [] for way in WAYS}
     step = model.at_once()
     for start in range(0, len(images), step):
-        maps = model.head_maps(model.patch_scores(np.stack(images[start : start + step])))
+        batch = np.stack([model.prepare(image) for image in images[start : start + step]])
+        maps = model.head_maps(model.patch_scores(batch))
         blends: list[torch.Tensor] = []
         for way, own, statistics in zip(WAYS, maps, calibration.scales, strict=False):
             alone = dataclasses.replace(calibration, scales=(dataclasses.replace(statistics, weight=1.0),))

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.export import Dim, ExportedProgram
@@ -31,8 +30,8 @@ LARGEST = 1 << 16
 # The field that keeps what is to be known.
 NOTES = "glance_fast"
 
-# uint8 [B, H, W, 3] to maps [B, h, w], scores [B] and anomalous [B].
-Scorer = Callable[[NDArray[np.uint8]], tuple[NDArray, NDArray, NDArray]]
+# Images [B, H, W, 3] to maps [B, h, w], scores [B] and anomalous [B].
+Scorer = Callable[[NDArray], tuple[NDArray, NDArray, NDArray]]
 
 
 def check_packages(format: str) -> None:
@@ -86,7 +85,7 @@ def write(graph: ScoringGraph, path: Path, format: str, notes: dict[str, Any]) -
 def exported(graph: ScoringGraph) -> ExportedProgram:
     """A graph of torch's own operators, for images of any size and number."""
     # Not 0 or 1, which torch.export takes for what they are.
-    example = torch.zeros(2, 192, 320, 3, dtype=torch.uint8)
+    example = torch.zeros(2, 192, 320, 3, dtype=graph.dtype)
     sizes = {i: Dim(name, min=1, max=LARGEST) for i, name in enumerate(("batch", "height", "width"))}
     with torch.no_grad():
         return torch.export.export(graph, (example,), dynamic_shapes={INPUT: sizes})
@@ -128,7 +127,7 @@ def _onnx_scorer(path: Path) -> Scorer:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def score(images: NDArray[np.uint8]) -> tuple[NDArray, NDArray, NDArray]:
+    def score(images: NDArray) -> tuple[NDArray, NDArray, NDArray]:
         maps, scores, anomalous = session.run(list(OUTPUTS), {INPUT: images})
         return maps, scores, anomalous
 
@@ -139,7 +138,7 @@ def _torch_scorer(path: Path) -> Scorer:
     with _quiet():
         module = torch.export.load(path).module()
 
-    def score(images: NDArray[np.uint8]) -> tuple[NDArray, NDArray, NDArray]:
+    def score(images: NDArray) -> tuple[NDArray, NDArray, NDArray]:
         with torch.no_grad():
             maps, scores, anomalous = (t.numpy() for t in module(torch.from_numpy(images)))
         return maps, scores, anomalous

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from glance_fast.config import Config
 from glance_fast.errors import UserError
-from glance_fast.export.resize import Resize
+from glance_fast.export.resize import DeepResize, Resize
 from glance_fast.geometry import PatchGrid
 from glance_fast.kernels.idw import cpu, reference
 from glance_fast.kernels.patch_score.reference import DistortionWeights, score_patches_reference
@@ -281,7 +281,11 @@ class ScoringGraph(nn.Module):
             )
         model.check("auto", "fp32")
         self.config, self.calibration = model.config, model.calibration
-        self.resize = Resize(*model.config.image_size)
+        white = model.calibration.white
+        self.resize: nn.Module = Resize(*model.config.image_size)
+        if white is not None:
+            self.resize = DeepResize(*model.config.image_size, white)
+        self.dtype = torch.uint8 if white is None else torch.uint16
         # Float64, as ``is_anomalous`` has it; a number in the code would be in float32 in an ONNX file.
         threshold = torch.tensor(model.calibration.threshold, dtype=torch.float64)
         self.register_buffer("threshold", threshold)
@@ -299,7 +303,8 @@ class ScoringGraph(nn.Module):
         Parameters
         ----------
         images : Tensor
-            uint8 [B, H, W, 3], RGB, of any size.
+            uint8 [B, H, W, 3], RGB, of any size; uint16, as stored, where the model was trained on images of
+            more than 8 bits.
 
         Returns
         -------

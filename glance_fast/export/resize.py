@@ -50,6 +50,41 @@ class Resize(nn.Module):
         return rounded(weights(down, self.height, self.pi) @ x).float()
 
 
+class DeepResize(nn.Module):
+    """What ``glance_fast.data.depth.fitted`` and ``levels`` do of uint16 images of any size.
+
+    Pillow filters them in float32, with weights that are no integers, and rounds nothing but to float32.
+
+    Parameters
+    ----------
+    height, width : int
+        To resize to, pixels.
+    white : int
+        Stored value that becomes 255.
+    """
+
+    pi: Tensor
+    white: Tensor
+    gain: Tensor
+
+    def __init__(self, height: int, width: int, white: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+        self.register_buffer("pi", torch.tensor(math.pi, dtype=torch.float64))
+        self.register_buffer("white", torch.tensor(float(white)))
+        self.register_buffer("gain", torch.tensor(255 / white))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint16 [B, H, W, 3] to float32 [B, 3, height, width], from 0 to 255."""
+        down = Boxes(images.shape[1], self.height)
+        across = Boxes(images.shape[2], self.width)
+        x = images.float().minimum(self.white).permute(0, 3, 1, 2)
+        x = (summed(x.double(), down, across) / (down.pixels[:, None] * across.pixels)).float()
+        x = (x.double() @ shares(across, self.width, self.pi).mT).float()
+        x = (shares(down, self.height, self.pi) @ x.double()).float()
+        return x.round().clamp(min=0).minimum(self.white) * self.gain
+
+
 class Boxes:
     """How an axis is cut into boxes of pixels, each to be averaged.
 
@@ -92,16 +127,27 @@ def _at_least_one(number: Tensor) -> int:
 def averaged(x: Tensor, down: Boxes, across: Boxes) -> Tensor:
     """Means of boxes of uint8 [B, C, H, W], rounded; float64."""
     # Sums of up to 65,536 pixels are exact in float32.
-    x = F.pad(x.float(), (0, across.beyond, 0, down.beyond))
-    x = x.reshape(*x.shape[:2], down.count, down.side, across.count * across.side).sum(3)
-    x = x.reshape(*x.shape[:3], across.count, across.side).sum(4)
+    x = summed(x.float(), down, across)
     count = down.pixels[:, None] * across.pixels
     share = (WHOLE / count.float()).floor().double()
     return ((x.double() + count // 2) * share / WHOLE).floor()
 
 
+def summed(x: Tensor, down: Boxes, across: Boxes) -> Tensor:
+    """Sums of boxes of [B, C, H, W]."""
+    x = F.pad(x, (0, across.beyond, 0, down.beyond))
+    x = x.reshape(*x.shape[:2], down.count, down.side, across.count * across.side).sum(3)
+    return x.reshape(*x.shape[:3], across.count, across.side).sum(4)
+
+
 def weights(boxes: Boxes, wanted: int, pi: Tensor) -> Tensor:
     """Pillow's integer weights of the boxes along an axis, float64 [wanted, boxes]."""
+    weight = shares(boxes, wanted, pi) * ONE
+    return torch.where(weight < 0, (weight - 0.5).ceil(), (weight + 0.5).floor())
+
+
+def shares(boxes: Boxes, wanted: int, pi: Tensor) -> Tensor:
+    """What each box along an axis counts by, float64 [wanted, boxes]; of a pixel they add up to 1."""
     # Pillow hands the length over in float32.
     length = (torch.scalar_tensor(boxes.size, dtype=torch.float64) / boxes.factor).float().double()
     scale = length / wanted
@@ -112,8 +158,7 @@ def weights(boxes: Boxes, wanted: int, pi: Tensor) -> Tensor:
     x = (place + 0.5 - center) / spread
     inside = (place >= first) & (place < last) & (x >= -SUPPORT) & (x < SUPPORT)
     weight = torch.where(inside, _sinc(x * pi) * _sinc(x / SUPPORT * pi), 0.0)
-    weight = weight / weight.sum(1, keepdim=True) * ONE
-    return torch.where(weight < 0, (weight - 0.5).ceil(), (weight + 0.5).floor())
+    return weight / weight.sum(1, keepdim=True)
 
 
 def _sinc(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from scipy.stats import spearmanr
 
 import glance_fast
+from glance_fast.data.depth import check_depth
 from glance_fast.data.images import read_image
 from glance_fast.device import has_bf16
 from glance_fast.engines.memory import MIB
@@ -184,8 +185,10 @@ def bench(
     return Bench(rows, stages, _about(model, len(prepared), exact.way.engine))
 
 
-def photographs(paths: Sequence[Path], most: int) -> list[np.ndarray]:
+def photographs(paths: Sequence[Path], most: int, white: int | None = None) -> list[np.ndarray]:
     """Up to ``most`` images, evenly out of those that ``paths`` name; unreadable ones are passed over.
+
+    So are those of more than 8 bits where ``white``, the model's (``Calibration.white``), is None.
 
     Raises
     ------
@@ -198,7 +201,9 @@ def photographs(paths: Sequence[Path], most: int) -> list[np.ndarray]:
     error: ImageError | None = None
     for path in (paths[i] for i in dict.fromkeys([*first, *range(len(paths))])):
         try:
-            found.append(read_image(path))
+            image = read_image(path)
+            check_depth(image, white, path)
+            found.append(image)
         except ImageError as unreadable:
             error = unreadable
         if len(found) == most:
@@ -209,8 +214,9 @@ def photographs(paths: Sequence[Path], most: int) -> list[np.ndarray]:
 
 
 def noise(model: Glance) -> list[np.ndarray]:
-    """An image of the model's size that is nothing."""
-    return [np.random.default_rng(0).integers(0, 256, (*model.config.image_size, 3), dtype=np.uint8)]
+    """An image of the model's size and depth that is nothing."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*model.config.image_size, 3), dtype=np.uint8)
+    return [model.prepare(pixels)]
 
 
 def _measured(case: _Case, exact: _Case, patches: int) -> Measured:

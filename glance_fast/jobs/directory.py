@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from glance_fast.calibration import score_row
+from glance_fast.data.depth import Unlike, shown_as, unlike
 from glance_fast.data.files import check_inside
 from glance_fast.data.folders import list_images
 from glance_fast.data.images import read_image, size_of_map, write_png, write_tiff
@@ -46,7 +47,8 @@ ASPECT_TOLERANCE = 0.05
 class _Photo(NamedTuple):
     shape: tuple[int, int]
     resized: np.ndarray
-    original: np.ndarray | None  # for an overlay
+    original: np.ndarray | None  # for an overlay, uint8
+    unlike: Unlike
     inside: np.ndarray | None = None  # its region of interest, where it is not the model's own
 
 
@@ -168,13 +170,13 @@ def score_directory(
             chunks = _score_whole(pool, model, images, out, todo, engine, precision, overlays, roi)
         else:
             chunks = _score_tiled(model, images, out, todo, sides, engine, precision, overlays)
-        for chunk, shapes in chunks:
+        for chunk, oddities in chunks:
             # After the maps: a row without an error tells that they are there.
             append_rows(table, chunk)
             scored += sum(not row.error for row in chunk)
             anomalous += sum(row.anomalous == "1" for row in chunk)
             errors += sum(bool(row.error) for row in chunk)
-            odd = sum((_odd(model, shape, sides) for shape in shapes), odd)
+            odd = sum(oddities, odd)
             done += len(chunk)
             if progress:
                 progress(done, len(paths))
@@ -270,11 +272,11 @@ def _score_whole(
     precision: str,
     overlays: bool,
     roi: Masks | None,
-) -> Iterator[tuple[list[ScoreRow], list[tuple[int, int]]]]:
-    """Rows of photographs that the model sees whole, and the sizes of those that could be read."""
+) -> Iterator[tuple[list[ScoreRow], list[Odd]]]:
+    """Rows of photographs that the model sees whole, and what is odd about those that could be read."""
     for part, read in _read_ahead(pool, images, paths, model, precision, overlays, roi):
         rows = _score_chunk(model, images, out, part, read, engine, precision, pool)
-        yield rows, [photo.shape for photo in read if isinstance(photo, _Photo)]
+        yield rows, [_odd_photo(model, photo) for photo in read if isinstance(photo, _Photo)]
 
 
 def _score_tiled(
@@ -286,7 +288,7 @@ def _score_tiled(
     engine: str,
     precision: str,
     overlays: bool,
-) -> Iterator[tuple[list[ScoreRow], list[tuple[int, int]]]]:
+) -> Iterator[tuple[list[ScoreRow], list[Odd]]]:
     """As ``_score_whole``, of photographs that the model sees by tiles."""
     for path in paths:
         name = path.relative_to(images)
@@ -301,7 +303,7 @@ def _score_tiled(
         except UserError as error:
             yield [ScoreRow(shown, "", "", "", _fault_of(error, out))], []
         else:
-            yield [score_row(model.calibration, shown, score)], [shape]
+            yield [score_row(model.calibration, shown, score)], [_odd(model, shape, tile)]
 
 
 def _read_ahead(
@@ -319,9 +321,12 @@ def _read_ahead(
         try:
             image = read_image(path)
             inside = roi.of(path, path.relative_to(images), image.shape[:2]) if roi else None
+            prepared = model.prepare(image)
         except ImageError as error:
             return error
-        return _Photo(image.shape[:2], model.prepare(image), image if originals else None, inside)
+        white = model.calibration.white
+        original = shown_as(image, white) if originals else None
+        return _Photo(image.shape[:2], prepared, original, unlike(image, white), inside)
 
     together = model.at_once(precision)
     step = min(together, MOST_ORIGINALS) if originals else together
@@ -414,6 +419,11 @@ def _files(out: Path, name: Path, overlays: bool) -> list[Path]:
     """The map of an image and, if asked, its overlay."""
     files = [out / "maps" / name.with_name(f"{name.name}.tiff")]
     return [*files, out / "overlays" / name.with_name(f"{name.name}.png")] if overlays else files
+
+
+def _odd_photo(model: Glance, photo: _Photo) -> Odd:
+    """What is odd about an image that was read."""
+    return _odd(model, photo.shape, None) + Odd(shallow=photo.unlike.shallow, above=photo.unlike.above)
 
 
 def _odd(model: Glance, shape: tuple[int, int], tile: Tile | None) -> Odd:

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from glance_fast.calibration import verdict
 from glance_fast.data.cache import ImageCache
+from glance_fast.data.depth import eight_bits
 from glance_fast.data.files import atomic_write
 from glance_fast.data.folders import list_images
-from glance_fast.data.images import read_image
 from glance_fast.data.layouts import normal_images
 from glance_fast.data.table import printable
 from glance_fast.errors import ImageError, UserError
@@ -29,7 +29,7 @@ from glance_fast.jobs.output import apart, output
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
 from glance_fast.run import load, of_whole_photographs
-from glance_fast.tiles import whole_only
+from glance_fast.tiles import shallow_only, whole_only
 from glance_fast.training.calibrate import digest
 
 # More would make pictures that nobody reads.
@@ -131,6 +131,7 @@ def explain_images(
     apart(out, *([] if isinstance(run, Glance) else [Path(run)]), *folders)
     model = run if isinstance(run, Glance) else load(run, device, memory_mib=memory_mib)
     whole_only(model.config, "explain")
+    shallow_only(model, "explain")
     of_whole_photographs(model, Path("model" if isinstance(run, Glance) else run))
     model.check(engine, precision)
     model.memory_share(precision)
@@ -162,7 +163,7 @@ class _Bank:
         """Those of the photographs that can be read; of the others it is said."""
         with reporter.task("reading good photographs", len(paths)) as advance:
             size, limit = model.config.image_size, model.config.cache_mib << 20
-            cache = ImageCache(paths, size, limit, progress=advance)
+            cache = ImageCache(paths, size, limit, progress=advance, white=None)
         with cache:
             for error in cache.errors:
                 reporter.say(f"left out: {error}")
@@ -210,7 +211,7 @@ def _explained(
     places, but = list[Place](), list[frozenset[int]]()
     for path in paths:
         try:
-            image = read_image(path)
+            image = eight_bits(path)
         except ImageError as error:
             found.append(_Done(path, error=error.reason))
             continue
@@ -235,8 +236,8 @@ def _written(model: Glance, done: _Done, to: Path) -> Explanation:
     """Write a picture, and say what is in it."""
     what, nearest = done.what, done.nearest
     assert what is not None
-    image, size = read_image(done.path), model.config.image_size
-    shown = [n and Shown(_short(n[0]), read_image(n[0]), n[1].box, n[1].distance) for n in nearest]
+    image, size = eight_bits(done.path), model.config.image_size
+    shown = [n and Shown(_short(n[0]), eight_bits(n[0]), n[1].box, n[1].distance) for n in nearest]
     data = picture(_short(done.path), image, what, shown, model.calibration, size)
     with atomic_write(to) as temporary:
         temporary.write_bytes(data)

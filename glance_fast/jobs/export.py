@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import glance_fast
+from glance_fast.data.depth import deepened
 from glance_fast.data.files import atomic_write
 from glance_fast.data.folders import list_images
-from glance_fast.data.images import resize
+from glance_fast.data.images import Pixels, resize
 from glance_fast.errors import UserError
 from glance_fast.export.formats import OUTPUTS, SUFFIXES, Scorer, check_packages, finite, scorer, write
 from glance_fast.export.graph import ScoringGraph
@@ -109,7 +110,9 @@ def export_run(
     model = load(run, "cpu", "fp32")
     whole_only(model.config, "export")
     graph = ScoringGraph(model).eval()
-    pictures = built_in(model.config.image_size) if paths is None else photographs(paths, COMPARED)
+    white = model.calibration.white
+    pictures = built_in(model.config.image_size) if paths is None else photographs(paths, COMPARED, white)
+    pictures = [stored(picture, white) for picture in pictures]
     with atomic_write(out) as temporary:
         write(graph, temporary, format, notes_of(model))
         found = compare(model, scorer(temporary, format), pictures, out)
@@ -122,13 +125,20 @@ def notes_of(model: Glance) -> dict[str, Any]:
     return {
         "version": glance_fast.__version__,
         "image_size": list(model.config.image_size),
+        # Images are uint16, and this value is white; None: they are uint8.
+        "white": model.calibration.white,
         "threshold": finite(model.calibration.threshold),
         "pixel_threshold": finite(model.calibration.pixel_threshold),
         "outputs": list(OUTPUTS),
     }
 
 
-def built_in(size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+def stored(picture: Pixels, white: int | None) -> Pixels:
+    """A picture as a file takes it: of more than 8 bits where the model was trained on such ones."""
+    return picture if white is None or picture.dtype == np.uint16 else deepened(picture, white)
+
+
+def built_in(size: tuple[int, int]) -> list[Pixels]:
     """Photographs that come with scikit-image: of the model's size, smaller and wider, and far larger."""
     from skimage import data
 
@@ -142,7 +152,7 @@ def built_in(size: tuple[int, int]) -> list[NDArray[np.uint8]]:
 
 
 def compare(
-    model: Glance, file: Scorer, pictures: Sequence[NDArray[np.uint8]], out: Path
+    model: Glance, file: Scorer, pictures: Sequence[Pixels], out: Path
 ) -> tuple[float, float, float, float]:
     """The last four of ``Exported``.
 
@@ -180,7 +190,7 @@ def compare(
     return maps_apart, scores_apart, median(seconds[0]), median(seconds[1])
 
 
-def bounds(model: Glance, picture: NDArray[np.uint8]) -> list[tuple[NDArray, NDArray]]:
+def bounds(model: Glance, picture: Pixels) -> list[tuple[NDArray, NDArray]]:
     """The model's map [1, h, w] and score [1] with every s_DAD lower by its last digit, as it is, and higher.
 
     Where a patch is distorted for certain, one step of float32 below 1 is all that is left of its log odds:

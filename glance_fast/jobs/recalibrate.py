@@ -96,10 +96,12 @@ def _calibrate_on(model: Glance, good: Path, paths: list[Path], reporter: Report
     # Images too large for the memory given are refused before any is read.
     model.memory_share()
     with reporter.task("reading images", len(paths)) as advance:
-        cache = images_for(paths, model.config, advance)
+        cache = images_for(paths, model.config, advance, model.calibration.white)
     with cache:
         for error in cache.errors:
             reporter.say(f"left out: {error}")
+        for remark in cache.unlike.remarks():
+            reporter.say(remark)
         new, seen, copies = _unseen(model, cache)
         if copies:
             reporter.say(f"left out: {copies} {_photographs(copies)} with the same pixels as another")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,8 @@ FINISHED = {
     # None where nothing was left to do.
     "seconds_per_image": float | None,
 }
+# What an earlier version did not tell.
+NEWER = ("cut", "shallow", "above")
 # Above every number in them.
 LARGEST = 1 << 48
 
@@ -207,8 +209,8 @@ def _join(out: Path, shard: Shard) -> Summary | None:
         run = read_run(part.run(out))
         if run is None or "scored" not in run:
             return None
-        run.setdefault("cut", 0)  # of an earlier version, which had no tiles
-        finished.append(_checked(run, part.run(out), FINISHED | {"cut": int}))
+        run = dict.fromkeys(NEWER, 0) | run
+        finished.append(_checked(run, part.run(out), FINISHED | dict.fromkeys(NEWER, int)))
     first = finished[0]
     for part in parts:
         check_provenance(part.run(out), first)
@@ -252,7 +254,7 @@ def _join(out: Path, shard: Shard) -> Summary | None:
         "seconds_per_image": round(sum(each) / len(each), 4) if each else None,
         "shards": shard.count,
     }
-    for key in ("shard", "photographs", "listing", "stretched", "small", "cut", "overlays"):
+    for key in ("shard", "photographs", "listing", *asdict(Odd()), "overlays"):
         record.pop(key, None)
     write_rows(WHOLE.table(out), rows)
     write_run(WHOLE.run(out), record)
@@ -262,7 +264,7 @@ def _join(out: Path, shard: Shard) -> Summary | None:
 
 def _remarks(finished: list[dict[str, Any]]) -> tuple[str, ...]:
     """What to say of all shards, from what each has recorded."""
-    odd = sum((Odd(run["stretched"], run["small"], run["cut"]) for run in finished), Odd())
+    odd = sum((Odd(**{name: run[name] for name in asdict(Odd())}) for run in finished), Odd())
     without = sum(not run["overlays"] for run in finished)
     if without in (0, len(finished)):
         return odd.remarks()

@@ -7,9 +7,10 @@ import io
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from glance_fast.data.depth import Unlike
 from glance_fast.data.table import ScoreRow, as_csv, write_table
 from glance_fast.errors import UserError, cannot_write
 
@@ -48,14 +49,18 @@ class Odd:
         Of fewer pixels across than a patch.
     cut : int
         Of fewer pixels across than a tile, so that they are enlarged.
+    shallow, above : int
+        As ``glance_fast.data.depth.Unlike`` has them.
     """
 
     stretched: int = 0
     small: int = 0
     cut: int = 0
+    shallow: int = 0
+    above: int = 0
 
     def __add__(self, other: Odd) -> Odd:
-        return Odd(self.stretched + other.stretched, self.small + other.small, self.cut + other.cut)
+        return Odd(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
     def remarks(self) -> tuple[str, ...]:
         """What to say of them."""
@@ -70,7 +75,7 @@ class Odd:
         if self.cut:
             are = "image is" if self.cut == 1 else "images are"
             out.append(f"{self.cut} {are} smaller than a tile, and the model saw an enlarged copy")
-        return tuple(out)
+        return (*out, *Unlike(self.shallow, self.above).remarks())
 
 
 def drift_remarks(rows: Iterable[ScoreRow]) -> tuple[str, ...]:

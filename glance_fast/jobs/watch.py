@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glance_fast.calibration import verdict
+from glance_fast.data.depth import Unlike, shown_as, unlike
 from glance_fast.data.files import check_inside
-from glance_fast.data.images import read_image, write_png
+from glance_fast.data.images import Pixels, read_image, write_png
 from glance_fast.data.roi import resize_scores
 from glance_fast.errors import ImageError, UserError, cannot_write
 from glance_fast.evaluation.overlay import display_range, overlay
@@ -72,8 +73,9 @@ class Line:
 class _Prepared(NamedTuple):
     name: str
     since: float
-    image: NDArray[np.uint8] | ImageError
+    image: Pixels | ImageError
     original: NDArray[np.uint8] | None = None  # for an overlay
+    unlike: Unlike = Unlike()
 
 
 class Backlog:
@@ -146,7 +148,8 @@ def watch(
         A folder to write pictures of the maps over the images to, each named after its image. Made, and what
         has the same name there replaced.
     say : callable, optional
-        Told, in a line, when scoring does not keep up and when it has caught up.
+        Told, in a line, when scoring does not keep up and when it has caught up; and once where images are of
+        another depth than those in training.
 
     Yields
     ------
@@ -183,9 +186,14 @@ def watch(
     )
     for thread in threads:
         thread.start()
-    backlog = Backlog(together)
+    backlog, told = Backlog(together), set[str]()
     try:
         while batch := ready.take(together):
+            remarks = {remark for item in batch for remark in item.unlike.remarks()}
+            for remark in sorted(remarks - told):
+                if say:
+                    say(remark)
+            told |= remarks
             yield from _score(model, batch, engine, precision, overlays)
             number, first = waiting.waiting()
             now = time.monotonic()
@@ -249,16 +257,20 @@ def _decode(model: Glance, waiting: Belt[Arrival], ready: Belt[_Prepared], origi
     try:
         while taken := waiting.take(1):
             (arrival,) = taken
-            image, original = arrival.image, None
+            image: Path | Pixels | ImageError = arrival.image
+            original, odd = None, Unlike()
             try:
                 if isinstance(image, Path):
                     image = read_image(image)
                 if not isinstance(image, ImageError):
-                    original = image if originals else None
+                    white = model.calibration.white
+                    odd = unlike(image, white)
+                    original = shown_as(image, white) if originals else None
                     image = prepared(model, image)
             except ImageError as error:
                 image = error
-            if not ready.put(_Prepared(arrival.name, arrival.since, image, original)):
+            assert not isinstance(image, Path)
+            if not ready.put(_Prepared(arrival.name, arrival.since, image, original, odd)):
                 break
     except BaseException as error:  # noqa: BLE001
         ready.close(error)

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 
 import glance_fast
 from glance_fast.calibration import verdict
+from glance_fast.data.depth import unlike
 from glance_fast.data.images import decode_image, encode_png, encode_tiff
 from glance_fast.data.roi import resize_scores
 from glance_fast.errors import ImageError
@@ -120,21 +121,24 @@ class Service:
             body = await receive(request.stream(), self.limits.body, PATIENCE)
             data = image_in(body, request.headers.get("content-type", ""))
             del body
-            shape, image = await loop.run_in_executor(self._pool, self._decode, data)
+            image, shape, remarks = await loop.run_in_executor(self._pool, self._decode, data)
             scored = await asyncio.wrap_future(self.batcher.submit(image))
-            return await loop.run_in_executor(self._pool, self._answer, scored, shape, kind)
+            return await loop.run_in_executor(self._pool, self._answer, scored, shape, remarks, kind)
         finally:
             self.waiting -= 1
 
-    def _decode(self, data: bytes) -> tuple[tuple[int, int], np.ndarray]:
-        """Height and width of an image, and the image as the model takes it."""
+    def _decode(self, data: bytes) -> tuple[np.ndarray, tuple[int, int], tuple[str, ...]]:
+        """An image as the model takes it, its height and width, and what to say of its depth."""
         try:
             image = decode_image(data)
+            ready = prepared(self.model, image)
         except ImageError as error:
             raise Refused(422, "damaged", error.reason) from error
-        return image.shape[:2], prepared(self.model, image)
+        return ready, image.shape[:2], unlike(image, self.model.calibration.white).remarks()
 
-    def _answer(self, scored: Scored, shape: tuple[int, int], kind: str | None) -> bytes:
+    def _answer(
+        self, scored: Scored, shape: tuple[int, int], remarks: tuple[str, ...], kind: str | None
+    ) -> bytes:
         """What is said of an image of that height and width."""
         if not (math.isfinite(scored.score) and np.isfinite(scored.map).all()):
             raise Refused(500, "failed", NOT_FINITE)
@@ -145,6 +149,8 @@ class Service:
             "width": shape[1],
             "regions": [],
         }
+        if remarks:
+            answer["remarks"] = remarks
         above = scored.map.max() > calibration.pixel_threshold
         # Resizing a map makes none of its values larger: most have no region, and are not resized for it.
         if above or kind:
@@ -185,7 +191,8 @@ def build_app(service: Service) -> FastAPI:
 
         The answer has score, above, anomalous, height and width of the image, regions above the model's
         threshold of pixels (box, area, peak, centroid in the image's pixels) and, with `map`, the map of the
-        image's size in base64: png in colours, tiff as float32.
+        image's size in base64: png in colours, tiff as float32. Where the image is of another depth than the
+        photographs in training, remarks say what was made of that.
         """
         return await service.score(request, map)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from glance_fast.data.images import Pixels
 from glance_fast.device import pick_device, use_threads
 from glance_fast.jobs.belt import Belt
 from glance_fast.model import Glance
@@ -26,7 +27,7 @@ class Scored(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    image: NDArray[np.uint8]
+    image: Pixels
     answer: Future[Scored]
 
 
@@ -60,8 +61,8 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, daemon=True, name="glance-score")
         self._thread.start()
 
-    def submit(self, image: NDArray[np.uint8]) -> Future[Scored]:
-        """Have an image scored, uint8 [H, W, 3], best as ``glance_fast.tiles.prepared`` gives it.
+    def submit(self, image: Pixels) -> Future[Scored]:
+        """Have an image scored, [H, W, 3], best as ``glance_fast.tiles.prepared`` gives it.
 
         Raises
         ------

@@ -106,7 +106,8 @@ def server_of(
     metrics = Metrics()
     with listener, contextlib.closing(Batcher(model, engine, precision, threads, metrics.batch)) as batcher:
         # What is compiled on first use is not for the first client to wait for.
-        batcher.submit(np.zeros((*model.config.image_size, 3), np.uint8)).result()
+        blank = np.zeros((*model.config.image_size, 3), np.uint16 if model.calibration.white else np.uint8)
+        batcher.submit(blank).result()
         service = Service(model, batcher, metrics, Limits(queue, max_mib << 20))
         config = uvicorn.Config(
             build_app(service),

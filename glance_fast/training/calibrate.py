@@ -131,6 +131,7 @@ def calibrate(
         aspect=aspect,
         shape=(int(height), int(width)),
         trained_on=names,
+        white=cache.white,
     )
     found, new = np.array(model.calibration.scores), np.isin(chosen, held_out)
     if new.all() or not new.any():
@@ -537,6 +538,7 @@ def calibration_of(
         false_alarms=config.false_alarms,
         distances=model.calibration.distances,
         largest_peaks=model.calibration.largest_peaks,
+        white=model.calibration.white,
     )
     scored, highest = [], []
     for maps in _maps(model, scores):

@@ -51,7 +51,7 @@ class Copies:
     @cached_property
     def trained(self) -> Variants:
         """Of the images to train on, augmented as the category allows."""
-        count = number_of_variants(len(self.train), self.config)
+        count = number_of_variants(len(self.train), self.config, 4 if self.cache.white else 1)
         if count < len(self.train):
             limit = self.config.cache_mib
             self.reporter.say(

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from glance_fast.data.depth import Levels
 from glance_fast.nets.local_net import LocalNet
 from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.student import STRIDE, compactness
@@ -36,12 +36,12 @@ AT_ONCE = 8
 RIDGE = 1e-4
 
 
-def measured(pictures: NDArray[np.uint8]) -> int:
+def measured(pictures: Levels) -> int:
     """Of how many pictures of this size something is measured at once.
 
     Parameters
     ----------
-    pictures : ndarray, uint8 [N, H, W, 3]
+    pictures : ndarray, ``Levels`` [N, H, W, 3]
         Only their height and width count.
 
     Returns
@@ -60,7 +60,7 @@ class Targets:
     ----------
     teacher : Teacher
         ResNet-18 through layer 3; it also says on which device is computed.
-    clean, stained : ndarray, uint8 [N, H, W, 3]
+    clean, stained : ndarray, ``Levels`` [N, H, W, 3]
         Need not be the same variants.
     limit : int
         Bytes that its maps may take; fewer variants are used where they are larger.
@@ -73,8 +73,8 @@ class Targets:
     def __init__(
         self,
         teacher: Teacher,
-        clean: NDArray[np.uint8],
-        stained: NDArray[np.uint8],
+        clean: Levels,
+        stained: Levels,
         limit: int,
         bf16: bool,
         progress: Callable[[int, int], None] | None = None,
@@ -96,7 +96,7 @@ class Targets:
         self.maps = [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
     def images(self, places: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] of places in [0, 2 * count)."""
+        """``Levels`` [B, H, W, 3] of places in [0, 2 * count)."""
         chosen = [self.pictures[int(i) // self.count][int(i) % self.count] for i in places]
         return torch.from_numpy(np.stack(chosen)).to(self.device)
 

@@ -115,6 +115,8 @@ def fit(
         for error in cache.errors:
             reporter.say(f"left out: {error}")
         check_images(cache, roi=roi)
+        if said := depth_of(cache):
+            reporter.say(said)
         if roi is not None:
             model.inside = torch.from_numpy(_inside(roi, cache)).to(device)
         train, held_out = split(cache.groups, config)
@@ -243,6 +245,17 @@ def check_images(cache: ImageCache, place: str = "", roi: Masks | None = None) -
         )
     if roi is not None:
         _inside(roi, cache)
+
+
+def depth_of(cache: ImageCache) -> str:
+    """What to say of photographs of more than 8 bits; nothing where there are none."""
+    if cache.white is None:
+        return ""
+    bits = cache.white.bit_length()
+    said = f"more than 8 bits: values from 0 to {cache.white} ({bits} bits) are used"
+    if few := cache.unlike.shallow:
+        said += f"; {few} of {len(cache)} have 8 bits, of which 255 is taken for {cache.white}"
+    return said
 
 
 def _inside(roi: Masks, cache: ImageCache) -> np.ndarray:

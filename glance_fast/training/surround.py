@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from glance_fast.config import Config
+from glance_fast.data.depth import Levels
 from glance_fast.data.stains import stain
 from glance_fast.geometry import PatchGrid
 from glance_fast.model import Scale
@@ -96,7 +97,7 @@ def features_of(
     """
     generator = step_generator(seed, f"tiles of {scale.grid.patch}", 0)
 
-    def features(images: NDArray[np.uint8]) -> Tensor:
+    def features(images: Levels) -> Tensor:
         return local_features(scale, images, bf16).half().cpu()
 
     parts = []
@@ -118,21 +119,19 @@ def features_of(
     return Features(of_clean, of_stained, kinds, of_tiles, places_of_tiles, belongs)
 
 
-def stain_tiles(
-    images: NDArray[np.uint8], grid: PatchGrid, generator: torch.Generator
-) -> tuple[NDArray[np.uint8], Tensor]:
+def stain_tiles(images: Levels, grid: PatchGrid, generator: torch.Generator) -> tuple[Levels, Tensor]:
     """Images laid out with tiles that are patches of the grid, each with a stain of its own.
 
     Parameters
     ----------
-    images : ndarray, uint8 [B, H, W, 3]
+    images : ndarray, ``Levels`` [B, H, W, 3]
     grid : PatchGrid
     generator : torch.Generator
         Of where the tiles of each image begin, and of the stains.
 
     Returns
     -------
-    images : ndarray, uint8 [B, H, W, 3]
+    images : ndarray, ``Levels`` [B, H, W, 3]
         Copies. What Local-Net says of a tile depends on its own pixels alone, and so on its stain alone.
     cells : Tensor
         Int64 [B, T, 2], (row, column) of the tiles; T is 0 where no patch lies wholly within the image.
@@ -159,14 +158,15 @@ def stain_tiles(
     for part in np.array_split(np.arange(len(places)), max(len(places) // TILES_AT_ONCE, 1)):
         clean = torch.from_numpy(np.stack([images[places[i]] for i in part])).permute(0, 3, 1, 2)
         stained = stain(clean.float(), generator) if len(part) > 1 else clean.float()
-        for i, tile in zip(part, stained.clamp(0, 255).round().byte().permute(0, 2, 3, 1), strict=True):
-            out[places[i]] = tile.numpy()
+        for i, tile in zip(part, stained.clamp(0, 255).permute(0, 2, 3, 1), strict=True):
+            # Rounded where pixels are whole numbers.
+            out[places[i]] = (tile.round() if out.dtype == np.uint8 else tile).numpy()
     return out, cells
 
 
 @torch.inference_mode()
-def local_features(scale: Scale, images: NDArray[np.uint8], bf16: bool) -> Tensor:
-    """z_l of uint8 images [B, H, W, 3], float32 [B, rows, cols, D]."""
+def local_features(scale: Scale, images: Levels, bf16: bool) -> Tensor:
+    """z_l of images, ``Levels`` [B, H, W, 3], float32 [B, rows, cols, D]."""
     device = next(scale.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         return scale.local_features(torch.from_numpy(images).to(device)).float()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
+from glance_fast.data.depth import Levels
 from glance_fast.data.stains import stain_image
 from glance_fast.training.sampling import augment, step_generator
 from glance_fast.training.symmetry import Symmetry, vary
@@ -29,15 +30,15 @@ class Variants:
     Attributes
     ----------
     clean, stained : ndarray, uint8 [N, H, W, 3]
-        The same copies without and with stains.
+        The same copies without and with stains; float32 of 0 to 255 where images have more than 8 bits.
     masks : ndarray, bool [N, H, W]
         Where they differ visibly.
     inside : ndarray, bool [N, H, W], or None
         The region of interest of each, turned and mirrored as it is; None where all counts.
     """
 
-    clean: NDArray[np.uint8]
-    stained: NDArray[np.uint8]
+    clean: Levels
+    stained: Levels
     masks: NDArray[np.bool_]
     inside: NDArray[np.bool_] | None = None
 
@@ -79,7 +80,7 @@ def make_variants(
     order = np.concatenate([rng.permutation(indices) for _ in range(-(-count // len(indices)))])[:count]
     others = cache.batch(rng.permutation(indices)[:OTHERS])
     shape = (count, *config.image_size)
-    clean, stained = np.empty((*shape, 3), np.uint8), np.empty((*shape, 3), np.uint8)
+    clean, stained = (np.empty((*shape, 3), others.dtype) for _ in range(2))
     masks = np.empty(shape, bool)
     regions = None if inside is None else np.empty(shape, bool)
     for number, index in enumerate(order):
@@ -87,19 +88,19 @@ def make_variants(
         image = torch.from_numpy(cache.batch([index]))
         if inside is not None:
             # As a fourth channel, so that it is turned with the others.
-            image = torch.cat([image, torch.from_numpy(inside).byte()[None, :, :, None]], -1)
+            image = torch.cat([image, torch.from_numpy(inside).to(image.dtype)[None, :, :, None]], -1)
         image = vary(image, symmetry, generator)
         if regions is not None:
             regions[number] = image[0, :, :, 3].bool().numpy()
         moved = augment(image[..., :3], config.shift, config.brightness, generator)[0]
-        clean[number] = moved.round_().byte().numpy()
+        clean[number] = (moved if cache.white else moved.round_()).numpy()
         stained[number], masks[number] = stain_image(clean[number], others, rng)
         if progress:
             progress(number + 1)
     return Variants(clean, stained, masks, regions)
 
 
-def number_of_variants(images: int, config: Config) -> int:
+def number_of_variants(images: int, config: Config, itemsize: int = 1) -> int:
     """How many copies are trained on.
 
     As many as there are images, but ``variants`` at least and twice that at most. Fewer where the copies,
@@ -113,9 +114,11 @@ def number_of_variants(images: int, config: Config) -> int:
         That are trained on.
     config : Config
         Settings.
+    itemsize : int
+        Bytes of a value of a copy.
     """
     wanted = min(max(images, config.variants), 2 * config.variants)
     # Pixels without and with stains, the mask, and features of both, half precision, a patch size at a time.
-    pixels = 7 * config.image_size[0] * config.image_size[1]
+    pixels = (6 * itemsize + 1) * config.image_size[0] * config.image_size[1]
     features = 2 * 2 * FEATURES * max(map(len, config.grids))
     return max(min(wanted, (config.cache_mib << 20) // (pixels + features)), LEAST)

@@ -3,11 +3,13 @@
 import threading
 from pathlib import Path
 
+import deep
 import numpy as np
 import pytest
 
 from glance_fast.data import cache as module
 from glance_fast.data.cache import ImageCache
+from glance_fast.data.depth import Unlike, fitted, levels
 from glance_fast.data.images import read_image, resize, write_png
 from glance_fast.errors import ImageError, UserError
 
@@ -146,3 +148,65 @@ def test_nothing_readable(files):
         ImageCache([files[2], files[5]], SIZE)
     with pytest.raises(ValueError, match="workers"):
         ImageCache(files, SIZE, workers=0)
+
+
+# ---------------------------------------------------------------- more than 8 bits
+
+
+def _deep_files(folder, bits, count=4):
+    return [
+        deep.write(folder / f"deep-{i}.png", deep.png(deep.noise(3, bits, (9 + i, 12), seed=i)))
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("limit", [HELD, STREAMED])
+def test_white_is_found_from_all_images(tmp_path, limit):
+    files = _deep_files(tmp_path, 9)
+    bright = deep.write(tmp_path / "bright.png", deep.png(np.full((9, 12, 3), 3000, np.uint16)))
+    with ImageCache([*files, bright], SIZE, memory_limit=limit) as cache:
+        assert cache.white == 4095 and cache.unlike == Unlike()
+        batch = cache.batch([0, 4, 1])
+        assert batch.dtype == np.float32 and batch.shape == (3, *SIZE, 3)
+        for found, path in zip(batch, [files[0], bright, files[1]], strict=True):
+            np.testing.assert_array_equal(found, levels(fitted(read_image(path), SIZE, 4095), 4095))
+    with ImageCache(files, SIZE, memory_limit=limit) as cache:
+        assert cache.white == 1023
+
+
+@pytest.mark.parametrize("limit", [HELD, STREAMED])
+def test_images_of_8_bits_among_deeper_ones_are_equally_bright(files, tmp_path, limit):
+    with ImageCache([*files, *_deep_files(tmp_path, 12)], SIZE, memory_limit=limit) as cache:
+        assert cache.white == 4095 and cache.unlike == Unlike(shallow=5)
+        assert cache.held == (limit == HELD)
+        found = cache.batch(range(5))
+        eight = np.stack([resize(read_image(path), SIZE) for path in cache.paths[:5]])
+        np.testing.assert_allclose(found, eight, atol=0.04)
+        np.testing.assert_array_equal(found[2], levels(fitted(read_image(cache.paths[2]), SIZE, 4095), 4095))
+
+
+def test_the_white_of_a_model_counts(files, tmp_path):
+    paths = [files[0], *_deep_files(tmp_path, 12)]
+    with ImageCache(paths, SIZE, white=1023) as cache:
+        assert cache.white == 1023 and cache.unlike == Unlike(shallow=1, above=4)
+        expected = levels(np.stack([fitted(read_image(path), SIZE, 1023) for path in paths]), 1023)
+        np.testing.assert_array_equal(cache.batch(range(5)), expected)
+    for limit in (HELD, STREAMED):
+        with ImageCache(paths, SIZE, memory_limit=limit, white=None) as cache:
+            assert cache.white is None and cache.paths == paths[:1]
+            assert [error.path for error in cache.errors] == paths[1:]
+            assert all("has more than 8 bits" in error.reason for error in cache.errors)
+            assert cache.batch([0]).dtype == np.uint8
+
+
+def test_deeper_images_take_twice_the_room(files, tmp_path):
+    deeper = _deep_files(tmp_path, 12)
+    need = 4 * SIZE[0] * SIZE[1] * 3
+    assert ImageCache(deeper, SIZE, memory_limit=2 * need).held
+    assert ImageCache(deeper, SIZE, memory_limit=2 * need, white=4095).held
+    for white in ("found", 4095):
+        with ImageCache(deeper, SIZE, memory_limit=2 * need - 1, white=white) as cache:
+            assert not cache.held
+            np.testing.assert_array_equal(
+                cache.batch([3, 1])[1], levels(fitted(read_image(deeper[1]), SIZE, 4095), 4095)
+            )

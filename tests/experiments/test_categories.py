@@ -1,8 +1,10 @@
 """Tables 1 and 2: means as the paper takes them, and which figures of it stand beside."""
 
+import numpy as np
 import pytest
 
-from glance_fast.experiments import paper
+from glance_fast.config import Config
+from glance_fast.experiments import categories, paper
 from glance_fast.experiments.categories import tables
 
 
@@ -51,3 +53,32 @@ def test_the_papers_means_are_those_it_prints():
     means = [sum(column) / 15 for column in columns]
     assert means == pytest.approx([0.912, 0.935, 0.948, 0.957, 0.961, 0.954], abs=1e-3)
     assert {name for name in printed["pro"] if paper.kind_of(name) == "texture"} == set(printed["textures"])
+
+
+@pytest.mark.slow
+def test_baselines_take_more_than_8_bits(deep_parts, tmp_path, small, reporter, monkeypatch):
+    seen = []
+
+    class Baseline:
+        def __init__(self, teacher, seed):
+            pass
+
+        def fit(self, images):
+            seen.append(images)
+            return self
+
+        def maps(self, images):
+            seen.append(images)
+            return images.mean(3)
+
+    monkeypatch.setattr(categories, "BASELINES", {"mean": Baseline})
+    config = Config(**small)
+    rows = categories.run_categories(
+        deep_parts, tmp_path / "out", config, baselines=True, device="cpu", reporter=reporter
+    )
+    assert [(row["method"], row["error"]) for row in rows] == [("ours", None), ("mean", None)]
+    normal, tested = seen
+    assert normal.dtype == tested.dtype == np.float32
+    assert 100 < np.median(normal) < 140 and 100 < np.median(tested) < 140
+    # Between two grey levels of 8 bits.
+    assert (tested % 1 > 0.3).any()

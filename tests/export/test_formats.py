@@ -9,9 +9,10 @@ import torch
 
 import glance_fast
 from glance_fast import UserError
-from glance_fast.data.images import resize
+from glance_fast.data.images import read_image, resize
 from glance_fast.export import formats
 from glance_fast.export.graph import ScoringGraph
+from glance_fast.jobs.export import notes_of
 
 FORMATS = tuple(formats.SUFFIXES)
 pytestmark = pytest.mark.slow
@@ -53,10 +54,29 @@ def test_a_file_keeps_what_is_to_be_known(exported_files, run_folder, format):
     assert json.loads(notes["glance_fast"]) == {
         "version": glance_fast.__version__,
         "image_size": [64, 64],
+        "white": None,
         "threshold": calibration.threshold,
         "pixel_threshold": calibration.pixel_threshold,
         "outputs": ["maps", "scores", "anomalous"],
     }
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_of_a_deep_model_takes_stored_values(deep_run, deep_parts, tmp_path, format):
+    model = glance_fast.load(deep_run, "cpu")
+    path = tmp_path / f"model{formats.SUFFIXES[format]}"
+    formats.write(ScoringGraph(model).eval(), path, format, notes_of(model))
+    assert notes_of(model)["white"] == 4095
+    score = formats.scorer(path, format)
+    rng = np.random.default_rng(0)
+    large = rng.integers(0, 5000, (2, 401, 390, 3)).astype(np.uint16)
+    stored = read_image(deep_parts / "test/punched/000.png")
+    for images in (stored[None], stored[None, :50, :40] ^ 7, large):
+        maps, scores, anomalous = score(images)
+        ours = model.score(list(images))
+        np.testing.assert_allclose(maps, ours.maps, atol=1e-4 * np.ptp(ours.maps))
+        np.testing.assert_allclose(scores, ours.scores, atol=1e-4 * np.ptp(ours.maps))
+        assert (anomalous == (scores > model.calibration.threshold)).all()
 
 
 def test_a_file_has_no_operator_of_ours(exported_files):

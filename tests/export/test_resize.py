@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from glance_fast.data.depth import fitted, levels
 from glance_fast.data.images import resize
-from glance_fast.export.resize import Resize
+from glance_fast.export.resize import DeepResize, Resize
 
 SIZES = [
     (1, 1),
@@ -33,3 +34,16 @@ def test_equals_the_resizing_of_images(size):
     assert found.dtype == torch.float32 and found.shape == (2, 3, 64, 48)
     for image, small in zip(images, found, strict=True):
         np.testing.assert_array_equal(small.permute(1, 2, 0).numpy(), resize(image, (64, 48)))
+
+
+@pytest.mark.parametrize("white", [1023, 4095, 65535])
+@pytest.mark.parametrize("size", SIZES)
+def test_equals_the_resizing_of_deeper_images(size, white):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, min(white + 200, 65536), (2, *size, 3)).astype(np.uint16)
+    images[1] = np.where(images[1] > white // 2, white, 0)
+    found = DeepResize(64, 48, white)(torch.from_numpy(images))
+    assert found.dtype == torch.float32 and found.shape == (2, 3, 64, 48)
+    for image, small in zip(images, found, strict=True):
+        expected = levels(fitted(image, (64, 48), white), white)
+        np.testing.assert_array_equal(small.permute(1, 2, 0).numpy(), expected)

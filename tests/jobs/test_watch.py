@@ -157,7 +157,7 @@ def test_few_are_decoded_ahead(model, monkeypatch):
     monkeypatch.setattr(model, "at_once", lambda precision="auto": 2)
     decoded, images = [], parts_drawn(1)
     prepare, free = model.prepare, threading.Event()
-    monkeypatch.setattr(model, "prepare", lambda image: decoded.append(1) or prepare(image))
+    monkeypatch.setattr(model, "prepare", lambda *a: decoded.append(1) or prepare(*a))
     score = model.score
     monkeypatch.setattr(model, "score", lambda *a: free.wait(10) and score(*a))
     lines = watch(model, source_of([arrival(str(i), images[0]) for i in range(40)]))

@@ -15,13 +15,14 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
+import deep
 import numpy as np
 import pytest
 import tifffile
 import torch
 from clients import Client, serving
 from PIL import Image
-from samples import draw_part
+from samples import draw_deep_part, draw_part
 
 from glance_fast.data.images import resize_map
 from glance_fast.data.roi import resize_scores
@@ -29,6 +30,7 @@ from glance_fast.errors import UserError
 from glance_fast.evaluation.overlay import display_range, heat, scale
 from glance_fast.evaluation.regions import find_regions
 from glance_fast.model import NOT_FINITE
+from glance_fast.run import load
 from glance_fast.serving import app, server
 from glance_fast.tiles import score_photograph
 
@@ -412,3 +414,26 @@ def test_metrics_are_prometheus_text(served):
     counts = [float(line.split()[-1]) for line in lines if "_bucket{" in line]
     assert counts == sorted(counts)
     assert said.endswith(b"\n")
+
+
+def test_more_than_8_bits_are_kept_where_the_model_knows_them(deep_run):
+    model = load(deep_run, "cpu")
+    image = draw_deep_part(np.random.default_rng(3), defect=True)
+    colours = deep.png(np.repeat(image[..., None], 3, axis=2))
+    with serving(model) as running:
+        client = running.client()
+        status, said = client.score(png(image))
+        assert status == 200 and "remarks" not in said
+        assert said["score"] == pytest.approx(model.score([image]).scores[0], rel=1e-4, abs=1e-4)
+        assert client.score(colours) == (200, said)
+        status, said = client.score(png((image // 16).astype(np.uint8)))
+        assert status == 200
+        assert said["remarks"] == [
+            "1 image has 8 bits, and those in training had more: 255 was taken for their white"
+        ]
+
+
+def test_more_than_8_bits_are_refused_where_the_model_does_not(served):
+    image = draw_deep_part(np.random.default_rng(3))
+    status, said = served.client().score(png(image))
+    assert status == 422 and said["error"].startswith("has more than 8 bits, and the photographs that")

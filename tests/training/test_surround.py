@@ -79,6 +79,14 @@ def test_each_tile_is_a_patch_of_the_grid_with_a_stain_of_its_own(grid, tiles):
         assert len(cells[:, 0].unique(dim=0)) > 1
 
 
+def test_tiles_keep_what_lies_between_grey_levels():
+    images = np.random.default_rng(0).random((3, 64, 80, 3), np.float32) * 255
+    out, _ = stain_tiles(images, GRID, torch.Generator().manual_seed(0))
+    assert out.dtype == np.float32 and out.min() >= 0 and out.max() <= 255
+    changed = out[out != images]
+    assert len(changed) and (np.abs(changed - np.rint(changed)) > 0.1).mean() > 0.5
+
+
 def test_pairs_are_as_many_clean_as_stained():
     kinds = torch.tensor([CLEAN] * 50 + [STAINED] * 9 + [NEITHER] * 30, dtype=torch.int8)
     kinds = kinds[torch.randperm(len(kinds), generator=torch.Generator().manual_seed(0))]

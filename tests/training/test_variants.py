@@ -88,3 +88,28 @@ def test_variants_and_their_features_fit_into_memory():
     assert 8 < count < 240 and count * (7 * 1024**2 + features) <= 512 << 20
     assert number_of_variants(999, dataclasses.replace(large, cache_mib=1)) == 8
     assert number_of_variants(213, Config()) == 240
+
+
+def test_lower_bits_are_kept(deep_parts):
+    with ImageCache(normal_images(deep_parts), (64, 64)) as cache:
+        variants = make_variants(cache, np.arange(12), 12, config(**STILL), NONE, "variants")
+        originals = {image.tobytes() for image in cache.batch(np.arange(12))}
+    assert {image.tobytes() for image in variants.clean} == originals
+    for images in (variants.clean, variants.stained):
+        assert images.dtype == np.float32 and images.min() >= 0 and images.max() <= 255
+    # Steps of 12 bits, which a shift and a gain leave between grey levels.
+    np.testing.assert_array_equal(
+        variants.clean, np.rint(variants.clean * 4095 / 255) * np.float32(255 / 4095)
+    )
+    outside = np.abs(variants.clean - variants.stained).max(3) == 0
+    assert 0.5 < outside.mean() < 1
+    touched = variants.stained[~outside]
+    assert (np.abs(touched - np.rint(touched)) > 0.1).mean() > 0.5
+
+
+def test_deeper_copies_take_more_of_the_memory():
+    # 7 bytes a pixel, or 25, beside the features.
+    features = 4 * 128 * len(config().grids[0])
+    for itemsize, bytes_each in ((1, 7 * 4096 + features), (4, 25 * 4096 + features)):
+        found = number_of_variants(10_000, config(variants=10_000, cache_mib=16), itemsize)
+        assert found == (16 << 20) // bytes_each
