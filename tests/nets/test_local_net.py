@@ -213,7 +213,7 @@ def altered(path, change):
         pytest.param(lambda p: save_file(load_file(p), p), "not a Local-Net", id="no-patch"),
         pytest.param(lambda p: renote(p, {"patch": 64}), "not a Local", id="patch-64"),
         pytest.param(lambda p: renote(p, {"patch": 33}), "33 pixels", id="unknown-patch"),
-        pytest.param(lambda p: renote(p, {"patch": "big"}), "patches of big", id="no-number"),
+        pytest.param(lambda p: renote(p, {"patch": "big"}), "patches of 'big'", id="no-number"),
         pytest.param(lambda p: altered(p, lambda t: t.pop("mean")), "not a Local-Net", id="one-missing"),
         pytest.param(
             lambda p: altered(p, lambda t: t.update(std=torch.ones(2))), "not a Local-Net", id="other-shape"

@@ -252,7 +252,7 @@ def test_streamed_images_give_the_model_that_held_ones_give(tmp_path, small, rep
 
 
 def test_split_holds_out_the_share_asked_for(small):
-    train, held_out = split(40, Config(**small))
+    train, held_out = split(np.arange(40), Config(**small))
     assert len(held_out) == 10 and len(np.union1d(train, held_out)) == 40
 
 

@@ -56,6 +56,8 @@ def test_the_region_of_interest_is_turned_with_the_image():
     class Marked:
         """Images that are white in the region alone."""
 
+        white = None
+
         def batch(self, indices):
             return np.repeat((inside * np.uint8(255))[None, :, :, None], len(indices), 0).repeat(3, 3)
 
