@@ -272,7 +272,7 @@ def _decode(model: Glance, waiting: Belt[Arrival], ready: Belt[_Prepared], origi
             assert not isinstance(image, Path)
             if not ready.put(_Prepared(arrival.name, arrival.since, image, original, odd)):
                 break
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:  # noqa: BLE001  # the thread that scores raises it
         ready.close(error)
     ready.close()
 
