@@ -139,9 +139,9 @@ def split(
     # The maps of an image: two heads, twice, and their blends.
     maps = height * width * 4 * (5 * len(grids) + 1)
     both = sum(len(grid) * features * 2 * 4 for grid in grids)
-    # Of Local-Net, the first layer's output, which is its largest, and what comes of it.
+    # Of Local-Net, the first layer's output, which is its largest and always float32, and what comes of it.
     frame = 2 * max(grid.frame for grid in grids)
-    local = 3 * ((height + frame) // 2) * ((width + frame) // 2) * 64 * itemsize
+    local = 2 * ((height + frame) // 2) * ((width + frame) // 2) * 64 * 4
     passes = patch = waiting = 0
     for net, grid in zip(nets, grids, strict=True):
         if isinstance(net, SurroundNet):

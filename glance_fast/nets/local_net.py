@@ -87,8 +87,11 @@ class LocalNet(nn.Module):
         stride = stride or self.step
         if stride % self.step:
             raise ValueError(f"stride {stride} is no multiple of {self.step}, Local-Net's own stride")
-        x = F.max_pool2d(F.relu(self.conv1(x)), 3, 2)
-        x = self.layer1(x)
+        # In bfloat16 the pixels' own levels would be rounded: most of what bfloat16 loses, it loses here.
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.conv1(x.to(self.conv1.weight.dtype))
+        # ReLU and maximum in either order are the same; after pooling there is less of it.
+        x = self.layer1(F.relu(F.max_pool2d(x, 3, 2)))
         for conv in self.reduce[:-1]:
             x = F.relu(conv(x))
         # The last reduction skips the places between patches, so the 1x1 layers never see them.

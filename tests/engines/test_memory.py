@@ -264,9 +264,9 @@ def test_an_image_that_cannot_fit_is_refused_with_the_setting(net, request):
         model.memory_mib = None
 
 
-def test_bf16_needs_less_and_is_scored_where_fp32_does_not_fit(monkeypatch):
+def test_windows_in_bf16_need_less_and_are_scored_where_fp32_does_not_fit(monkeypatch):
     monkeypatch.setattr("glance_fast.model.has_bf16", lambda device: True)
-    model = Glance(Config(patch=32, stride=16))
+    model = Glance(Config(net="pyramid"))
     for model.memory_mib in range(1, 99):
         try:
             model.memory_share("bf16")

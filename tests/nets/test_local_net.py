@@ -57,6 +57,20 @@ def test_without_a_stride_it_is_the_nets_own(net):
     assert torch.equal(net(x), net(x, net.step))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pixels_keep_their_levels_in_bfloat16(dtype):
+    net, seen = LocalNet(32), []
+    net.conv1.register_forward_hook(lambda _module, given, found: seen.append((given[0], found)))
+    x = images(40, 40, 2).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = net(x)
+    assert features.dtype == torch.bfloat16
+    ((given, found),) = seen
+    assert torch.equal(given, x.float())
+    assert torch.equal(found, net.conv1(x.float()))
+
+
 @pytest.mark.parametrize("place", [(0, 0), (1, 2), (2, 3)], ids=["top-left", "middle", "bottom-right"])
 def test_a_feature_sees_its_patch_and_nothing_else(net, place):
     grid = PatchGrid(net.patch + 2 * 16, net.patch + 3 * 16, net.patch, 16)
