@@ -49,19 +49,19 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def device_of_process(name: str, local_rank: int, processes: int) -> str:
+def device_of_process(name: str | torch.device, local_rank: int, processes: int) -> str | torch.device:
     """One CUDA device for each process of a machine, where ``name`` leaves open which.
 
     Parameters
     ----------
-    name : str
+    name : str or torch.device
         As for ``pick_device``.
     local_rank, processes : int
         The number of this process on this machine, from 0, and how many there are.
 
     Returns
     -------
-    str
+    str or torch.device
         Such as ``"cuda:1"``, which becomes the current device; ``name`` where that is the CPU.
 
     Raises

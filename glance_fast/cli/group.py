@@ -25,6 +25,8 @@ SMALLER = {
 }
 # Commands that leave something that only --overwrite replaces, and that none goes on with.
 REPLACING = ("explain", "evaluate", "demo", "features", "panel")
+# Commands whose work several processes of torchrun share.
+SHARED = ("train", "score-dir")
 # In the ``meta`` of a command's context: a function that says, once the command has stopped, whether there is
 # something for --resume.
 RESUMABLE = "glance_fast.resumable"
@@ -64,6 +66,16 @@ class Commands(TyperGroup):
             line = after_full_memory(ctx.invoked_subcommand)
         complain(f"glance-fast: {line}")
         raise typer.Exit(FAILED)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that was asked for; none is to do its whole work in each process of torchrun."""
+        name, command, rest = super().resolve_command(ctx, args)
+        here = this_process()
+        if here.count > 1 and name not in SHARED:
+            if here.rank > 0:
+                raise AnotherFailed
+            raise UserError(f"{name}: processes cannot share its work; start it without torchrun")
+        return name, command, rest
 
 
 def after_full_memory(command: str | None) -> str:

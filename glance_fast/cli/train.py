@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from glance_fast.cli.console import console, tell
 from glance_fast.cli.group import RESUMABLE
@@ -25,6 +26,7 @@ from glance_fast.cli.options import (
     parse_tile,
 )
 from glance_fast.jobs.output import one_of
+from glance_fast.jobs.ranks import this_process
 
 
 def train(
@@ -99,6 +101,9 @@ def train(
     Ctrl-C leaves a checkpoint; the same command with --resume goes on to
     the very result that an uninterrupted training has.
 
+    Processes that torchrun started share the work, on one machine or on
+    several, each on a CUDA device of its own; what they learn is the same.
+
     [dim]glance-fast train photos/good --out run
     glance-fast train photos/good --out run --set image_size=384 --steps 1000[/dim]
     """
@@ -116,7 +121,8 @@ def train(
     resolved = Config(**(before | given))
     wanted = given.get("image_size", resolved.image_size)
     started = time.monotonic()
-    with Reporter(console) as reporter:
+    first = this_process().rank == 0
+    with Reporter(console if first else Console(quiet=True)) as reporter:
         if wanted not in (resolved.image_size, list(resolved.image_size), resolved.image_size[0]):
             reporter.say(
                 f"image_size {wanted} rounded to {resolved.image_size[0]}x{resolved.image_size[1]}, "
@@ -135,4 +141,5 @@ def train(
             roi=roi,
             reporter=reporter,
         )
-    tell(f"{out}: trained in {time.monotonic() - started:.0f} s")
+    if first:
+        tell(f"{out}: trained in {time.monotonic() - started:.0f} s")

@@ -6,15 +6,23 @@ import contextlib
 import datetime
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glance_fast.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
+    from glance_fast.training.parallel import Workers
+
 # One process may have far more to do than another; one that has died is noticed without any limit.
 PATIENCE = datetime.timedelta(days=30)
+# Seconds that the others leave the first process to say what is wrong.
+FIRST_SPEAKS = 2.0
 
 
 # How often they have met; the same in all of them.
@@ -54,16 +62,45 @@ class Ranks:
             return
         from torch import distributed
 
-        try:
+        with self.together():
             distributed.barrier(self.group)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What they do with each other; ends this one where another has failed."""
+        from torch import distributed
+
+        try:
+            yield
+        except UserError:
+            # Most faults all of them find: the first one says so, and torchrun ends the others meanwhile.
+            if self.rank > 0:
+                time.sleep(FIRST_SPEAKS)
+            raise
         except RuntimeError as error:
+            ours = isinstance(error, distributed.DistError) or "gloo" in str(error)
+            if self.count == 1 or not ours:
+                raise
             if "by peer" in str(error):
                 raise AnotherFailed from error
             raise UserError(
                 f"the processes of torchrun have lost each other ({error}); `resume=True` goes on"
             ) from error
 
-    def device(self, name: str) -> str:
+    def workers(self, device: torch.device) -> Workers:
+        """These processes as those of one training on such devices."""
+        from torch import distributed
+
+        from glance_fast.training.parallel import ALONE, Workers
+
+        if self.count == 1:
+            return ALONE
+        tensors = self.group
+        if device.type == "cuda":
+            tensors = distributed.new_group(backend="nccl", timeout=PATIENCE)
+        return Workers(self.rank, self.count, tensors, self.group)
+
+    def device(self, name: str | torch.device) -> str | torch.device:
         """What ``device`` means here: each process of a machine takes a CUDA device of its own."""
         from glance_fast.device import device_of_process
 

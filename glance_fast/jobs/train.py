@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -19,9 +20,10 @@ from glance_fast.data.tile_cache import MOST_TILES, images_for
 from glance_fast.device import pick_device
 from glance_fast.errors import UserError
 from glance_fast.jobs.output import apart, one_of, output
+from glance_fast.jobs.ranks import ranks
 from glance_fast.model import Glance
 from glance_fast.nets.student import Student
-from glance_fast.nets.teacher import load_teacher
+from glance_fast.nets.teacher import Teacher, load_teacher
 from glance_fast.progress import Reporter, Steps
 from glance_fast.run import (
     CALIBRATION,
@@ -104,6 +106,9 @@ def fit(
     callback: Callable[[Event], None] | None = None,
 ) -> Glance:
     """Learn what good parts look like.
+
+    Processes that torchrun started share the work, to the result of one process but for rounding: call this
+    in each, with the same arguments. All of them return the model; the first one writes ``out``.
 
     Parameters
     ----------
@@ -223,6 +228,43 @@ def train_folder(
     UserError
         As for ``fit``; or ``out`` holds something, and is neither to be gone on with nor to be replaced.
     """
+    with ranks() as here, ExitStack() as stack:
+        # The first process speaks for all: what is wrong is said once, and ends the others.
+        if here.rank == 0:
+            _check_out(out, config, resume, overwrite)
+            given = _inputs(images, out, config, local_nets, teacher_weights, roi)
+            chosen = pick_device(here.device(device))
+            most = len(given.paths) if config.tile is None else MOST_TILES
+            training.untrained(config, most, chosen, memory_mib)
+            if overwrite:
+                # Read twice, so that an old model is not lost to photographs that cannot be read.
+                with images_for(given.paths, dataclasses.replace(config, cache_mib=1)) as readable:
+                    training.check_images(readable, given.source, given.masks)
+            stack.enter_context(output(out, OURS, overwrite, resume))
+        here.wait()
+        with here.together():
+            if here.rank > 0:
+                given = _inputs(images, out, config, local_nets, teacher_weights, roi)
+                chosen = pick_device(here.device(device))
+            model = training.fit(
+                given.paths,
+                out,
+                config,
+                reporter=reporter,
+                device=chosen,
+                local_nets=given.local_nets,
+                teacher=given.teacher,
+                memory_mib=memory_mib,
+                layout=given.layout,
+                roi=given.masks,
+                workers=here.workers(chosen),
+            )
+        here.wait()
+        return model
+
+
+def _check_out(out: Path, config: Config, resume: bool, overwrite: bool) -> None:
+    """Refuse to resume what is not there or was begun otherwise, and to write over a training unasked."""
     one_of(resume, overwrite)
     if resume and settings_of_unfinished(out) != config:
         raise begun_with("other settings, those in config.toml", out)
@@ -231,7 +273,26 @@ def train_folder(
             f"{out}: an unfinished training is there; `resume=True` goes on with it, `overwrite=True` begins "
             "anew"
         )
-    chosen = pick_device(device)
+
+
+class _Inputs(NamedTuple):
+    paths: list[Path]
+    source: str  # to begin a message about them with
+    layout: str | None
+    local_nets: list[Path]
+    teacher: Teacher | None
+    masks: Masks | None
+
+
+def _inputs(
+    images: str | Path | Sequence[str | Path],
+    out: Path,
+    config: Config,
+    local_nets: Sequence[str | Path],
+    teacher_weights: str | Path | None,
+    roi: str | Path | None,
+) -> _Inputs:
+    """What a training reads, as far as it can be told to be right before the photographs are read."""
     teacher = load_teacher(Path(teacher_weights)) if teacher_weights else None
     if isinstance(local_nets, (str, Path)):
         local_nets = [local_nets]
@@ -254,24 +315,7 @@ def train_folder(
     if len(paths) < least:
         number = f"{len(paths)} image{'' if len(paths) == 1 else 's'}"
         raise UserError(f"{source}{number}; at least {least} are needed to train")
-    training.untrained(config, len(paths) if config.tile is None else MOST_TILES, chosen, memory_mib)
-    if overwrite:
-        # Read twice, so that an old model is not lost to photographs that cannot be read.
-        with images_for(paths, dataclasses.replace(config, cache_mib=1)) as readable:
-            training.check_images(readable, source, masks)
-    with output(out, OURS, overwrite, resume):
-        return training.fit(
-            paths,
-            out,
-            config,
-            reporter=reporter,
-            device=chosen,
-            local_nets=nets,
-            teacher=teacher,
-            memory_mib=memory_mib,
-            layout=known,
-            roi=masks,
-        )
+    return _Inputs(list(paths), source, known, nets, teacher, masks)
 
 
 def _mask_for(roi: str | Path | None, out: Path, config: Config, paths: Sequence[Path]) -> Masks | None:

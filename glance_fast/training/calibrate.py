@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from glance_fast.maps import HeadMaps, blend_heads, combine
 from glance_fast.model import Glance
 from glance_fast.training.explained import Explained
 from glance_fast.training.normal import Normal, Residuals, write_normal
+from glance_fast.training.parallel import ALONE, Workers
 
 # Enough for a covariance of 128 numbers per grid position; more images would cost time alone.
 MOST_IMAGES = 400
@@ -76,6 +78,7 @@ def calibrate(
     held_out: Sequence[int] | np.ndarray = (),
     weights: Sequence[float] | None = None,
     keep: Path | None = None,
+    workers: Workers = ALONE,
 ) -> float:
     """Estimate whitening, moments and thresholds on normal images, as many of them as ``room`` says.
 
@@ -96,6 +99,8 @@ def calibrate(
         What each patch size counts by, where that is known already.
     keep : Path, optional
         File to keep the residuals in (``glance_fast.training.normal``), so that photographs can join them.
+    workers : Workers
+        Who shares the work.
 
     Returns
     -------
@@ -115,10 +120,10 @@ def calibrate(
     # An order of their own: those that join them later are where they would have been from the beginning.
     chosen = np.array(sorted(chosen, key=name_of.__getitem__))
     if weights is None and len(held_out) and len(model.scales) > 1 and model.config.blend == "calibrated":
-        weights = weights_of(r2_of_scales(features_of(model, cache, held_out)))
+        weights = weights_of(r2_of_scales(features_of(model, cache, held_out, workers=workers)))
     with _leaving(model, _residual_bytes(model, len(chosen))):
-        residuals = residuals_of(model, features_of(model, cache, chosen, progress))
-        if keep:
+        residuals = residuals_of(model, features_of(model, cache, chosen, progress, workers))
+        if keep and workers.first:
             aspects = torch.tensor([aspect_of(cache, index) for index in chosen], dtype=torch.float64)
             kept = tuple(name_of[int(index)] for index in chosen)
             write_normal(keep, model, Normal(kept, aspects, residuals))
@@ -263,14 +268,20 @@ def features_of(
     cache: ImageCache,
     indices: Sequence[int] | np.ndarray,
     progress: Callable[[int, int], None] | None = None,
+    workers: Workers = ALONE,
 ) -> Iterator[Features]:
     """Features of normal images, a chunk at a time."""
     # Rounding is noise far below what normal images differ by.
     precision = "bf16" if has_bf16(model.device) else "fp32"
-    together = model.at_once(precision)
+    together = model.at_once(precision) * workers.count
+
+    def features(images: np.ndarray) -> tuple[Tensor, ...]:
+        return tuple(chain.from_iterable(model.features(images, precision=precision)))
+
     for start in range(0, len(indices), together):
         images = cache.batch(indices[start : start + together])
-        yield model.features(images, precision=precision)
+        found = workers.divided(features, images)
+        yield list(zip(found[::2], found[1::2], strict=True))
         if progress:
             progress(start + len(images), len(indices))
 

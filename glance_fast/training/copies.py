@@ -12,6 +12,7 @@ from glance_fast.data.cache import ImageCache
 from glance_fast.nets.teacher import Teacher
 from glance_fast.progress import Reporter
 from glance_fast.training.finetune import MOST, Targets
+from glance_fast.training.parallel import ALONE, Workers
 from glance_fast.training.symmetry import Symmetry
 from glance_fast.training.variants import Variants, make_variants, number_of_variants
 
@@ -32,6 +33,8 @@ class Copies:
         Shows progress.
     inside : ndarray, optional
         bool [H, W], the region of interest of all images.
+    workers : Workers
+        Who shares the work.
     """
 
     def __init__(
@@ -43,10 +46,11 @@ class Copies:
         symmetry: Symmetry,
         reporter: Reporter,
         inside: np.ndarray | None = None,
+        workers: Workers = ALONE,
     ) -> None:
         self.cache, self.train, self.held_out = cache, train, held_out
         self.config, self.symmetry, self.reporter = config, symmetry, reporter
-        self.inside = inside
+        self.inside, self.workers = inside, workers
 
     @cached_property
     def trained(self) -> Variants:
@@ -94,4 +98,4 @@ class Copies:
         turned = make_variants(self.cache, self.train, count, self.config, anyhow, "turned variants")
         with self.reporter.task("asking the teacher", None) as advance:
             limit = self.config.cache_mib << 19
-            return Targets(teacher, clean, turned.stained, limit, bf16, advance)
+            return Targets(teacher, clean, turned.stained, limit, bf16, advance, self.workers)

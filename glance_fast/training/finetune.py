@@ -20,6 +20,7 @@ from glance_fast.nets.preprocess import to_input
 from glance_fast.nets.student import STRIDE, compactness
 from glance_fast.nets.teacher import ALL_FEATURES, Teacher, read_maps
 from glance_fast.training.loop import Stage
+from glance_fast.training.parallel import ALONE, Workers
 from glance_fast.training.sampling import step_generator
 from glance_fast.training.variants import Variants
 
@@ -68,6 +69,8 @@ class Targets:
         Whether the teacher runs in bfloat16.
     progress : callable, optional
         Called with (images done, images in all).
+    workers : Workers
+        Who shares the work.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Targets:
         limit: int,
         bf16: bool,
         progress: Callable[[int, int], None] | None = None,
+        workers: Workers = ALONE,
     ) -> None:
         self.device = next(teacher.parameters()).device
         # Numbers a cell of stride 8, in half precision, clean and stained.
@@ -89,7 +93,8 @@ class Targets:
             for start in range(0, self.count, AT_ONCE):
                 x = to_input(torch.from_numpy(pictures[start : start + AT_ONCE]).to(self.device))
                 with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-                    parts.append(tuple(m.half().cpu() for m in teacher(x)))
+                    maps = workers.divided(lambda share: tuple(m.half() for m in teacher(share)), x)
+                parts.append(tuple(m.cpu() for m in maps))
                 if progress:
                     progress(kind * self.count + min(start + AT_ONCE, self.count), 2 * self.count)
         # [2 * count, ...]: first the clean ones.
@@ -152,7 +157,14 @@ class Imitation(nn.Module):
 
 
 def finetune_stage(
-    name: str, local: LocalNet, targets: Targets, steps: int, seed: int, bf16: bool, batch: int = BATCH
+    name: str,
+    local: LocalNet,
+    targets: Targets,
+    steps: int,
+    seed: int,
+    bf16: bool,
+    batch: int = BATCH,
+    workers: Workers = ALONE,
 ) -> Stage:
     """The stage that trains ``local`` to say of the category's patches what the teacher says (Eq. 3).
 
@@ -174,6 +186,8 @@ def finetune_stage(
         Whether ``local`` runs in bfloat16.
     batch : int
         Images a step.
+    workers : Workers
+        Who shares the work.
 
     Returns
     -------
@@ -189,7 +203,7 @@ def finetune_stage(
         wanted = imitation.scaled(targets.read(places, local.patch))
         x = to_input(targets.images(places))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            features = local(x, STRIDE)
+            (features,) = workers.divided(lambda share: (local(share, STRIDE),), x)
             decoded = imitation.decoder(features)
         fit, compact = F.mse_loss(decoded.float(), wanted), compactness(features.float())
         parts = {"imitation": float(fit.detach()), "compactness": float(compact.detach())}

@@ -30,6 +30,7 @@ from glance_fast.training.copies import Copies
 from glance_fast.training.finetune import finetune_stage, whiten
 from glance_fast.training.loop import Log, Stage, digest_of_images, remember, run_stage
 from glance_fast.training.masked import global_stage
+from glance_fast.training.parallel import ALONE, Workers
 from glance_fast.training.surround import features_of, surround_stage
 from glance_fast.training.symmetry import Symmetry, find_symmetry
 from glance_fast.training.tiles import calibrate_photographs
@@ -62,6 +63,7 @@ def fit(
     memory_mib: int | None = None,
     layout: str | None = None,
     roi: Masks | None = None,
+    workers: Workers = ALONE,
 ) -> Glance:
     """Train a model on photographs of good parts and write it to a run folder.
 
@@ -93,6 +95,9 @@ def fit(
         The region of interest, one for all images, at the settings' image size; the model keeps it. Net
         "surround" is trained on the patches that belong to it, a masked net on holes anywhere; Local-Net is
         fine-tuned on whole images.
+    workers : Workers
+        Processes that share the work, each with the same arguments but for ``device``: call this in each. The
+        first one writes the run folder.
 
     Returns
     -------
@@ -104,10 +109,16 @@ def fit(
     UserError
         Too few images can be read, images of this size take more than ``memory_mib``, the training in ``run``
         was begun with other images, settings or nets, a checkpoint does not fit, the device is not available,
-        an image is of another shape than ``roi``, or the disk is full.
+        an image is of another shape than ``roi``, a process sees other images than the first, or the disk is
+        full.
     """
     device = pick_device(device)
-    bf16 = has_bf16(device)
+    if config.batch < workers.count:
+        raise UserError(
+            f"{workers.count} processes for batches of {config.batch} images: start fewer, or set a larger "
+            "`batch`"
+        )
+    bf16 = not workers.any(not has_bf16(device))
     model = untrained(config, len(paths) if config.tile is None else MOST_TILES, device, memory_mib)
     with reporter.task("reading images", len(paths)) as advance:
         cache = images_for(paths, config, advance)
@@ -128,12 +139,12 @@ def fit(
             f"{'bfloat16' if bf16 else 'float32'} on {device}"
         )
         own = {student.local.patch: student for student in map(Student.load, local_nets)}
-        _remember(run, cache, config, own, teacher, roi)
+        _remember(run, cache, config, own, teacher, roi, workers)
         students = {p: own.get(p) or builtin_local_net(p) for p in config.patches}
         locals_ = {patch: student.local.to(device) for patch, student in students.items()}
         symmetry = _symmetry(config, locals_[config.patches[0]], cache, train, held_out, reporter)
         inside = None if model.inside is None else model.inside.cpu().numpy()
-        copies = Copies(cache, train, held_out, config, symmetry, reporter, inside)
+        copies = Copies(cache, train, held_out, config, symmetry, reporter, inside, workers)
         steps = [config.finetune_steps_of(index) for index in range(len(config.patches))]
         targets = None
         if any(steps):
@@ -141,13 +152,14 @@ def fit(
         log = Log(run / LOG)
 
         def train_stage(stage: Stage) -> None:
-            run_stage(stage, run / CHECKPOINT, log, reporter.step, config.checkpoint_minutes)
+            run_stage(stage, run / CHECKPOINT, log, reporter.step, config.checkpoint_minutes, workers)
 
         for index, (scale, patch) in enumerate(zip(model.scales, config.patches, strict=True)):
             local = locals_[patch]
             if targets is not None and steps[index]:
                 name = f"local-{patch}"
-                train_stage(finetune_stage(name, local, targets, steps[index], config.seed, bf16))
+                stage = finetune_stage(name, local, targets, steps[index], config.seed, bf16, workers=workers)
+                train_stage(stage)
                 whiten(local, copies.trained)
             scale.local.load_state_dict(local.state_dict())
             scale.local.requires_grad_(False)
@@ -161,32 +173,35 @@ def fit(
             everything = np.arange(len(cache))
             # What is seen by tiles, or in a region of interest, is not updated by others.
             keep = run / NORMAL if config.tile is None and roi is None else None
-            higher = calibrate(model, cache, everything, advance, held_out, keep=keep)
+            higher = calibrate(model, cache, everything, advance, held_out, keep=keep, workers=workers)
         if isinstance(cache, TileCache):
             calibrate_photographs(model, cache, reporter)
         reporter.say(promise(model.calibration))
         if said := caution(higher, len(held_out)):
             reporter.say(said)
-        save_model(model, run)
-        shutil.rmtree(run / CHECKPOINT)
+        if workers.first:
+            save_model(model, run)
+            shutil.rmtree(run / CHECKPOINT)
+        # To the last bit.
+        model.load_state_dict(workers.of_first(model.state_dict()))
     return model
 
 
 def _global_stage(scale: Scale, index: int, copies: Copies, bf16: bool) -> Stage:
     """The stage that trains Global-Net and the distortion head of a scale, whose Local-Net is trained."""
-    config, reporter = copies.config, copies.reporter
+    config, reporter, workers = copies.config, copies.reporter, copies.workers
     net, patch = scale.global_net, config.patches[index]
     if isinstance(net, MaskedNet):
         if config.pretrained and not start_global_net(net) and index == 0:
             reporter.say("Global-Net is not of the built-in shape: no built-in weights to start from")
         images = copies.cache, copies.train, copies.held_out
-        stage = global_stage(scale, index, config, *images, copies.symmetry, bf16)
+        stage = global_stage(scale, index, config, *images, copies.symmetry, bf16, workers)
     else:
         trained = copies.trained
         with reporter.task(f"features of patches of {patch}", None) as advance:
-            features = features_of(scale, trained, config.seed, bf16, advance)
-            others = features_of(scale, copies.still, config.seed, bf16)
-        stage = surround_stage(f"global-{patch}", scale, features, others, config, bf16)
+            features = features_of(scale, trained, config.seed, bf16, advance, workers)
+            others = features_of(scale, copies.still, config.seed, bf16, workers=workers)
+        stage = surround_stage(f"global-{patch}", scale, features, others, config, bf16, workers)
     stage.advice = f"lower the learning rate (`learning_rate={config.learning_rate / 10:g}`)"
     return stage
 
@@ -309,11 +324,12 @@ def _remember(
     own: dict[int, Student],
     teacher: Teacher | None,
     roi: Masks | None,
+    workers: Workers,
 ) -> None:
-    """Write what the training is begun with, or refuse to resume with anything else."""
-    if not (run / BEGUN).is_file():
-        # One that was stopped earlier than here left no more than this file, and is not gone on with.
-        write_text(run / CONFIG, config.to_toml())
+    """Write what the training is begun with, or refuse to go on with anything else.
+
+    The first process alone writes; the others must have what it has.
+    """
     given = {
         "images": len(cache),
         "sha256": digest_of_images(cache),
@@ -323,4 +339,11 @@ def _remember(
         "teacher": digest_of(teacher.state_dict()) if teacher else None,
         "roi": roi.provenance if roi else None,
     }
-    remember(run / BEGUN, given, NAMES, run)
+    for key, value in workers.of_first(given).items():
+        if workers.any(value != given[key]):
+            raise UserError(f"one process has {NAMES[key]} than another; give all of them the same")
+    if workers.first:
+        if not (run / BEGUN).is_file():
+            # One that was stopped earlier than here left no more than this file, and is not gone on with.
+            write_text(run / CONFIG, config.to_toml())
+        remember(run / BEGUN, given, NAMES, run)

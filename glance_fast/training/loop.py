@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.files import read_json, read_tensors, write_tensors, write_text
 from glance_fast.errors import UserError, excerpt, quoted
+from glance_fast.training.parallel import ALONE, Workers
 
 # Parts of the loss: of Local-Net (Eq. 1 and 2), then of Global-Net and the distortion head (Eq. 7 and 9).
 LOCAL_PARTS, GLOBAL_PARTS = ("imitation", "compactness"), ("inconsistency", "distortion")
@@ -58,6 +59,8 @@ class Stage:
         Of the log, as far as it is known; set by every step.
     advice : str
         What to do where the loss is not finite, if anything can be done.
+    divided : tuple of nn.Module
+        Of several processes, each shows these its share of a batch: their BatchNorm is to see all of it.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Stage:
     validate: Callable[[], dict[str, float]] | None = None
     row: dict = field(default_factory=dict)
     advice: str = ""
+    divided: tuple[nn.Module, ...] = ()
 
 
 VALIDATIONS = 10
@@ -200,7 +204,12 @@ def stop_between_steps() -> Iterator[threading.Event]:
 
 
 def run_stage(
-    stage: Stage, folder: Path, log: Log, report: Callable[[Stage, int], None], minutes: float
+    stage: Stage,
+    folder: Path,
+    log: Log,
+    report: Callable[[Stage, int], None],
+    minutes: float,
+    workers: Workers = ALONE,
 ) -> None:
     """Train a stage to its end, from its checkpoint where there is one.
 
@@ -216,6 +225,8 @@ def run_stage(
         Called after every step with the stage and the number of steps done.
     minutes : float
         Time between checkpoints.
+    workers : Workers
+        Who shares the work: call this in each. The first one reads and writes files.
 
     Raises
     ------
@@ -226,16 +237,16 @@ def run_stage(
     """
     path = folder / f"{stage.name}.safetensors"
     optimizer = optimizer_of(stage)
-    done = _load(path, stage, optimizer) if path.is_file() else 0
+    done = _begin(path, stage, optimizer, workers)
     log.rewind(stage.name, done)
     every = max(1, stage.steps // VALIDATIONS)
     started = saved = time.monotonic()
     first = done
     for module in stage.modules.values():
         module.train()
-    with stop_between_steps() as stop:
+    with stop_between_steps() as stop, workers.synced(*stage.divided):
         while done < stage.steps:
-            value, parts = take_step(stage, optimizer, done)
+            value, parts = take_step(stage, optimizer, done, workers)
             done += 1
             now = time.monotonic()
             rate = (done - first) * stage.batch / max(now - started, 1e-9)
@@ -243,16 +254,20 @@ def run_stage(
             stage.row |= {"images_per_second": rate, "loss": value, **parts}
             if done % every == 0 or done == stage.steps:
                 _validate(stage)
-                log.add(stage.row)
+                if workers.first:
+                    log.add(stage.row)
             report(stage, done)
-            if done < stage.steps and (stop.is_set() or now - saved > 60 * minutes):
-                _save(path, stage, optimizer, done)
+            # All stop after the same step.
+            stopping = workers.any(stop.is_set())
+            if done < stage.steps and (stopping or now - saved > 60 * minutes):
+                if workers.first:
+                    _save(path, stage, optimizer, done)
                 saved = time.monotonic()
-                if stop.is_set():
+                if stopping:
                     raise KeyboardInterrupt
-        if done > first:
+        if done > first and workers.first:
             _save(path, stage, None, done)
-        if stop.is_set():
+        if workers.any(stop.is_set()):
             raise KeyboardInterrupt
     for module in stage.modules.values():
         module.eval()
@@ -263,7 +278,9 @@ def optimizer_of(stage: Stage) -> torch.optim.Optimizer:
     return torch.optim.AdamW([{**group, "peak": group["lr"]} for group in stage.groups])
 
 
-def take_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int) -> tuple[float, dict[str, float]]:
+def take_step(
+    stage: Stage, optimizer: torch.optim.Optimizer, number: int, workers: Workers = ALONE
+) -> tuple[float, dict[str, float]]:
     """Step ``number`` of a stage, whose modules are in training mode: its loss and that one's parts.
 
     Raises
@@ -280,7 +297,9 @@ def take_step(stage: Stage, optimizer: torch.optim.Optimizer, number: int) -> tu
         advice = f"; {stage.advice}" if stage.advice else ""
         raise UserError(f"training diverged at step {number} of {stage.name}{advice}")
     loss.backward()
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    workers.average(parameters)
+    nn.utils.clip_grad_norm_(parameters, CLIP)
     optimizer.step()
     return value, parts
 
@@ -307,6 +326,18 @@ def _save(path: Path, stage: Stage, optimizer: torch.optim.Optimizer | None, don
         for index, values in state.items():
             tensors |= {f"optimizer/{index}/{key}": value for key, value in values.items()}
     write_tensors(path, tensors, {"step": done, "steps": stage.steps})
+
+
+def _begin(path: Path, stage: Stage, optimizer: torch.optim.Optimizer, workers: Workers) -> int:
+    """Steps done, by the checkpoint where there is one; every process holds what the first one does."""
+    done = _load(path, stage, optimizer) if workers.first and path.is_file() else 0
+    states = {name: module.state_dict() for name, module in stage.modules.items()}
+    done, states, state = workers.of_first([done, states, optimizer.state_dict()])
+    if not workers.first:
+        for name, module in stage.modules.items():
+            module.load_state_dict(states[name])
+        optimizer.load_state_dict(state)
+    return done
 
 
 def _load(path: Path, stage: Stage, optimizer: torch.optim.Optimizer) -> int:

@@ -14,6 +14,7 @@ from glance_fast.nets.heads import distortion_loss, inconsistency_loss
 from glance_fast.nets.preprocess import to_input
 from glance_fast.training.explained import Explained
 from glance_fast.training.loop import Stage
+from glance_fast.training.parallel import ALONE, Workers
 from glance_fast.training.sampling import augment, crop, draw_holes, draw_indices, step_generator
 from glance_fast.training.symmetry import Symmetry, vary
 
@@ -31,6 +32,7 @@ def global_stage(
     held_out: np.ndarray,
     symmetry: Symmetry,
     bf16: bool,
+    workers: Workers = ALONE,
 ) -> Stage:
     """The stage that trains Global-Net and the distortion head of one scale, Eq. 10.
 
@@ -52,6 +54,8 @@ def global_stage(
         Turns and mirroring that the category allows.
     bf16 : bool
         Whether both nets run in bfloat16.
+    workers : Workers
+        Who shares the work.
 
     Returns
     -------
@@ -64,7 +68,7 @@ def global_stage(
 
     def local_features(patches: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            features = scale.local(patches)[:, :, 0, 0]
+            (features,) = workers.divided(lambda share: (scale.local(share)[:, :, 0, 0],), patches)
         return features.float().unflatten(0, (-1, holes_each))
 
     def chosen(number: int) -> tuple[np.ndarray, torch.Generator]:
@@ -85,7 +89,9 @@ def global_stage(
         both = torch.cat([clean, stained]).to(device).contiguous(memory_format=torch.channels_last)
         local, distorted = local_features(both).chunk(2)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            global_ = scale.global_net(x.to(device), holes.to(device))
+            (global_,) = workers.divided(
+                lambda *share: (scale.global_net(*share),), x.to(device), holes.to(device)
+            )
         inconsistency = inconsistency_loss(local, global_)
         # One batch for both kinds: BatchNorm must not tell them apart by whose batch it is.
         logits = scale.distortion(torch.cat([local, distorted]), torch.cat([global_, global_]))
@@ -128,4 +134,6 @@ def global_stage(
     modules: dict[str, nn.Module] = {"global": scale.global_net, "distortion": scale.distortion}
     parameters = [p for module in modules.values() for p in module.parameters()]
     groups = [{"params": parameters, "lr": config.learning_rate, "weight_decay": WEIGHT_DECAY}]
-    return Stage(name, config.steps, modules, groups, step, config.batch, validate)
+    return Stage(
+        name, config.steps, modules, groups, step, config.batch, validate, divided=(scale.global_net,)
+    )

@@ -26,6 +26,7 @@ from glance_fast.model import Scale
 from glance_fast.nets.heads import distortion_loss, inconsistency_loss
 from glance_fast.training.explained import Explained
 from glance_fast.training.loop import Stage
+from glance_fast.training.parallel import ALONE, Workers
 from glance_fast.training.sampling import draw_indices, step_generator
 from glance_fast.training.variants import Variants
 
@@ -80,6 +81,7 @@ def features_of(
     seed: int,
     bf16: bool,
     progress: Callable[[int, int], None] | None = None,
+    workers: Workers = ALONE,
 ) -> Features:
     """Local-Net's features of all patches of variants, and of tiles with stains.
 
@@ -94,11 +96,14 @@ def features_of(
         Whether Local-Net computes in bfloat16.
     progress : callable, optional
         Called with (variants done, variants in all).
+    workers : Workers
+        Who shares the work.
     """
     generator = step_generator(seed, f"tiles of {scale.grid.patch}", 0)
 
     def features(images: Levels) -> Tensor:
-        return local_features(scale, images, bf16).half().cpu()
+        (found,) = workers.divided(lambda share: (local_features(scale, share, bf16).half(),), images)
+        return found.cpu()
 
     parts = []
     for start in range(0, len(variants), AT_ONCE):
@@ -200,7 +205,13 @@ def patch_kinds(masks: NDArray[np.bool_], grid: PatchGrid) -> Tensor:
 
 
 def surround_stage(
-    name: str, scale: Scale, features: Features, held_out: Features, config: Config, bf16: bool
+    name: str,
+    scale: Scale,
+    features: Features,
+    held_out: Features,
+    config: Config,
+    bf16: bool,
+    workers: Workers = ALONE,
 ) -> Stage:
     """The stage that trains Global-Net and the distortion head of one scale of net "surround"."""
     device = next(scale.parameters()).device
@@ -231,7 +242,9 @@ def surround_stage(
         image, tile = wanted.nonzero(as_tuple=True)
         cells = cells[image, tile] // EVERY
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            z_g = net(context + NOISE * deviation * noise, EVERY, (y, x)).float()
+            (z_g,) = workers.divided(
+                lambda share: (net(share, EVERY, (y, x)).float(),), context + NOISE * deviation * noise
+            )
         clean, stained = (t[:, y::EVERY, x::EVERY] for t in (clean, stained))
         inconsistency = inconsistency_loss(*_of(belongs, clean, z_g))
         # Patches in the surrounding that z_g was told from, and stained ones in a clean surrounding.
@@ -281,7 +294,7 @@ def surround_stage(
     modules: dict[str, nn.Module] = {"global": net, "distortion": head}
     parameters = [p for module in modules.values() for p in module.parameters()]
     groups = [{"params": parameters, "lr": config.learning_rate, "weight_decay": WEIGHT_DECAY}]
-    return Stage(name, config.steps, modules, groups, step, config.batch, validate)
+    return Stage(name, config.steps, modules, groups, step, config.batch, validate, divided=(net,))
 
 
 def _of(belongs: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:

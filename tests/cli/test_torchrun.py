@@ -1,4 +1,4 @@
-"""``glance-fast score-dir`` under torchrun: several processes of one machine."""
+"""Commands under torchrun: several processes of one machine."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from commands import check_same, one_line, score_dir
+from samples import SMALL
 
 # What torchrun starts in place of the command: an accident in the second process, at its second image.
 ACCIDENT = """
@@ -36,20 +37,22 @@ main()
 @pytest.fixture
 def torchrun(run_folder):
     """Run score-dir as several processes; gives the exit code, stdout and stderr of torchrun."""
+    return lambda images, out, *more, **how: as_processes(
+        "score-dir", run_folder, images, "--out", out, *more, **how
+    )
 
-    def run(images, out, *more, processes=2, start=("-m", "glance_fast.cli")):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", processes, *start, "score-dir", run_folder, images, "--out", out]
-        done = subprocess.run(
-            [*map(str, command), "--device", "cpu", *map(str, more)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        return done.returncode, done.stdout, done.stderr
 
-    return run
+def as_processes(name, *arguments, processes=2, start=("-m", "glance_fast.cli")):
+    """Run a command as several processes; gives the exit code, stdout and stderr of torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    done = subprocess.run(
+        list(map(str, [*command, *start, name, "--device", "cpu", *arguments])),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 def ours(text):
@@ -154,3 +157,31 @@ def test_one_process_of_torchrun_is_the_plain_command(cli, run_folder, photos, t
     code, said, err = score_dir(cli, run_folder, photos, tmp_path / "out")
     assert code == 0 and said.startswith("2 images scored") and "shard" not in err
     assert "leave it away" in one_line(score_dir(cli, run_folder, photos, tmp_path / "out", "--shard", "1/1"))
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_train_one_model(cli, parts, tmp_path):
+    out, photos = tmp_path / "run", parts / "train/good"
+    command = ("train", photos, "--out", out, *(f"--set={key}={value}" for key, value in SMALL.items()))
+    code, said, err = as_processes(*command)
+    assert code == 0 and re.fullmatch(rf"{out}: trained in \d+ s\n", said), err
+    assert len(re.findall("9 images to train on, 3 held out", err)) == 1
+    assert json.loads((out / "calibration.json").read_text())["trained_on"]
+    assert not (out / "checkpoint").exists()
+    scored = score_dir(cli, out, parts / "test", tmp_path / "scores")
+    assert scored[0] == 0 and scored[1].startswith("6 images scored")
+    # They speak with one voice.
+    code, said, err = as_processes(*command)
+    assert code == 1 and said == "" and len(ours(err)) == 1
+    assert ours(err)[0].startswith(f"glance-fast: {out}: is not empty; --overwrite replaces")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_processes_cannot_share_is_refused_once(cli, run_folder, parts, tmp_path, monkeypatch, rank):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    code, said, err = cli("evaluate", run_folder, parts, "--out", tmp_path / "out")
+    line = "glance-fast: evaluate: processes cannot share its work; start it without torchrun\n"
+    assert (code, said, err) == (1, "", line * (rank == 0))
+    assert not (tmp_path / "out").exists()
