@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from itertools import product
 
 import numpy as np
 import pytest
@@ -69,14 +70,18 @@ def normalised(workers, shape, bf16):
     ]
 
 
-@pytest.mark.parametrize("shape", [(7, 5), (5, 3, 4, 6), (3, 2, 1, 2)], ids=str)
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_batch_norm_sees_the_whole_batch(tmp_path, shape, bf16):
-    alone = normalised(ALONE, shape, bf16)
-    for found in in_processes(3, tmp_path / "processes", normalised, shape, bf16):
-        for own, expected in zip(found, alone, strict=True):
-            tolerance = float(expected.detach().abs().max()) * (3e-2 if bf16 else 1e-5)
-            torch.testing.assert_close(own, expected, rtol=0, atol=tolerance)
+def all_normalised(workers):
+    cases = product([(7, 5), (5, 3, 4, 6), (3, 2, 1, 2)], [False, True])
+    return [(bf16, normalised(workers, shape, bf16)) for shape, bf16 in cases]
+
+
+def test_batch_norm_sees_the_whole_batch(tmp_path):
+    alone = all_normalised(ALONE)
+    for of_process in in_processes(3, tmp_path / "processes", all_normalised):
+        for (bf16, found), (_, wanted) in zip(of_process, alone, strict=True):
+            for own, expected in zip(found, wanted, strict=True):
+                tolerance = float(expected.detach().abs().max()) * (3e-2 if bf16 else 1e-5)
+                torch.testing.assert_close(own, expected, rtol=0, atol=tolerance)
 
 
 def learned(workers):
