@@ -14,7 +14,8 @@ from samples import draw_part
 
 from glance_fast.config import Config
 from glance_fast.model import Glance
-from glance_fast.training.calibrate import calibration_of, fit_whitening
+from glance_fast.training.calibrate import calibration_of
+from glance_fast.training.whitening import fit_whitening
 
 FILE = Path(__file__).with_name("golden.json")
 # The least that leaves a surrounding beside patches of 64.

@@ -25,8 +25,9 @@ from glance_fast.maps import combine
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
 from glance_fast.run import load
-from glance_fast.training.calibrate import calibration_of, fit_whitening
+from glance_fast.training.calibrate import calibration_of
 from glance_fast.training.fit import fit
+from glance_fast.training.whitening import fit_whitening
 
 # Features (z_l, z_g) of some images, a pair a scale, for each chunk of them.
 Chunks = list[list[tuple[torch.Tensor, torch.Tensor]]]

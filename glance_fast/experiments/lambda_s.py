@@ -30,7 +30,8 @@ from glance_fast.model import Glance
 from glance_fast.progress import Reporter
 from glance_fast.run import MODEL, load, of_whole_photographs
 from glance_fast.tiles import whole_only
-from glance_fast.training.calibrate import calibration_of, features_of, fit_whitening
+from glance_fast.training.calibrate import calibration_of, features_of
+from glance_fast.training.whitening import fit_whitening
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 RAW, CALIBRATED = "raw", "calibrated"

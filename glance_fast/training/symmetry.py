@@ -15,7 +15,7 @@ from torch import Tensor
 from glance_fast.geometry import PatchGrid
 from glance_fast.nets.local_net import LocalNet
 from glance_fast.nets.preprocess import mirrored, to_input
-from glance_fast.training.calibrate import whitenings
+from glance_fast.training.whitening import whitenings
 
 # Distances up to this many times those of plain images count as harmless. A guess from few: 1.0 to 1.1 on
 # grass, gravel and transistors turned by any angle; 3.5 (turned) on brick; 1.5 (mirrored) and 8.5 (turned) on

@@ -1,6 +1,6 @@
 """What whole photographs score that are seen by tiles: the threshold is one for photographs.
 
-Statistics of patches are those of ``glance_fast.training.calibrate``, of every position in a tile its own:
+Statistics of patches are those of ``glance_fast.training.whitening``, of every position in a tile its own:
 where a patch lies in a tile says nothing of the part, but how much of its surrounding the model sees. One
 covariance for all positions found less of defects planted on tiles held out (fabric: PRO .63 and not .65).
 """
@@ -22,7 +22,8 @@ from glance_fast.data.tile_cache import TileCache
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
 from glance_fast.tiles import score_tiles, tile_of
-from glance_fast.training.calibrate import FOLDS, features_of, room, whitenings
+from glance_fast.training.calibrate import features_of, room
+from glance_fast.training.whitening import FOLDS, whitenings
 
 # Tiles that are scored to set the threshold, and to have enough photographs at all.
 ENOUGH, MOST = 2000, 20_000

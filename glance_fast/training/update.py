@@ -14,15 +14,9 @@ from glance_fast.calibration import with_thresholds
 from glance_fast.data.cache import ImageCache
 from glance_fast.maps import combine
 from glance_fast.model import Glance
-from glance_fast.training.calibrate import (
-    aspect_of,
-    calibration_of,
-    features_of,
-    holding,
-    residuals_of,
-    whiten,
-)
+from glance_fast.training.calibrate import aspect_of, calibration_of, features_of, holding
 from glance_fast.training.normal import Normal, read_normal
+from glance_fast.training.whitening import residuals_of, whiten
 
 
 class Joined(NamedTuple):

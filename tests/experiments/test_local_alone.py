@@ -13,7 +13,7 @@ from glance_fast.data.layouts import normal_images
 from glance_fast.experiments.local_alone import without_global
 from glance_fast.model import Glance
 from glance_fast.training import calibrate
-from glance_fast.training.calibrate import whitenings
+from glance_fast.training.whitening import whitenings
 
 TWO = {**SMALL, "image_size": 128, "patch": [32, 64], "stride": [16, 32], "finetune_steps": [2, 2]}
 

@@ -13,16 +13,8 @@ from glance_fast import Config, Glance, UserError
 from glance_fast.data.cache import ImageCache
 from glance_fast.geometry import PatchGrid
 from glance_fast.maps import HeadMaps, combine
-from glance_fast.training.calibrate import (
-    BAND,
-    calibrate,
-    calibration_of,
-    cross_fitted,
-    fit_whitening,
-    recalibrate,
-    whitening_of_all,
-    whitenings,
-)
+from glance_fast.training.calibrate import calibrate, calibration_of, recalibrate
+from glance_fast.training.whitening import BAND, cross_fitted, fit_whitening, whitening_of_all, whitenings
 
 GRID = PatchGrid(32 + 16 * (BAND + 3), 96, 32, 16)
 REGION = box(size=(64, 64), part=(slice(0, 40), slice(10, 44))) > 0

@@ -18,9 +18,10 @@ from glance_fast.errors import UserError
 from glance_fast.run import weights
 from glance_fast.tiles import score_photograph
 from glance_fast.training import tiles as module
-from glance_fast.training.calibrate import FOLDS, calibrate
+from glance_fast.training.calibrate import calibrate
 from glance_fast.training.fit import split
 from glance_fast.training.tiles import calibrate_photographs
+from glance_fast.training.whitening import FOLDS
 
 fit = partial(glance_fast.fit, device="cpu")
 TILE = Config(**SMALL, tile=64)
