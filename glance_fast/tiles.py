@@ -211,18 +211,6 @@ def whole_only(config: Config, what: str) -> None:
         )
 
 
-def shallow_only(model: Glance, what: str) -> None:
-    """Refuse a model of photographs of more than 8 bits where those of 8 are looked at.
-
-    Raises
-    ------
-    UserError
-        It is one.
-    """
-    if model.calibration.white is not None:
-        raise UserError(f"{what}: takes photographs of 8 bits, and this model was trained on deeper ones")
-
-
 def score_photograph(
     model: Glance,
     image: str | Path | Pixels,

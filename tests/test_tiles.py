@@ -23,7 +23,6 @@ from glance_fast.tiles import (
     score_images,
     score_photograph,
     score_tiles,
-    shallow_only,
     tile_of,
     whole_only,
 )
@@ -215,7 +214,3 @@ def test_photographs_of_more_than_8_bits_are_seen_whole(run_folder, tmp_path):
             how()
     with pytest.raises(UserError, match="has more than 8 bits, and tiles are seen in 8"):
         glance_fast.fit([tmp_path / "a.tif"], Config(**SMALL, tile=48))
-    shallow_only(model, "explain")
-    model.calibration = dataclasses.replace(model.calibration, white=4095)
-    with pytest.raises(UserError, match="explain: takes photographs of 8 bits"):
-        shallow_only(model, "explain")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from glance_fast.data.images import Pixels, read_image, resize
+from glance_fast.data.images import Pixels, resize
 from glance_fast.errors import ImageError
 
 Levels = NDArray[np.uint8] | NDArray[np.float32]
@@ -145,16 +145,3 @@ def shown_as(image: Pixels, white: int | None = None) -> NDArray[np.uint8]:
         return image.astype(np.uint8, copy=False)
     white = white or white_of(int(image.max()))
     return np.rint(np.minimum(image, np.uint16(white)) * np.float32(255 / white)).astype(np.uint8)
-
-
-def eight_bits(path: str | Path) -> NDArray[np.uint8]:
-    """Read an image of 8 bits, uint8 [H, W, 3].
-
-    Raises
-    ------
-    ImageError
-        As ``read_image``, or it has more.
-    """
-    image = read_image(path)
-    check_depth(image, None, path)
-    return shown_as(image, None)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.images import resize_map
+from glance_fast.data.images import Pixels, resize_map
 from glance_fast.evaluation.regions import Region, find_regions
 from glance_fast.geometry import Hole, PatchGrid
 from glance_fast.maps import blend_heads, combine
@@ -114,7 +114,7 @@ class Nearest(NamedTuple):
 
 @torch.inference_mode()
 def explain(
-    model: Glance, image: NDArray[np.uint8], worst: int = 3, engine: str = "auto", precision: str = "auto"
+    model: Glance, image: Pixels, worst: int = 3, engine: str = "auto", precision: str = "auto"
 ) -> Explained:
     """Find the worst places of an image.
 
@@ -125,8 +125,8 @@ def explain(
     ----------
     model : Glance
         Trained.
-    image : ndarray of uint8, shape [H, W, 3]
-        Of any size.
+    image : ndarray, uint8 or, for a model of such, uint16, shape [H, W, 3]
+        Of any size, as stored.
     worst : int
         How many places at most.
     engine, precision : str

@@ -16,9 +16,10 @@ from rich.console import Console
 
 from glance_fast.calibration import verdict
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.depth import eight_bits
+from glance_fast.data.depth import Unlike, check_depth, levels, shown_as, unlike
 from glance_fast.data.files import atomic_write
 from glance_fast.data.folders import list_images
+from glance_fast.data.images import read_image
 from glance_fast.data.layouts import normal_images
 from glance_fast.data.table import printable
 from glance_fast.errors import ImageError, UserError
@@ -29,7 +30,7 @@ from glance_fast.jobs.output import apart, output
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
 from glance_fast.run import load, of_whole_photographs
-from glance_fast.tiles import shallow_only, whole_only
+from glance_fast.tiles import whole_only
 from glance_fast.training.calibrate import digest
 
 # More would make pictures that nobody reads.
@@ -131,20 +132,23 @@ def explain_images(
     apart(out, *([] if isinstance(run, Glance) else [Path(run)]), *folders)
     model = run if isinstance(run, Glance) else load(run, device, memory_mib=memory_mib)
     whole_only(model.config, "explain")
-    shallow_only(model, "explain")
     of_whole_photographs(model, Path("model" if isinstance(run, Glance) else run))
     model.check(engine, precision)
     model.memory_share(precision)
     names = _names(paths)
-    found = []
+    found, odd = [], Unlike()
     with output(out, (EXPLAINED,), overwrite), contextlib.ExitStack() as stack:
         bank = stack.enter_context(_Bank.of(model, normal, reporter)) if normal else None
         advance = stack.enter_context(reporter.task("explaining", len(paths)))
         for start in range(0, len(paths), AT_ONCE):
-            for done in _explained(model, paths[start : start + AT_ONCE], bank, worst, engine, precision):
+            part = paths[start : start + AT_ONCE]
+            for done in _explained(model, part, bank, worst, engine, precision):
                 to = out / EXPLAINED / names[done.path]
                 found.append(_written(model, done, to) if done.what else _failed(done))
+                odd += done.unlike
                 advance(len(found))
+    for remark in odd.remarks():
+        reporter.say(remark)
     return found
 
 
@@ -163,10 +167,12 @@ class _Bank:
         """Those of the photographs that can be read; of the others it is said."""
         with reporter.task("reading good photographs", len(paths)) as advance:
             size, limit = model.config.image_size, model.config.cache_mib << 20
-            cache = ImageCache(paths, size, limit, progress=advance, white=None)
+            cache = ImageCache(paths, size, limit, progress=advance, white=model.calibration.white)
         with cache:
             for error in cache.errors:
                 reporter.say(f"left out: {error}")
+            for remark in cache.unlike.remarks():
+                reporter.say(f"good photographs: {remark}")
             yield cls(cache)
 
 
@@ -177,6 +183,7 @@ class _Done(NamedTuple):
     what: Explained | None = None
     nearest: Sequence[tuple[Path, Nearest] | None] = ()
     error: str = ""
+    unlike: Unlike = Unlike()
 
 
 def _found(images: Sequence[str | Path]) -> Iterator[Path]:
@@ -208,18 +215,20 @@ def _explained(
 ) -> Iterator[_Done]:
     """A few images together: the good photographs are looked through once for all of them."""
     found: list[_Done] = []
+    white = model.calibration.white
     places, but = list[Place](), list[frozenset[int]]()
     for path in paths:
         try:
-            image = eight_bits(path)
+            image = read_image(path)
+            check_depth(image, white, path)
         except ImageError as error:
             found.append(_Done(path, error=error.reason))
             continue
         what = explain(model, image, worst, engine, precision)
-        found.append(_Done(path, what))
+        found.append(_Done(path, what, unlike=unlike(image, white)))
         places += what.places
         # An image that is among them would be the nearest to itself.
-        own = bank.twins.get(digest(model.prepare(image)), ()) if bank else ()
+        own = bank.twins.get(digest(levels(model.prepare(image), white)), ()) if bank else ()
         but += [frozenset(own)] * len(what.places)
     nearest = iter(nearest_normal(model, places, bank.cache, but) if bank else [None] * len(places))
     for done in found:
@@ -236,8 +245,8 @@ def _written(model: Glance, done: _Done, to: Path) -> Explanation:
     """Write a picture, and say what is in it."""
     what, nearest = done.what, done.nearest
     assert what is not None
-    image, size = eight_bits(done.path), model.config.image_size
-    shown = [n and Shown(_short(n[0]), eight_bits(n[0]), n[1].box, n[1].distance) for n in nearest]
+    image, size = _seen(model, done.path), model.config.image_size
+    shown = [n and Shown(_short(n[0]), _seen(model, n[0]), n[1].box, n[1].distance) for n in nearest]
     data = picture(_short(done.path), image, what, shown, model.calibration, size)
     with atomic_write(to) as temporary:
         temporary.write_bytes(data)
@@ -263,6 +272,11 @@ def _written(model: Glance, done: _Done, to: Path) -> Explanation:
             }
         )
     return Explanation(str(done.path), str(to), said.score, said.anomalous, tuple(places))
+
+
+def _seen(model: Glance, path: Path) -> NDArray[np.uint8]:
+    """An image for the eye."""
+    return shown_as(read_image(path), model.calibration.white)
 
 
 def _short(path: Path) -> str:

@@ -20,7 +20,7 @@ from glance_fast.jobs.former import finish, replacing, restore
 from glance_fast.model import Glance
 from glance_fast.progress import Reporter
 from glance_fast.run import CONFIG, NORMAL, load, of_whole_photographs, save_model
-from glance_fast.tiles import shallow_only, whole_only
+from glance_fast.tiles import whole_only
 from glance_fast.training.calibrate import digest, room
 from glance_fast.training.normal import read_names, write_normal
 from glance_fast.training.update import Joined, join
@@ -145,19 +145,19 @@ def update_run(
     finish(run)
     model = load(run, device, memory_mib=memory_mib)
     whole_only(model.config, "update")
-    shallow_only(model, "update")
     of_whole_photographs(model, run)
     # Images too large for the memory given are refused before any is read.
     model.memory_share()
     kept = _kept(run, model, old is not None)
     with reporter.task("reading images", len(past) + len(paths)) as advance:
         files = [*past, *paths]
-        cache = ImageCache(
-            files, model.config.image_size, model.config.cache_mib << 20, progress=advance, white=None
-        )
+        size, limit, white = model.config.image_size, model.config.cache_mib << 20, model.calibration.white
+        cache = ImageCache(files, size, limit, progress=advance, white=white)
     with cache:
         for error in cache.errors:
             reporter.say(f"left out: {error}")
+        for remark in cache.unlike.remarks():
+            reporter.say(remark)
         unreadable = {error.path for error in cache.errors}
         found = _sorted_out(model, cache, sum(path not in unreadable for path in past), reporter)
         if not found.new:

@@ -98,6 +98,7 @@ def join(
         with_thresholds(calibration, before.false_alarms),
         aspect=float(np.median(normal.aspects.numpy())),
         shape=before.shape,
+        white=before.white,
         trained_on=tuple(sorted({*before.trained_on, *normal.names})),
     )
     after = [model.calibration.scores[normal.names.index(name)] for name in new]

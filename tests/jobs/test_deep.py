@@ -13,16 +13,20 @@ from samples import MASKED, SMALL, draw_deep_part, draw_part
 import glance_fast
 from glance_fast import Config, UserError
 from glance_fast.calibration import Calibration
+from glance_fast.data.cache import ImageCache
 from glance_fast.data.images import read_image
 from glance_fast.errors import ImageError
 from glance_fast.jobs.bench import bench, noise, photographs
 from glance_fast.jobs.directory import score_directory
+from glance_fast.jobs.explain import explain_images
 from glance_fast.jobs.export import export_run
 from glance_fast.jobs.folder import score_folder
 from glance_fast.jobs.recalibrate import calibrate_run
 from glance_fast.jobs.sources import open_source
 from glance_fast.jobs.train import fit
+from glance_fast.jobs.update import undo_update, update_run
 from glance_fast.jobs.watch import watch
+from glance_fast.training.calibrate import calibrate
 
 SHALLOW = "1 image has 8 bits, and those in training had more: 255 was taken for their white"
 ABOVE = "1 image holds values of more bits than those in training, and these were taken for white; "
@@ -222,3 +226,55 @@ def test_export_is_checked_on_stored_values(deep_run, run_folder, deep_parts, mi
     with pytest.raises(UserError, match=f"no image can be read; the last one: .*{REFUSED}"):
         export_run(run_folder, tmp_path / "eight.pt2", "torch-export", check=deep_parts / "test/good")
     assert not (tmp_path / "eight.pt2").exists()
+
+
+def test_update_takes_them_as_if_they_had_been_there(deep_run, deep_parts, tmp_path, reporter, monkeypatch):
+    run, good = shutil.copytree(deep_run, tmp_path / "run"), tmp_path / "good"
+    good.mkdir()
+    rng = np.random.default_rng(9)
+    for i in range(3):
+        Image.fromarray(draw_deep_part(rng)).save(good / f"{i}.png")
+    Image.fromarray(draw_part(rng)).save(good / "of-8-bits.png")
+    shutil.copy(deep_parts / "train/good/001.png", good / "seen.png")
+    said = []
+    monkeypatch.setattr(reporter, "say", said.append)
+    before = glance_fast.load(run, "cpu").score([good / "0.png"]).scores[0]
+    found = update_run(run, good, device="cpu", reporter=reporter)
+    assert found.new == 4 and (found.before.photographs, found.after.photographs) == (12, 16)
+    assert SHALLOW in said and "left out: 1 photograph that the model knows already" in said
+    model = glance_fast.load(run, "cpu")
+    assert model.calibration.white == 4095 and model.score([good / "0.png"]).scores[0] != before
+    # What calibration of all of them gives, from the very images that training read.
+    together = [*sorted((deep_parts / "train/good").iterdir()), *sorted(good.iterdir())[:4]]
+    other = glance_fast.load(deep_run, "cpu")
+    weights = [scale.weight for scale in other.calibration.scales]
+    with ImageCache(together, other.config.image_size, white=4095) as cache:
+        calibrate(other, cache, np.arange(len(cache)), weights=weights)
+    np.testing.assert_allclose(model.calibration.scores, other.calibration.scores, rtol=1e-3, atol=1e-3)
+    undo_update(run)
+    assert glance_fast.load(run, "cpu").score([good / "0.png"]).scores[0] == before
+
+
+def test_explain_shows_them(deep_run, deep_parts, mixed, tmp_path, reporter, monkeypatch):
+    said = []
+    monkeypatch.setattr(reporter, "say", said.append)
+    bad, seen = deep_parts / "test/punched/000.png", deep_parts / "train/good/003.png"
+    found = explain_images(
+        deep_run, [bad, mixed, seen], tmp_path / "why", good=deep_parts, device="cpu", reporter=reporter
+    )
+    assert [one.error for one in found] == [None] * 5
+    assert SHALLOW in said and any(line.startswith(ABOVE) for line in said)
+    model = glance_fast.load(deep_run, "cpu")
+    scores = model.score([one.path for one in found]).scores
+    np.testing.assert_allclose([one.score for one in found], scores, rtol=1e-4, atol=1e-4)
+    # A photograph among the good ones is not the nearest to itself.
+    assert all(place["nearest"]["path"] != str(seen) for place in found[-1].places)
+    # Drawn as bright as its white says: 12 bits are not black.
+    drawn = np.asarray(Image.open(found[0].picture).convert("RGB"))
+    assert np.mean((drawn > 100) & (drawn < 250)) > 0.1
+
+
+def test_explain_names_what_is_too_deep_for_a_model_of_8_bits(run_folder, deep_parts, tmp_path):
+    bad = deep_parts / "test/punched/000.png"
+    (found,) = explain_images(run_folder, [bad], tmp_path / "why", device="cpu")
+    assert found.error is not None and REFUSED in found.error and found.picture is None
