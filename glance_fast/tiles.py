@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glance_fast.config import Config
-from glance_fast.data.depth import check_depth
-from glance_fast.data.images import Pixels, resize, resize_map
+from glance_fast.data.depth import check_depth, fitted
+from glance_fast.data.images import Pixels, resize_map
 from glance_fast.data.strips import Held, Strips, open_strips
 from glance_fast.errors import UserError
 from glance_fast.geometry import TileGrid
@@ -72,8 +72,8 @@ def score_tiles(
 ) -> float:
     """Score a photograph by tiles, from top to bottom.
 
-    Each tile is resized to the model's image size, and scored as an image. Where tiles overlap, their maps
-    are blended by weights that fall towards a tile's border and sum to 1.
+    Each tile is fitted to the model's image size and depth, and scored as an image. Where tiles overlap,
+    their maps are blended by weights that fall towards a tile's border and sum to 1.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def score_tiles(
     Raises
     ------
     ImageError
-        The photograph is damaged.
+        The photograph is damaged, or is deeper than those in training.
     UserError
         As for ``Glance.score``.
     """
@@ -109,7 +109,10 @@ def score_tiles(
         rows = strips.rows(top, top + height)
         for first in range(0, len(grid.lefts), together):
             lefts = grid.lefts[first : first + together]
-            images = [resize(rows[:, left : left + width], model.config.image_size) for left in lefts]
+            images = [
+                fitted(rows[:, left : left + width], model.config.image_size, model.calibration.white)
+                for left in lefts
+            ]
             found = model.score(images, engine, precision)
             highest = np.maximum(highest, found.scores.max())  # NaN stays
             for left, score_map, weights in zip(lefts, found.maps, grid.weights_x[first:], strict=False):
@@ -239,11 +242,13 @@ def score_photograph(
     Raises
     ------
     ImageError
-        The photograph cannot be read.
+        The photograph cannot be read, or is deeper than those in training.
     UserError
         As for ``tile_of`` and ``Glance.score``.
     """
     strips = Held(image) if isinstance(image, np.ndarray) else open_strips(image)
+    name = "image" if isinstance(image, np.ndarray) else image
+    check_depth(strips.rows(0, 1), model.calibration.white, name)
     parts: list[NDArray[np.float32]] = []
     chosen = tile_of(model, tile) or strips.shape
     score = score_tiles(model, strips, chosen, lambda rows: parts.append(rows.copy()), engine, precision)

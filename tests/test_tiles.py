@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from samples import SMALL, draw_part
+from samples import SMALL, draw_deep_part, draw_part
 
 import glance_fast
 from glance_fast import Config, load
@@ -14,8 +14,10 @@ from glance_fast.data.images import resize, resize_map
 from glance_fast.data.strips import Held
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.evaluate import evaluate
+from glance_fast.evaluation.tiled import score_by_tiles
 from glance_fast.geometry import TileGrid
 from glance_fast.jobs.folder import score_folder
+from glance_fast.jobs.train import train_folder
 from glance_fast.model import Glance, ScoreResult
 from glance_fast.tiles import (
     no_region,
@@ -202,15 +204,54 @@ def test_no_region_of_interest_beside_tiles(run_folder, tmp_path, parts):
     assert not out.exists()
 
 
-def test_photographs_of_more_than_8_bits_are_seen_whole(run_folder, tmp_path):
-    deep = photograph(90, 100).astype(np.uint16) * 257
-    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb")
-    model = load(run_folder, "cpu")
+def deep_photograph(height, width):
+    return photograph(height, width).astype(np.uint16) * 16
+
+
+@pytest.mark.parametrize("white", [4095, 2047])
+def test_tiles_of_photographs_of_more_than_8_bits(model, white):
+    model.calibration = dataclasses.replace(model.calibration, white=white)
+    try:
+        image = deep_photograph(97, 131)
+        found, score = score_photograph(model, image, 48)
+        expected, highest = by_definition(model, image, (48, 48))
+    finally:
+        model.calibration = dataclasses.replace(model.calibration, white=None)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.ptp(expected))
+    assert score == pytest.approx(highest, rel=1e-4, abs=1e-4)
+
+
+def test_for_a_model_of_8_bits_deeper_photographs_are_refused(model, tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, deep_photograph(90, 100), photometric="rgb")
     for how in (
-        lambda: score_photograph(model, tmp_path / "a.tif", 48),
-        lambda: prepared(of_tiles(model), deep),
+        lambda: score_photograph(model, path, 48),
+        lambda: score_by_tiles(model, path, (48, 48), tmp_path / "map.tiff"),
     ):
-        with pytest.raises(ImageError, match="8 bits"):
+        with pytest.raises(ImageError, match=r"a\.tif: has more than 8 bits"):
             how()
-    with pytest.raises(UserError, match="has more than 8 bits, and tiles are seen in 8"):
-        glance_fast.fit([tmp_path / "a.tif"], Config(**SMALL, tile=48))
+    assert not (tmp_path / "map.tiff").exists()
+
+
+@pytest.mark.slow
+def test_a_model_of_tiles_learns_and_scores_more_than_8_bits(tmp_path, reporter, monkeypatch):
+    said, photos = [], tmp_path / "photos"
+    monkeypatch.setattr(reporter, "say", said.append)
+    photos.mkdir()
+    for i in range(9):
+        part = draw_deep_part(np.random.default_rng(i), 128, defect=i == 8)
+        tifffile.imwrite(photos / f"{i}.tif", part)
+    bad = photos / "8.tif"
+    bad = bad.rename(tmp_path / "bad.tif")
+    model = train_folder(photos, tmp_path / "run", Config(**SMALL, tile=48), device="cpu", reporter=reporter)
+    assert model.calibration.white == 4095
+    assert any(line.startswith("more than 8 bits: values from 0 to 4095 (12 bits) are used") for line in said)
+    test = tmp_path / "test"
+    test.mkdir()
+    bad.rename(test / "bad.tif")
+    Image.fromarray(draw_part(np.random.default_rng(20), 128)).save(test / "8-bits.png")
+    found = score_folder(model, test, tmp_path / "out", overlays=True)
+    assert found.summary.scored == 2
+    assert "1 image has 8 bits, and those in training had more" in found.summary.remarks[0]
+    shown = np.asarray(Image.open(tmp_path / "out/overlays/bad.tif.png"))
+    assert shown.shape[:2] == (128, 128) and np.mean(shown > 60) > 0.3

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
 
 from glance_fast.data.images import Pixels, in_one_line, read_image
 from glance_fast.errors import ImageError, TooLargeError
@@ -21,6 +20,8 @@ MOST_PIXELS = 1 << 30
 ADVICE = "pip install 'glance-fast[large]' lets it be read in parts"
 # By libvips' names, what ``read_image`` reads, too.
 LOADERS = {"pngload": "PNG", "jpegload": "JPEG", "tiffload": "TIFF", "webpload": "WebP", "gifload": "GIF"}
+DEPTHS = {"uchar": np.uint8, "ushort": np.uint16}
+COLOURS = ("srgb", "rgb", "b-w", "rgb16", "grey16")
 
 
 class Strips(Protocol):
@@ -61,7 +62,7 @@ class Streamed:
     Parameters
     ----------
     path : path
-        A file of a kind that ``read_image`` reads, 8 bits, grey or RGB, alpha left out.
+        A file of a kind that ``read_image`` reads, of 8 or 16 bits, grey or RGB, alpha left out.
 
     Raises
     ------
@@ -96,7 +97,8 @@ class Streamed:
         self._image = image
         self._region = pyvips.Region.new(image)
         # What was read and may be asked for again, for tiles overlap.
-        self._kept = np.empty((0, image.width, image.bands), np.uint8)
+        self._type = DEPTHS[image.format]
+        self._kept = np.empty((0, image.width, image.bands), self._type)
         self._top = 0
 
     @property
@@ -104,8 +106,8 @@ class Streamed:
         """Height and width, pixels."""
         return self._image.height, self._image.width
 
-    def rows(self, top: int, bottom: int) -> NDArray[np.uint8]:
-        """uint8 [bottom - top, width, 3]; ``top`` is never above that of the call before.
+    def rows(self, top: int, bottom: int) -> Pixels:
+        """uint8 or uint16 [bottom - top, width, 3]; ``top`` is never above that of the call before.
 
         Raises
         ------
@@ -119,13 +121,13 @@ class Streamed:
         rows = self._kept[: bottom - top]
         return np.repeat(rows[..., :1], 3, axis=2) if rows.shape[2] < 3 else rows[..., :3]
 
-    def _read(self, top: int, bottom: int) -> NDArray[np.uint8]:
+    def _read(self, top: int, bottom: int) -> Pixels:
         width = self._image.width
         try:
             data = self._region.fetch(0, top, width, bottom - top)
         except self._refusal as error:
             raise ImageError(self._path, _damaged(error)) from error
-        return np.frombuffer(data, np.uint8).reshape(bottom - top, width, -1)
+        return np.frombuffer(data, self._type).reshape(bottom - top, width, -1)
 
 
 def open_strips(path: str | Path) -> Strips:
@@ -164,10 +166,10 @@ def _check(path: Path, image: Any) -> None:
         raise ImageError(path, f"{size} is to be turned (EXIF orientation), and too large for that; turn it")
     if loader == "tiffload" and _ends_early(path):
         raise ImageError(path, "damaged or truncated: pixels are missing at its end")
-    if image.format != "uchar" or image.interpretation not in ("srgb", "rgb", "b-w") or image.bands > 4:
+    if image.format not in DEPTHS or image.interpretation not in COLOURS or image.bands > 4:
         raise ImageError(
             path,
-            f"{size} is read in parts, of 8 bits, grey or RGB; this one is {image.format}, "
+            f"{size} is read in parts, of 8 or 16 bits, grey or RGB; this one is {image.format}, "
             f"{image.interpretation}, of {image.bands} channels",
         )
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from glance_fast.calibration import is_anomalous, score_row
 from glance_fast.config import Config
+from glance_fast.data.depth import Unlike
 from glance_fast.data.files import atomic_write, write_text
 from glance_fast.data.images import write_tiff
 from glance_fast.data.layouts import Defect, TestSample
@@ -256,15 +257,17 @@ def _score_tiles(
     """Score images by tiles, at their own sizes, and write their maps."""
     targets = category.targets(out)
     scores: list[float] = []
+    odd = Unlike()
     advance = _counter(category, progress)
     advance(0)
     started = time.perf_counter()
     for sample, target in zip(category.samples, targets, strict=True):
-        score, _ = score_by_tiles(model, sample.path, tile, target, engine=engine, precision=precision)
-        scores.append(score)
+        found = score_by_tiles(model, sample.path, tile, target, engine=engine, precision=precision)
+        scores.append(found.score)
+        odd += found.unlike
         advance(len(scores))
     seconds = time.perf_counter() - started
-    read = read_maps(MapFiles(out, targets, []), category)
+    read = read_maps(MapFiles(out, targets, []), category, white=model.calibration.white)
     return _Scored(
         category,
         None,
@@ -275,7 +278,7 @@ def _score_tiles(
         read.defects,
         read.shown,
         seconds,
-        (),
+        odd.remarks(),
         lambda done: advance(len(scores) + done),
     )
 

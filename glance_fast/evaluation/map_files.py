@@ -121,6 +121,7 @@ def read_maps(
     category: Category,
     progress: Callable[[int, int], None] | None = None,
     roi: Masks | None = None,
+    white: int | None = None,
 ) -> Maps:
     """Read every map, image and mask.
 
@@ -133,6 +134,8 @@ def read_maps(
         Called with (images read, images in all).
     roi : Masks, optional
         Regions of interest, given at the images' sizes.
+    white : int, optional
+        As for ``read_photographs``.
 
     Raises
     ------
@@ -162,7 +165,7 @@ def read_maps(
             maps.append(score_map)
             masks.append(mask)
             defects.append(regions)
-            shown.append(to_be_shown(image, mask if sample.masks else None))
+            shown.append(to_be_shown(image, mask if sample.masks else None, white))
         if progress:
             progress(i, count)
     raise_all(errors)

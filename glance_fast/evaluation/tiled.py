@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glance_fast.data.depth import shown_as
-from glance_fast.data.images import tiff_rows, write_png
-from glance_fast.data.strips import open_strips
+from glance_fast.data.depth import Unlike, check_depth, shown_as, unlike
+from glance_fast.data.images import Pixels, tiff_rows, write_png
+from glance_fast.data.strips import Strips, open_strips
 from glance_fast.errors import ImageError
 from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.model import NOT_FINITE, Glance
@@ -18,6 +19,24 @@ from glance_fast.tiles import Tile, score_tiles
 
 MOST_SHOWN = 1 << 24
 """Pixels of an overlay; those of larger photographs are smaller than they."""
+
+
+class ByTiles(NamedTuple):
+    """What is found of a photograph.
+
+    Attributes
+    ----------
+    score : float
+        The highest of a tile.
+    shape : (int, int)
+        Height and width of the photograph.
+    unlike : Unlike
+        Whether its depth is not that of the photographs in training.
+    """
+
+    score: float
+    shape: tuple[int, int]
+    unlike: Unlike
 
 
 def score_by_tiles(
@@ -29,7 +48,7 @@ def score_by_tiles(
     *,
     engine: str = "auto",
     precision: str = "auto",
-) -> tuple[float, tuple[int, int]]:
+) -> ByTiles:
     """Score a photograph by tiles, and write its map as it comes.
 
     Parameters
@@ -49,19 +68,19 @@ def score_by_tiles(
 
     Returns
     -------
-    score : float
-        The highest of a tile.
-    shape : (int, int)
-        Height and width of the photograph.
+    ByTiles
 
     Raises
     ------
     ImageError
-        The photograph cannot be read, or its scores are not finite; nothing is written.
+        The photograph cannot be read, is deeper than those in training, or its scores are not finite; nothing
+        is written.
     UserError
         A file cannot be written.
     """
-    strips = open_strips(path)
+    white = model.calibration.white
+    strips = _Noted(open_strips(path), white)
+    check_depth(strips.rows(0, 1), white, path)
     picture = Picture(strips.shape, MOST_SHOWN) if overlay_path else None
     top = 0
     with tiff_rows(map_path, strips.shape) as write:
@@ -72,7 +91,7 @@ def score_by_tiles(
                 raise ImageError(path, NOT_FINITE)
             write(rows)
             if picture:
-                shown = shown_as(strips.rows(top, top + len(rows)), model.calibration.white)
+                shown = shown_as(strips.rows(top, top + len(rows)), white)
                 picture.add(top, shown, rows)
             top += len(rows)
 
@@ -82,7 +101,27 @@ def score_by_tiles(
     if picture and overlay_path:
         image, score_map = picture.reduced()
         write_png(overlay_path, overlay(image, score_map, *display_range(model.calibration)))
-    return score, strips.shape
+    return ByTiles(score, strips.shape, strips.unlike)
+
+
+class _Noted:
+    """Rows of an image, and whether any are unlike those in training."""
+
+    def __init__(self, strips: Strips, white: int | None) -> None:
+        self._strips, self._white, self.unlike = strips, white, Unlike()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        return self._strips.shape
+
+    def rows(self, top: int, bottom: int) -> Pixels:
+        """As of the image."""
+        rows = self._strips.rows(top, bottom)
+        if rows.size:
+            found = unlike(rows, self._white)
+            self.unlike = Unlike(found.shallow, max(found.above, self.unlike.above))
+        return rows
 
 
 class Picture:

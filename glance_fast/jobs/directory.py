@@ -297,13 +297,14 @@ def _score_tiled(
         try:
             for file in files:
                 check_inside(file, out)
-            score, shape = score_by_tiles(model, path, tile, *files, engine=engine, precision=precision)
+            found = score_by_tiles(model, path, tile, *files, engine=engine, precision=precision)
         except ImageError as error:
             yield [ScoreRow(shown, "", "", "", error.reason)], []
         except UserError as error:
             yield [ScoreRow(shown, "", "", "", _fault_of(error, out))], []
         else:
-            yield [score_row(model.calibration, shown, score)], [_odd(model, shape, tile)]
+            row = score_row(model.calibration, shown, found.score)
+            yield [row], [_odd(model, found.shape, tile, found.unlike)]
 
 
 def _read_ahead(
@@ -423,13 +424,14 @@ def _files(out: Path, name: Path, overlays: bool) -> list[Path]:
 
 def _odd_photo(model: Glance, photo: _Photo) -> Odd:
     """What is odd about an image that was read."""
-    return _odd(model, photo.shape, None) + Odd(shallow=photo.unlike.shallow, above=photo.unlike.above)
+    return _odd(model, photo.shape, None, photo.unlike)
 
 
-def _odd(model: Glance, shape: tuple[int, int], tile: Tile | None) -> Odd:
-    """What is odd about an image of that height and width."""
+def _odd(model: Glance, shape: tuple[int, int], tile: Tile | None, depth: Unlike | None = None) -> Odd:
+    """What is odd about an image of that height and width, and depth where that is known."""
     height, width = shape
+    odd = Odd(shallow=depth.shallow, above=depth.above) if depth else Odd()
     if tile is not None:
-        return Odd(cut=int(height < tile[0] or width < tile[1]))
+        return odd + Odd(cut=int(height < tile[0] or width < tile[1]))
     stretched = abs(width / height / model.calibration.aspect - 1) > ASPECT_TOLERANCE
-    return Odd(int(stretched), int(min(shape) < min(model.config.patches)))
+    return odd + Odd(int(stretched), int(min(shape) < min(model.config.patches)))

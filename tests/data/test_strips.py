@@ -2,8 +2,10 @@
 
 import sys
 
+import deep
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from glance_fast.data import strips as module
@@ -28,12 +30,12 @@ def save(path, mode="RGB", **how):
     return path
 
 
-def in_parts(strips):
+def in_parts(strips, depth=np.uint8):
     """All rows, read as tiles are: each part overlaps the one before."""
     height, out = strips.shape[0], []
     for top in range(0, height, 10):
         rows = strips.rows(top, min(top + 16, height))
-        assert rows.dtype == np.uint8
+        assert rows.dtype == depth
         out.append(rows[:10].copy())
     return np.concatenate(out)
 
@@ -64,6 +66,23 @@ def test_streamed_rows_are_those_of_the_image(tmp_path, monkeypatch, name, mode,
     np.testing.assert_array_equal(in_parts(streamed), whole)
 
 
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "rgb.png", "rgb.tif", "rgba.png"])
+def test_more_than_8_bits_are_streamed_as_they_are_stored(tmp_path, monkeypatch, name):
+    values = deep.noise({"grey": 1, "rgb": 3, "rgba": 4}[name.split(".")[0]], 12, SHAPE)
+    path = tmp_path / name
+    if name.endswith("tif"):
+        tifffile.imwrite(path, values, compression="deflate")
+    else:
+        path.write_bytes(deep.png(values))
+    whole = read_image(path)
+    assert whole.dtype == np.uint16 and whole.max() > 4000
+    np.testing.assert_array_equal(in_parts(open_strips(path), np.uint16), whole)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    streamed = open_strips(path)
+    assert isinstance(streamed, Streamed)
+    np.testing.assert_array_equal(in_parts(streamed, np.uint16), whole)
+
+
 def test_a_jpeg_is_nearly_the_same(tmp_path, monkeypatch):
     # Two decoders, whose rounding differs.
     path = save(tmp_path / "a.jpg", quality=95)
@@ -83,7 +102,7 @@ def test_rows_may_be_asked_for_again(tmp_path, large):
     ("name", "mode", "how", "message"),
     [
         ("a.jpg", "CMYK", {}, "this one is uchar, cmyk, of 4 channels"),
-        ("a.tif", "I;16", {}, "this one is ushort, grey16, of 1 channels"),
+        ("a.tif", "F", {}, "this one is float, b-w, of 1 channels"),
         ("a.jpg", "RGB", {"exif": 6}, "is to be turned (EXIF orientation)"),
         ("a.gif", "L", {"frames": 2}, "holds several frames or pages"),
         ("a.ppm", "RGB", {}, "none of what is read in parts (PNG, JPEG, TIFF, WebP, GIF)"),
@@ -91,8 +110,8 @@ def test_rows_may_be_asked_for_again(tmp_path, large):
 )
 def test_what_is_not_read_in_parts_is_refused(tmp_path, large, name, mode, how, message):
     path = tmp_path / name
-    if mode == "I;16":
-        Image.fromarray(np.zeros(SHAPE, np.uint16)).save(path)
+    if mode == "F":
+        Image.fromarray(np.zeros(SHAPE, np.float32)).save(path)
     elif "exif" in how:
         exif = Image.Exif()
         exif[0x0112] = how["exif"]

@@ -6,6 +6,7 @@ from PIL import Image
 
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
+from glance_fast.data.depth import Unlike, fitted, levels
 from glance_fast.data.images import read_image, resize
 from glance_fast.data.tile_cache import TileCache, images_for
 from glance_fast.errors import UserError
@@ -66,6 +67,44 @@ def test_a_tile_is_no_larger_than_the_photograph(photographs):
     np.testing.assert_array_equal(
         sorted(map(bytes, cache.batch([0, 1]))), sorted(map(bytes, crops(photographs[0], 120)))
     )
+
+
+@pytest.fixture
+def deep_ones(tmp_path):
+    """Two photographs of 12 bits and one of 8, of 100x150 pixels."""
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        Image.fromarray(rng.integers(0, 4000, (100, 150), dtype=np.uint16)).save(tmp_path / f"deep{i}.png")
+    Image.fromarray(rng.integers(0, 255, (100, 150, 3), dtype=np.uint8)).save(tmp_path / "deep2.png")
+    return [tmp_path / f"deep{i}.png" for i in range(3)]
+
+
+@pytest.mark.parametrize("white", ["found", 4095, 1023])
+def test_tiles_keep_the_depth_of_photographs(deep_ones, white):
+    cache = TileCache(deep_ones, SIZE, 48, white=white)
+    known = 4095 if white == "found" else white
+    assert cache.white == known and cache.unlike == Unlike(shallow=1, above=2 * (known < 4000))
+    for i, path in enumerate(deep_ones):
+        image = read_image(path)
+        grid = TileGrid(100, 150, (48, 48))
+        cut = [image[y : y + 48, x : x + 48] for y in grid.tops for x in grid.lefts]
+        expected = {levels(fitted(tile, SIZE, known), known).tobytes() for tile in cut}
+        own = cache.batch(np.flatnonzero(cache.groups == i))
+        assert own.dtype == np.float32 and 200 < own.max() <= 255
+        assert {tile.tobytes() for tile in own} == expected
+
+
+def test_for_a_model_of_8_bits_deeper_ones_are_left_out(deep_ones):
+    cache = TileCache(deep_ones, SIZE, 48, white=None)
+    assert [error.path for error in cache.errors] == deep_ones[:2] and len(cache.counts) == 1
+    assert "has more than 8 bits" in cache.errors[0].reason and cache.batch([0]).dtype == np.uint8
+
+
+def test_as_many_tiles_as_memory_holds(photographs, deep_ones):
+    a_tile = SIZE[0] * SIZE[1] * 3
+    assert np.bincount(TileCache(photographs, SIZE, 48, limit=24 * a_tile).groups).tolist() == [6, 6, 6]
+    # Of deeper ones half as many.
+    assert np.bincount(TileCache(deep_ones[:2], SIZE, 48, limit=24 * a_tile).groups).tolist() == [6, 6]
 
 
 def test_nothing_that_can_be_read(photographs):

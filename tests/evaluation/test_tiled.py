@@ -27,7 +27,7 @@ def path(tmp_path):
 
 
 def test_the_files_are_those_of_the_photograph(model, path, tmp_path):
-    score, shape = score_by_tiles(model, path, (48, 48), tmp_path / "m.tiff", tmp_path / "o.png")
+    score, shape, _ = score_by_tiles(model, path, (48, 48), tmp_path / "m.tiff", tmp_path / "o.png")
     expected, highest = score_photograph(model, path, 48)
     assert score == highest and shape == (150, 131)
     np.testing.assert_array_equal(read_map(tmp_path / "m.tiff"), expected)
