@@ -30,6 +30,8 @@ COLUMNS = (
     *("stage", "step", "seconds", "images_per_second", "loss"),
     *(*LOCAL_PARTS, *GLOBAL_PARTS, "held_out_loss", "held_out_distortion", "r2"),
 )
+# Seconds after a signal to stop within which another is taken for the same.
+PATIENCE = 1.0
 WARMUP = 0.1
 CLIP = 2.0
 
@@ -184,15 +186,22 @@ def one_cycle(step: int, steps: int) -> float:
 
 @contextmanager
 def stop_between_steps() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that no step is cut in half; a second one cuts."""
+    """An event that Ctrl-C and SIGTERM set, so that no step is cut in half; a second one, later, cuts.
+
+    Later by ``PATIENCE``: torchrun hands Ctrl-C on as SIGINT and, at once, as SIGTERM.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
+    asked = math.inf
+
     def ask(number: int, frame: object) -> None:
-        if stop.is_set():
+        nonlocal asked
+        if time.monotonic() > asked + PATIENCE:
             raise KeyboardInterrupt
+        asked = min(asked, time.monotonic())
         stop.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -11,8 +11,9 @@ from damage import Readings, damaged
 from safetensors.torch import load_file, save
 from torch import nn
 
-from glance_fast.data.files import NOTES
+from glance_fast.data.files import NOTES, read_tensors
 from glance_fast.errors import UserError
+from glance_fast.training import loop
 from glance_fast.training.loop import Log, Stage, one_cycle, remember, run_stage
 from glance_fast.training.sampling import step_generator
 
@@ -49,6 +50,27 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
     assert_same(whole, resumed)
     columns = [line.split(",")[:2] for line in (tmp_path / "whole/log.csv").read_text().splitlines()]
     assert columns == [line.split(",")[:2] for line in (tmp_path / "parts/log.csv").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_torchrun_sends_two_signals_for_one_and_a_later_one_cuts(tmp_path, monkeypatch, later):
+    stage, signals = make_stage(), [signal.SIGINT, signal.SIGTERM]
+    step = stage.step
+
+    def stopped(number):
+        if number == 5:
+            for one in signals:
+                os.kill(os.getpid(), one)
+        return step(number)
+
+    stage.step = stopped
+    if later:
+        monkeypatch.setattr(loop, "PATIENCE", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(stage, tmp_path)
+    path = tmp_path / "toy.safetensors"
+    assert path.exists() != later
+    assert later or read_tensors(path, "")[1]["step"] == 6
 
 
 @pytest.mark.parametrize(
