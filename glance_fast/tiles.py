@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from glance_fast.config import Config
 from glance_fast.data.depth import check_depth
-from glance_fast.data.images import Pixels, resize, resize_map
+from glance_fast.data.images import Pixels, resize
+from glance_fast.data.score_maps import resize_map
 from glance_fast.data.strips import Held, Strips, open_strips
 from glance_fast.errors import UserError
 from glance_fast.geometry import TileGrid

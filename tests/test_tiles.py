@@ -10,7 +10,8 @@ from samples import SMALL, draw_part
 
 import glance_fast
 from glance_fast import Config, load
-from glance_fast.data.images import resize, resize_map
+from glance_fast.data.images import resize
+from glance_fast.data.score_maps import resize_map
 from glance_fast.data.strips import Held
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.evaluate import evaluate

@@ -10,7 +10,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from glance_fast.data.images import Pixels, in_one_line, read_image
+from glance_fast.data.decoding import in_one_line
+from glance_fast.data.images import Pixels, read_image
 from glance_fast.errors import ImageError, TooLargeError
 
 # It tells of damaged files, as we do, where nobody listens.

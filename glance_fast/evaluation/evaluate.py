@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from glance_fast.calibration import is_anomalous, score_row
 from glance_fast.config import Config
 from glance_fast.data.files import atomic_write, write_text
-from glance_fast.data.images import write_tiff
 from glance_fast.data.layouts import Defect, TestSample
 from glance_fast.data.roi import Masks, resize_scores
+from glance_fast.data.score_maps import write_tiff
 from glance_fast.data.table import ScoreRow, printable, write_table
 from glance_fast.errors import UserError
 from glance_fast.evaluation.bootstrap import add_intervals, check_bootstrap

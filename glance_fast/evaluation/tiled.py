@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glance_fast.data.depth import shown_as
-from glance_fast.data.images import tiff_rows, write_png
+from glance_fast.data.images import write_png
+from glance_fast.data.score_maps import tiff_rows
 from glance_fast.data.strips import open_strips
 from glance_fast.errors import ImageError
 from glance_fast.evaluation.overlay import display_range, overlay

@@ -17,9 +17,10 @@ from glance_fast.calibration import score_row
 from glance_fast.data.depth import Unlike, shown_as, unlike
 from glance_fast.data.files import check_inside
 from glance_fast.data.folders import list_images
-from glance_fast.data.images import read_image, size_of_map, write_png, write_tiff
+from glance_fast.data.images import read_image, write_png
 from glance_fast.data.prefetch import Prefetcher
 from glance_fast.data.roi import Masks, resize_scores
+from glance_fast.data.score_maps import size_of_map, write_tiff
 from glance_fast.data.table import ScoreRow, printable
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.overlay import display_range, overlay

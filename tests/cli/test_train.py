@@ -12,7 +12,7 @@ from samples import draw_part
 
 import glance_fast
 from glance_fast import UserError
-from glance_fast.data.images import read_map
+from glance_fast.data.score_maps import read_map
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from PIL import Image
 from samples import draw_part
 
 from glance_fast import load
-from glance_fast.data.images import read_image, read_map, write_tiff
+from glance_fast.data.images import read_image
+from glance_fast.data.score_maps import read_map, write_tiff
 from glance_fast.errors import ImageError
 from glance_fast.evaluation import tiled
 from glance_fast.evaluation.overlay import display_range, overlay
