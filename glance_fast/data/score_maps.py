@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -16,6 +17,7 @@ from PIL import Image
 from glance_fast.data.decoding import check_file, check_size, checked_size, in_one_line
 from glance_fast.data.deep_files import DAMAGE
 from glance_fast.data.files import atomic_write
+from glance_fast.data.resolution import Resolution
 from glance_fast.errors import ImageError
 
 
@@ -170,7 +172,11 @@ def _pixels(path: Path, page: tifffile.TiffPage) -> NDArray[np.floating]:
         return np.array(image)
 
 
-def write_tiff(path: str | Path, values: NDArray[np.float32] | NDArray[np.float16]) -> None:
+def write_tiff(
+    path: str | Path,
+    values: NDArray[np.float32] | NDArray[np.float16],
+    resolution: Resolution | None = None,
+) -> None:
     """Write an anomaly map as a TIFF of one channel, uncompressed, whole or not at all.
 
     Parameters
@@ -179,6 +185,8 @@ def write_tiff(path: str | Path, values: NDArray[np.float32] | NDArray[np.float1
         The file; parent folders are made.
     values : ndarray of float32 or float16, shape [H, W]
         Written as they are.
+    resolution : Resolution, optional
+        Of the photograph, so that programs that measure lengths measure the map as they would measure it.
 
     Raises
     ------
@@ -190,13 +198,15 @@ def write_tiff(path: str | Path, values: NDArray[np.float32] | NDArray[np.float1
         The file cannot be written.
     """
     # Into memory first: NumPy, which writes the pixels to a file, does not tell that the disk is full.
-    data = encode_tiff(values)
+    data = encode_tiff(values, resolution)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
-def tiff_rows(path: str | Path, shape: tuple[int, int]) -> Iterator[Callable[[NDArray[np.float32]], None]]:
+def tiff_rows(
+    path: str | Path, shape: tuple[int, int], resolution: Resolution | None = None
+) -> Iterator[Callable[[NDArray[np.float32]], None]]:
     """Write the file of ``write_tiff`` a few rows at a time, whole or not at all.
 
     Parameters
@@ -205,6 +215,8 @@ def tiff_rows(path: str | Path, shape: tuple[int, int]) -> Iterator[Callable[[ND
         The file; parent folders are made.
     shape : (height, width)
         Of the map, pixels.
+    resolution : Resolution, optional
+        As for ``write_tiff``.
 
     Yields
     ------
@@ -231,7 +243,7 @@ def tiff_rows(path: str | Path, shape: tuple[int, int]) -> Iterator[Callable[[ND
 
     with atomic_write(path) as temporary:
         # Its header, and a hole in the file where the pixels are to be.
-        tifffile.imwrite(temporary, shape=shape, dtype=np.float32, photometric="minisblack", metadata=None)
+        tifffile.imwrite(temporary, shape=shape, dtype=np.float32, **_how(resolution))
         with tifffile.TiffFile(temporary) as whole:
             start = whole.pages.first.dataoffsets[0]
         with temporary.open("r+b") as file:
@@ -241,12 +253,20 @@ def tiff_rows(path: str | Path, shape: tuple[int, int]) -> Iterator[Callable[[ND
             raise ValueError(f"{left} rows of the map are missing")
 
 
-def encode_tiff(values: NDArray[np.floating]) -> bytes:
+def encode_tiff(values: NDArray[np.floating], resolution: Resolution | None = None) -> bytes:
     """What ``write_tiff`` writes."""
     if values.dtype not in (np.float32, np.float16):
         raise TypeError(f"a map must be float32 or float16, not {values.dtype}")
     if values.ndim != 2:
         raise ValueError(f"a map must be [H, W], not {list(values.shape)}")
     buffer = io.BytesIO()
-    tifffile.imwrite(buffer, values, photometric="minisblack", metadata=None)
+    tifffile.imwrite(buffer, values, **_how(resolution))
     return buffer.getvalue()
+
+
+def _how(resolution: Resolution | None) -> dict[str, Any]:
+    """How tifffile is to write a map."""
+    plain = {"photometric": "minisblack", "metadata": None}
+    if resolution is None:
+        return plain
+    return plain | {"resolution": resolution[:2], "resolutionunit": resolution.unit}

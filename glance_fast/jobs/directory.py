@@ -19,6 +19,7 @@ from glance_fast.data.files import check_inside
 from glance_fast.data.folders import list_images
 from glance_fast.data.images import read_image, write_png
 from glance_fast.data.prefetch import Prefetcher
+from glance_fast.data.resolution import Resolution, resolution_of
 from glance_fast.data.roi import Masks, resize_scores
 from glance_fast.data.score_maps import size_of_map, write_tiff
 from glance_fast.data.table import ScoreRow, printable
@@ -50,6 +51,7 @@ class _Photo(NamedTuple):
     resized: np.ndarray
     original: np.ndarray | None  # for an overlay, uint8
     unlike: Unlike
+    resolution: Resolution | None
     inside: np.ndarray | None = None  # its region of interest, where it is not the model's own
 
 
@@ -91,8 +93,8 @@ def score_directory(
 ) -> Summary:
     """Score every image below a folder.
 
-    Writes ``out/maps/<relative path>.tiff`` (float32, the image's own size), ``out/scores.csv``
-    (path, score, above, anomalous, error), ``out/run.json`` and, if asked,
+    Writes ``out/maps/<relative path>.tiff`` (float32, the image's own size and resolution),
+    ``out/scores.csv`` (path, score, above, anomalous, error), ``out/run.json`` and, if asked,
     ``out/overlays/<relative path>.png``.
     The suffix of the image stays part of the name, so that ``a.png`` and ``a.jpg`` do not meet. Rows are
     appended as they come, and memory does not grow with the number of images but for their names.
@@ -327,7 +329,8 @@ def _read_ahead(
             return error
         white = model.calibration.white
         original = shown_as(image, white) if originals else None
-        return _Photo(image.shape[:2], prepared, original, unlike(image, white), inside)
+        shape, odd = image.shape[:2], unlike(image, white)
+        return _Photo(shape, prepared, original, odd, resolution_of(path), inside)
 
     together = model.at_once(precision)
     step = min(together, MOST_ORIGINALS) if originals else together
@@ -396,7 +399,7 @@ def _write(
     try:
         for file in files:
             check_inside(file, out)
-        write_tiff(files[0], full)
+        write_tiff(files[0], full, photo.resolution)
         if photo.original is not None:
             write_png(files[1], overlay(photo.original, full, *display))
     except UserError as error:
