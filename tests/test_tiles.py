@@ -191,8 +191,8 @@ def test_what_sees_whole_photographs_refuses_a_model_of_tiles(run_folder):
 
 
 def test_no_region_of_interest_beside_tiles(run_folder, tmp_path, parts):
-    no_region(None, "mask.png")
-    no_region((48, 48), None)
+    no_region(Config(), None, "mask.png")
+    no_region(Config(), (48, 48), None)
     mask, out, said = tmp_path / "mask.png", tmp_path / "out", "`roi`: a region of interest is for whole"
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(mask)
     with pytest.raises(UserError, match=said):

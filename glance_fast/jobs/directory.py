@@ -145,7 +145,7 @@ def score_directory(
     listing = find_images(images, out)
     paths, table, run = shard.of(listing), shard.table(out), shard.run(out)
     sides = tile_of(model, tile)
-    no_region(sides, roi if roi is not None else model.inside)
+    no_region(model.config, sides, roi if roi is not None else model.inside)
     provenance = provenance_of(model, images, engine, precision, roi, sides)
     if shard != WHOLE:
         provenance |= shard.record([printable(path.relative_to(images)) for path in listing])
@@ -360,11 +360,11 @@ def _score_chunk(
         regions = [photo.inside for photo in good.values() if photo.inside is not None]
         prepared = [photo.resized for photo in good.values()]
         result = model.score(prepared, engine, precision, roi=regions or None)
-        where = [None] * len(good) if result.inside is None else result.inside
         display = display_range(model.calibration)
         writes = {}
-        found = zip(good.items(), result.maps, result.scores, where, strict=True)
-        for (i, photo), score_map, score, inside in found:
+        seen = map(result.seen, range(len(good)))
+        found = zip(good.items(), result.scores, seen, strict=True)
+        for (i, photo), score, (score_map, inside) in found:
             if not (math.isfinite(score) and np.isfinite(score_map).all()):
                 errors[i] = NOT_FINITE
                 continue
@@ -435,5 +435,7 @@ def _odd(model: Glance, shape: tuple[int, int], tile: Tile | None) -> Odd:
     height, width = shape
     if tile is not None:
         return Odd(cut=int(height < tile[0] or width < tile[1]))
-    stretched = abs(width / height / model.calibration.aspect - 1) > ASPECT_TOLERANCE
+    stretched = model.config.aspect == "stretch" and (
+        abs(width / height / model.calibration.aspect - 1) > ASPECT_TOLERANCE
+    )
     return Odd(int(stretched), int(min(shape) < min(model.config.patches)))

@@ -224,8 +224,7 @@ def train_folder(
         As for ``fit``; or ``out`` holds something, and is neither to be gone on with nor to be replaced.
     """
     one_of(resume, overwrite)
-    if resume and settings_of_unfinished(out) != config:
-        raise begun_with("other settings, those in config.toml", out)
+    before = settings_of_unfinished(out) if resume else None
     if is_unfinished(out) and not (resume or overwrite):
         raise UserError(
             f"{out}: an unfinished training is there; `resume=True` goes on with it, `overwrite=True` begins "
@@ -247,7 +246,10 @@ def train_folder(
         paths, source, known = layout.normal(Path(images)), f"{images}: ", layout.name
     else:
         paths, source, known = [Path(path) for path in images], "", None
-    no_region(config.tile, roi)
+    config = training.of_their_shape(config, paths)
+    if before is not None and before != config:
+        raise begun_with("other settings, those in config.toml", out)
+    no_region(config, config.tile, roi)
     masks = _mask_for(roi, out, config, paths)
     # A single photograph has many tiles.
     least = training.LEAST_IMAGES if config.tile is None else 1
@@ -259,6 +261,7 @@ def train_folder(
         # Read twice, so that an old model is not lost to photographs that cannot be read.
         with images_for(paths, dataclasses.replace(config, cache_mib=1)) as readable:
             training.check_images(readable, source, masks)
+            training.check_shapes(readable, config)
     with output(out, OURS, overwrite, resume):
         return training.fit(
             paths,
