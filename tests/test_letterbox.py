@@ -189,7 +189,7 @@ def cut_out(model, size):
     return part
 
 
-@pytest.mark.parametrize("shape", [(48, 64), (64, 48), (96, 130)])
+@pytest.mark.parametrize("shape", [(48, 64), (32, 64), (64, 48), (96, 130)])
 def test_a_letterboxed_photograph_scores_as_by_a_model_of_its_size(model, shape):
     image = wide(np.random.default_rng(3), *shape, True) if shape[0] < shape[1] else None
     image = draw_part(np.random.default_rng(3), 64, True)[:, :48] if image is None else image
