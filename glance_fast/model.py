@@ -150,8 +150,7 @@ class Scale(nn.Module):
         net = self.global_net
         if isinstance(net, SurroundNet):
             with timed("Global-Net"):
-                place = {} if cells is None else {"cells": cells}
-                found = net(local, **place).float().flatten(1, 2)
+                found = net(local, cells=cells).float().flatten(1, 2)
                 return flat, found if chosen is None else found[:, list(chosen)]
         scene = net, to_input(images), self.grid, limit
         if engine == "grouped":
@@ -385,7 +384,6 @@ class Glance(nn.Module):
             patches = tuple(np.zeros((0, s.grid.rows, s.grid.cols), np.float32) for s in self.scales)
             maps, scores = np.zeros((0, height, width), np.float32), np.zeros(0, np.float32)
             inside = None
-            boxes: list[Box] | None = [] if self.config.aspect == "letterbox" else None
         else:
             maps = np.concatenate([part.maps for part in parts])
             scores = np.concatenate([part.scores for part in parts])
@@ -394,8 +392,9 @@ class Glance(nn.Module):
             )
             known = [part.inside for part in parts if part.inside is not None]
             inside = np.concatenate(known) if known else None
-            placed = [part.boxes for part in parts if part.boxes is not None]
-            boxes = list(itertools.chain(*placed)) if placed else None
+        boxes = None
+        if self.config.aspect == "letterbox":
+            boxes = [box for part in parts for box in part.boxes or ()]
         own = patches if isinstance(self.config.patch, tuple) else patches[0]
         return ScoreResult(maps, scores, own, inside, boxes)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from samples import MASKED, SMALL, draw_part
+from samples import MASKED, SMALL, draw_deep_part, draw_part
 
 import glance_fast
 from glance_fast import Config, Glance, ImageError, UserError, load
@@ -22,6 +22,7 @@ from glance_fast.jobs.recalibrate import calibrate_run
 from glance_fast.jobs.update import update_run
 from glance_fast.letterbox import Box, window_of
 from glance_fast.run import settings_of
+from glance_fast.serving.batcher import Batcher
 from glance_fast.tiles import prepared, score_images, score_photograph
 
 # Four to three is exact there.
@@ -249,6 +250,16 @@ def test_a_spot_is_found_where_it_is(wide_run):
         assert 22 <= y < 62 and 32 <= x < 72, (shape, y, x)
 
 
+def test_photographs_of_more_than_8_bits_keep_their_aspect(deep_run):
+    model = load(deep_run, "cpu")
+    model.config = dataclasses.replace(model.config, aspect="letterbox")
+    image = np.ascontiguousarray(draw_deep_part(np.random.default_rng(3), defect=True)[8:56])
+    ready = model.prepare(image)
+    assert ready.dtype == np.uint16 and ready.shape == (48, 64, 3)
+    np.testing.assert_array_equal(ready[..., 0], image)
+    assert np.isfinite(model.score([image]).seen(0)[0]).all()
+
+
 def test_tensors_are_letterboxed_too(model):
     image = wide(np.random.default_rng(3), defect=True)
     maps, scores = model(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
@@ -264,6 +275,11 @@ def test_who_serves_and_watches_gets_the_photographs_part(model):
     (seen,) = score_images(model, [prepared(model, image)])
     assert seen.map.shape == (48, 64) and seen.inside is None
     np.testing.assert_array_equal(seen.map, model.score([image]).seen(0)[0])
+    batcher = Batcher(model)
+    # Of several shapes at once, in their order.
+    others = [batcher.submit(prepared(model, i)) for i in (draw_part(np.random.default_rng(1)), image)]
+    assert [other.result().map.shape for other in others] == [(64, 64), (48, 64)]
+    batcher.close()
 
 
 # ---------------------------------------------------------------- commands

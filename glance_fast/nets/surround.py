@@ -79,7 +79,7 @@ class SurroundNet(nn.Module):
         local: Tensor,
         every: int = 1,
         phase: tuple[int, int] = (0, 0),
-        cells: tuple[slice, slice] = (slice(None), slice(None)),
+        cells: tuple[slice, slice] | None = None,
     ) -> Tensor:
         """Global features z_g.
 
@@ -92,8 +92,8 @@ class SurroundNet(nn.Module):
             takes every second one, of more images.
         phase : (int, int)
             The first of them, in [0, every).
-        cells : (slice, slice)
-            Rows and columns of the grid that ``local`` has, and beyond which nothing is seen.
+        cells : (slice, slice), optional
+            Rows and columns of the grid that ``local`` has, beyond which nothing is seen; all if not given.
 
         Returns
         -------
@@ -101,6 +101,7 @@ class SurroundNet(nn.Module):
             [B, rows', cols', D], of ``local[:, phase[0]::every, phase[1]::every]``.
         """
         value = F.relu(self.value(local))
+        cells = cells or (slice(None), slice(None))
         rows, cols = self.rows_seen[cells[0], cells[0]], self.cols_seen[cells[1], cells[1]]
         rows, cols = rows[phase[0] :: every], cols[phase[1] :: every]
         # The convolution's outputs begin before the grid where the first cell is not its first.
