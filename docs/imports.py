@@ -22,7 +22,7 @@ FLOORS = [
     ["training", "evaluation", "export"],
     ["run", "tiles"],
     ["model"],
-    ["engines", "calibration", "maps", "roi"],
+    ["engines", "calibration", "maps", "letterbox", "roi"],
     ["nets"],
     ["kernels", "data"],
     ["config"],

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 
 from glance_fast.errors import UserError, excerpt, quoted
-from glance_fast.geometry import PatchGrid, fitting_size
+from glance_fast.geometry import PatchGrid, fitting_size, fitting_within, step_of
 
 # Patch sizes that there is a Local-Net for, and its cumulative stride.
 PATCH_STEPS = {32: 4, 64: 8}
@@ -53,6 +53,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Characters of a file with settings. The time to read TOML grows with the square of the parts of a key.
 MOST_TOML = 1 << 14
+# Settings that came later, and as what they are left out of TOML: trainings begun before know theirs by it.
+LATER = {"aspect": "stretch"}
 # Steps of Local-Net's fine-tuning by patch size: the larger net has the more to learn.
 FINETUNE_STEPS = {32: 250, 64: 500}
 
@@ -146,6 +148,12 @@ class Config:
         default=given(256),
         description="Side, or (height, width), to which every image is resized. Rounded to the nearest that "
         "patch and stride cover without a strip left over.",
+    )
+    aspect: Literal["stretch", "letterbox"] = Field(
+        default="stretch",
+        description='What becomes of photographs of another shape than ``image_size``. "stretch": each is '
+        'resized to it. "letterbox": each keeps its aspect and takes what it needs of ``image_size``, which '
+        "gets the shape of the photographs in training; these have to be of one shape.",
     )
     tile: Settled[Annotated[int, Field(ge=16, le=1 << 20)] | Literal["auto"] | None, int | None] = Field(
         default=given(None),
@@ -346,6 +354,13 @@ class Config:
             raise UserError("patch: every scale has another patch size")
         if self.symmetry in ("turns", "all") and len(set(_tuple(self.image_size))) > 1:
             raise UserError("symmetry: quarter turns need a square image_size")
+        if self.aspect == "letterbox" and self.tile is not None:
+            raise UserError("aspect: a tile is square and never stretched; leave one of aspect and tile away")
+        if self.aspect == "letterbox" and self.masked:
+            raise UserError(
+                f"aspect: net {self.net!r} tells where a patch lies by the whole image; letterbox is for "
+                "'surround'"
+            )
         for name in ("holes", "finetune_steps"):
             given = getattr(self, name)
             if given is not None and len(_tuple(given)) not in (1, len(self.patches)):
@@ -476,6 +491,37 @@ class Config:
             raise UserError(f"widths: net {self.net!r} has one width alone, {self.width} (`width`)")
         return tuple(max(1, round(self.width * factor)) for factor in MASKED[self.net][0])
 
+    @property
+    def step(self) -> int:
+        """By what two image sizes differ at least, pixels."""
+        return step_of(self.strides)
+
+    def size_for(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The size, (height, width), at which the model sees a photograph of this height and width.
+
+        That is ``image_size``, or, with ``aspect = "letterbox"``, the largest within it that has the
+        photograph's aspect, to half a step of the patches.
+
+        Raises
+        ------
+        UserError
+            Too few patches would be left, as of a photograph that is very long.
+        """
+        if self.aspect == "stretch":
+            return self.image_size
+        scales = list(zip(self.patches, self.strides, self.frames, strict=True))
+        try:
+            size = fitting_within(shape, self.image_size, scales)
+        except ValueError:
+            size = (0, 0)
+        if not (all(size) and all(PatchGrid(*size, *scale).surrounded for scale in scales)):
+            rows, cols = self.image_size
+            raise UserError(
+                f"{shape[1]}x{shape[0]}: too few patches are left in its own aspect within {cols}x{rows} "
+                "pixels; crop it to another shape, or train with a larger image_size"
+            )
+        return size
+
     def holes_of(self, scale: int) -> int:
         """Patches of one image masked at once in training, for a scale."""
         height, width = self.image_size
@@ -494,7 +540,8 @@ class Config:
 
     def to_toml(self) -> str:
         """The settings as TOML; one that is None is left out, for TOML has no such value."""
-        return tomli_w.dumps({k: v for k, v in dataclasses.asdict(self).items() if v is not None})
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        return tomli_w.dumps({k: v for k, v in values.items() if LATER.get(k) != v})
 
 
 @functools.cache

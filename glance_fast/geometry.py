@@ -12,7 +12,7 @@ shrinks, and a side that touches the image's border does not move.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -311,7 +311,7 @@ def fitting_size(size: int, scales: Sequence[tuple[int, ...]], least: int = 1) -
     """
     frames = [(*scale, 0)[:3] for scale in scales]
     least = max(least, *(patch for patch, _, _ in frames))
-    period = int(np.lcm.reduce([stride for _, stride, _ in frames]))
+    period = step_of(stride for _, stride, _ in frames)
     candidates = [
         s
         for s in range(max(least, size - period), max(least, size) + period + 1)
@@ -320,3 +320,44 @@ def fitting_size(size: int, scales: Sequence[tuple[int, ...]], least: int = 1) -
     if not candidates:
         raise ValueError(f"no image size fits all of (patch, stride) {[scale[:2] for scale in scales]}")
     return min(candidates, key=lambda s: (abs(s - size), s))
+
+
+def step_of(strides: Iterable[int]) -> int:
+    """By what two sizes differ at least that patches of all these strides cover without a strip left over."""
+    return int(np.lcm.reduce(list(strides)))
+
+
+def fitting_within(
+    shape: tuple[int, int], size: tuple[int, int], scales: Sequence[tuple[int, int, int]]
+) -> tuple[int, int]:
+    """The largest size within another that has the aspect of a shape, to half a step of the patches.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Height and width of a photograph. What this function gives stays as it is.
+    size : (int, int)
+        Height and width that patches cover without a strip left over; one of them is the found one's, too.
+    scales : sequence of (int, int, int)
+        Patch, stride and frame.
+
+    Raises
+    ------
+    ValueError
+        The shape is so long that the other side would be no patch.
+    """
+    whole = all(
+        side <= most and fitting_size(side, scales) == side for side, most in zip(shape, size, strict=True)
+    )
+    if whole and (shape[0] == size[0] or shape[1] == size[1]):
+        return shape
+    half = step_of(stride for _, stride, _ in scales) / 2
+    found = []
+    for axis, other in ((0, 1), (1, 0)):
+        wanted = round(size[axis] * shape[other] / shape[axis])
+        side = fitting_size(wanted, scales)
+        if side <= size[other] and abs(side - wanted) <= half:
+            found.append((size[axis], side) if axis == 0 else (side, size[axis]))
+    if not found:
+        raise ValueError(f"nothing of {shape} is as large as a patch within {size}")
+    return max(found, key=lambda sides: sides[0] * sides[1])

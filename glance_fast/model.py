@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from glance_fast.device import has_bf16
 from glance_fast.engines import dense, grouped, patchwise
 from glance_fast.engines.memory import DEFAULT_MIB, IMAGES_TOGETHER, MIB, Share, split
 from glance_fast.engines.timing import timed
-from glance_fast.errors import UserError
+from glance_fast.errors import ImageError, UserError
 from glance_fast.kernels.patch_score import PatchScores, score_patches
+from glance_fast.letterbox import Box, Window, window_of
 from glance_fast.maps import HeadMaps, combine, distances, interpolate
 from glance_fast.nets.heads import DistortionHead
 from glance_fast.nets.local_net import LocalNet
@@ -41,6 +43,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 NOT_FINITE = "its scores are not finite; try precision fp32, or train the model again"
 # Patches of a region of interest that are scored at a time: their whitenings are copied together.
 SOME_PATCHES = 256
+NO_REGION = "`roi`: a region of interest is for photographs of one shape, and aspect is 'letterbox'"
 NO_BF16 = "no bf16 instructions on this machine, where it would be slower: scoring in fp32"
 log = logging.getLogger(__name__)
 
@@ -60,12 +63,24 @@ class ScoreResult:
         Blended scores of the patches; NaN for those that do not belong to the region of interest.
     inside : ndarray, bool [B, H, W], or None
         The regions of interest; None where all counts.
+    boxes : list of Box, or None
+        With ``aspect = "letterbox"``, what each image takes of its map: ``maps[i, top:bottom, left:right]``.
+        Beyond it the map is as it is outside a region of interest, and ``patch_scores`` are NaN.
     """
 
     maps: np.ndarray
     scores: np.ndarray
     patch_scores: np.ndarray | tuple[np.ndarray, ...]
     inside: np.ndarray | None = None
+    boxes: list[Box] | None = None
+
+    def seen(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Map and region of interest of one image, [h, w]: what it takes of them, of its own aspect."""
+        inside = None if self.inside is None else self.inside[index]
+        if self.boxes is None:
+            return self.maps[index], inside
+        top, left, bottom, right = self.boxes[index]
+        return self.maps[index, top:bottom, left:right], inside
 
 
 class HeadScores(Protocol):
@@ -115,12 +130,18 @@ class Scale(nn.Module):
         return self.local(x, self.grid.stride).permute(0, 2, 3, 1)
 
     def features(
-        self, images: Tensor, engine: str, limit: int, chosen: Sequence[int] | None = None
+        self,
+        images: Tensor,
+        engine: str,
+        limit: int,
+        chosen: Sequence[int] | None = None,
+        cells: tuple[slice, slice] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """z_l and z_g of all patches of images as for ``local_features``, each float32 [B, P, D].
 
         Or of some, by their raster indices in ascending order. A masked net computes z_g of these alone; net
-        "surround" has that of all patches from its one pass.
+        "surround" has that of all patches from its one pass. Of images that take a part of the grid,
+        ``cells`` says which.
         """
         local = self.local_features(images)
         flat = local.float().flatten(1, 2)
@@ -129,7 +150,7 @@ class Scale(nn.Module):
         net = self.global_net
         if isinstance(net, SurroundNet):
             with timed("Global-Net"):
-                found = net(local).float().flatten(1, 2)
+                found = net(local, cells=cells).float().flatten(1, 2)
                 return flat, found if chosen is None else found[:, list(chosen)]
         scene = net, to_input(images), self.grid, limit
         if engine == "grouped":
@@ -280,7 +301,7 @@ class Glance(nn.Module):
         ----------
         images : Tensor
             Floating point [B, 3, H, W], RGB in [0, 1], on the model's device. Resized to the model's image
-            size. 1 is 255 of 8 bits, and ``calibration.white`` of more.
+            size, or as its ``aspect`` has it. 1 is 255 of 8 bits, and ``calibration.white`` of more.
 
         Returns
         -------
@@ -300,7 +321,7 @@ class Glance(nn.Module):
             low, high = (float(value) for value in images.aminmax())
             if not (low >= 0 and high <= 1):
                 raise UserError(f"images: values from {low:g} to {high:g}; they must lie in [0, 1]")
-        head_maps = self.head_maps(self.patch_scores(images))
+        head_maps = self.head_maps(self.patch_scores(images), self._part_of(images, None))
         maps, scores = combine(head_maps, self.config, self.calibration, self.inside)
         if maps.shape[1:] != images.shape[2:]:
             maps = F.interpolate(maps[:, None], images.shape[2:], mode="bilinear")[:, 0]
@@ -318,8 +339,8 @@ class Glance(nn.Module):
         Parameters
         ----------
         images : sequence of paths, uint8 or uint16 arrays [H, W, 3], [H, W, 4] or [H, W], or PIL images
-            Resized to the model's image size. Of more than 8 bits for a model that was trained on such ones,
-            with values as stored.
+            Resized to the model's image size, or as its ``aspect`` has it. Of more than 8 bits for a model
+            that was trained on such ones, with values as stored.
         engine : {"auto", "dense", "patchwise", "grouped"}
             How a masked Global-Net runs. "patchwise" is a pass a patch, the paper's procedure. "dense"
             ("auto") gives the same scores from one pass and what each patch changes in it. "grouped" masks
@@ -347,10 +368,12 @@ class Glance(nn.Module):
             and the model was trained on such of 8.
         UserError
             ``engine`` or ``precision`` is unknown, or the net has no such engine; ``images`` holds something
-            else; ``memory_mib`` is too little for an image; or ``roi`` is no mask, shows nothing, or is not
-            one an image.
+            else; ``memory_mib`` is too little for an image; or ``roi`` is no mask, shows nothing, is not one
+            an image, or is given to a model that keeps the aspect of photographs.
         """
         self.check(engine, precision)
+        if roi is not None and self.config.aspect == "letterbox":
+            raise UserError(NO_REGION)
         one = isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] in ((3,), (4,)))
         if one or isinstance(images, (str, Path, Image.Image)):
             raise UserError("images: expected a list, got a single image; write model.score([image])")
@@ -369,8 +392,11 @@ class Glance(nn.Module):
             )
             known = [part.inside for part in parts if part.inside is not None]
             inside = np.concatenate(known) if known else None
+        boxes = None
+        if self.config.aspect == "letterbox":
+            boxes = [box for part in parts for box in part.boxes or ()]
         own = patches if isinstance(self.config.patch, tuple) else patches[0]
-        return ScoreResult(maps, scores, own, inside)
+        return ScoreResult(maps, scores, own, inside, boxes)
 
     def _regions(
         self, roi: np.ndarray | Sequence[np.ndarray] | None, count: int
@@ -401,28 +427,58 @@ class Glance(nn.Module):
             for start in range(run.start, run.stop, together):
                 part = images[start : min(start + together, run.stop)]
                 with timed("resizing"):
-                    batch = np.stack([self.prepare(image) for image in part])
-                yield self._score_batch(batch, engine, precision, roi)
+                    prepared = [self.prepare(image) for image in part]
+                # Of one size, unless they keep their aspects.
+                for _, alike in itertools.groupby(prepared, key=np.shape):
+                    yield self._score_batch(np.stack(list(alike)), engine, precision, roi)
 
     def _score_batch(self, batch: np.ndarray, engine: str, precision: str, roi: Roi | None) -> ScoreResult:
         patch_scores = self.patch_scores(batch, engine, precision, roi)
-        head_maps = self.head_maps(patch_scores, roi)
+        part = self._part_of(batch, roi)
+        head_maps = self.head_maps(patch_scores, part)
         with timed("maps"):
-            inside = None if roi is None else roi.pixels
+            inside = part.pixels if isinstance(part, Roi) else None
             maps, scores = combine(head_maps, self.config, self.calibration, inside)
         # The device is waited for here, and nowhere before.
         blended = []
         for i, (found, scale) in enumerate(zip(patch_scores, self.scales, strict=True)):
             values = found.blended.cpu().numpy()
-            if roi is not None:
+            if part is not None:
                 some, values = values, np.full((len(values), len(scale.grid)), np.nan, values.dtype)
-                values[:, roi.patches[i]] = some
+                values[:, part.places[i].cpu().numpy()] = some
             blended.append(values.reshape(-1, scale.grid.rows, scale.grid.cols))
         where = None if inside is None else np.broadcast_to(inside.cpu().numpy(), maps.shape)
-        return ScoreResult(maps.cpu().numpy(), scores.cpu().numpy(), tuple(blended), where)
+        own, boxes = maps.cpu().numpy(), None
+        if self.config.aspect == "letterbox":
+            box = part.box if isinstance(part, Window) else Box(0, 0, *self.config.image_size)
+            boxes = [box] * len(batch)
+            own = self._placed(own, box)
+        return ScoreResult(own, scores.cpu().numpy(), tuple(blended), where, boxes)
+
+    def _placed(self, maps: np.ndarray, box: Box) -> np.ndarray:
+        """Maps of what photographs take of the model's image as maps of all of it, [B, H, W]."""
+        lowest = np.minimum(maps.min((1, 2)), min(0.0, self.calibration.pixel_threshold))
+        whole = np.empty((len(maps), *self.config.image_size), np.float32)
+        whole[:] = lowest[:, None, None]
+        whole[:, box.top : box.bottom, box.left : box.right] = maps
+        return whole
+
+    def _part_of(self, batch: np.ndarray | Tensor, roi: Roi | None) -> Roi | Window | None:
+        """What counts of images as ``features`` takes them; None: all."""
+        size = self._size_of(batch)
+        if size != self.config.image_size:
+            return window_of(self.config, size, self.device)
+        return roi or self.roi
+
+    def _size_of(self, batch: np.ndarray | Tensor) -> tuple[int, int]:
+        """Height and width at which the nets see images."""
+        height, width = batch.shape[1:3] if isinstance(batch, np.ndarray) else batch.shape[2:]
+        return self.config.size_for((height, width))
 
     def prepare(self, image: str | Path | np.ndarray | Image.Image, name: str | Path = "image") -> Pixels:
         """An image [H, W, 3] of the model's size and depth, as ``glance_fast.data.depth.fitted`` has it.
+
+        With ``aspect = "letterbox"``, it has its own aspect, and is smaller where that is another.
 
         Parameters
         ----------
@@ -441,7 +497,11 @@ class Glance(nn.Module):
         pixels, white = as_rgb(image), self.calibration.white
         for remark in unlike(pixels, white).remarks():
             _log_once(remark)
-        return fitted(pixels, self.config.image_size, white, name)
+        try:
+            size = self.config.size_for(pixels.shape[:2])
+        except UserError as error:
+            raise ImageError(name, str(error)) from error
+        return fitted(pixels, size, white, name)
 
     @torch.inference_mode()
     def features(
@@ -465,18 +525,20 @@ class Glance(nn.Module):
             The model's own if not given, if it has one.
         """
         self.check(engine, precision)
-        roi = roi or self.roi
-        patches = [None] * len(self.scales) if roi is None else roi.patches
         bf16 = self.chosen_precision(precision) == "bf16"
         share = self.memory_share(precision)
         images = self._pixels(batch)
+        part = self._part_of(batch, roi)
+        everywhere = [None] * len(self.scales)
+        patches = part.patches if isinstance(part, Roi) else everywhere
+        cells = part.cells if isinstance(part, Window) else everywhere
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             parts = [
                 [
-                    scale.features(part, engine, share.windows, chosen)
-                    for scale, chosen in zip(self.scales, patches, strict=True)
+                    scale.features(some, engine, share.windows, chosen, place)
+                    for scale, chosen, place in zip(self.scales, patches, cells, strict=True)
                 ]
-                for part in images.split(share.images)
+                for some in images.split(share.images)
             ]
         found = []
         for scale in zip(*parts, strict=True):
@@ -519,9 +581,9 @@ class Glance(nn.Module):
             raise UserError(
                 f"images: floating point [B, 3, H, W] is needed, got {batch.dtype} {list(batch.shape)}"
             )
-        images = batch.float()
-        if batch.shape[2:] != self.config.image_size:
-            images = F.interpolate(images, self.config.image_size, mode="bilinear", antialias=True)
+        images, size = batch.float(), self._size_of(batch)
+        if batch.shape[2:] != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
         return images.permute(0, 2, 3, 1) * 255
 
     def chosen_engine(self, wanted: str = "auto") -> str:
@@ -548,39 +610,42 @@ class Glance(nn.Module):
     ) -> list[PatchScores]:
         """Scores of all patches, one set a scale; parameters as for ``features``."""
         features = self.features(batch, engine, precision, roi)
-        return self.scores_of(features, self.calibration.scales, roi)
+        return self.scores_of(features, self.calibration.scales, self._part_of(batch, roi))
 
     def scores_of(
         self,
         features: Sequence[tuple[Tensor, Tensor]],
         statistics: Sequence[ScaleStatistics],
-        roi: Roi | None = None,
+        part: Roi | Window | None = None,
     ) -> list[PatchScores]:
-        """Scores of patches from what ``features`` gives with the same ``roi``, one set a scale."""
-        roi = roi or self.roi
-        places = [None] * len(self.scales) if roi is None else roi.places
+        """Scores of patches from what ``features`` gives of the same part of the image, one set a scale."""
+        part = part or self.roi
+        places = [None] * len(self.scales) if part is None else part.places
         return [
             scale.patch_scores(*pair, s, some)
             for scale, pair, s, some in zip(self.scales, features, statistics, places, strict=True)
         ]
 
     @timed("maps")
-    def head_maps(self, patch_scores: Sequence[HeadScores], roi: Roi | None = None) -> list[HeadMaps]:
+    def head_maps(
+        self, patch_scores: Sequence[HeadScores], part: Roi | Window | None = None
+    ) -> list[HeadMaps]:
         """Maps of the two scores, or of ``distances``, one pair a scale.
 
         With a region of interest (the model's own if none is given), the scores are those of the patches that
-        belong to it, and what the maps have outside it means nothing.
+        belong to it, and what the maps have outside it means nothing. With a window, they are those of its
+        patches, and the maps are of its size.
         """
-        roi = roi or self.roi
+        part = part or self.roi
         maps = []
         for i, (found, scale) in enumerate(zip(patch_scores, self.scales, strict=True)):
             heads = found.inconsistency, found.distortion
             if self.calibration.distances:
                 heads = distances(*heads)
-            if roi is None:
+            if part is None:
                 maps.append(HeadMaps(*(interpolate(values, scale.grid, self.config) for values in heads)))
             else:
-                maps.append(HeadMaps(*(roi.maps(values.float(), i, self.config) for values in heads)))
+                maps.append(HeadMaps(*(part.maps(values.float(), i, self.config) for values in heads)))
         return maps
 
 

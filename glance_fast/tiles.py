@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from glance_fast.config import Config
 from glance_fast.data.depth import check_depth, fitted
-from glance_fast.data.images import Pixels, resize_map
+from glance_fast.data.images import Pixels
+from glance_fast.data.score_maps import resize_map
 from glance_fast.data.strips import Held, Strips, open_strips
 from glance_fast.errors import UserError
 from glance_fast.geometry import TileGrid
-from glance_fast.model import Glance
+from glance_fast.model import NO_REGION, Glance
 
 Tile = tuple[int, int]
 
@@ -42,6 +43,10 @@ def tile_of(model: Glance, wanted: int | str | None = None) -> Tile | None:
         version, which did not keep how large photographs were.
     """
     own = model.config.tile
+    if wanted is not None and model.config.aspect == "letterbox":
+        raise UserError(
+            f"`tile={wanted}`: the model keeps the aspect of whole photographs (`aspect`); leave it away"
+        )
     if own is not None:
         if wanted not in (None, "auto", own):
             raise UserError(f"`tile={wanted}`: the model was trained on tiles of {own} pixels; leave it away")
@@ -147,7 +152,7 @@ class Seen(NamedTuple):
     Attributes
     ----------
     map : ndarray, float32 [H, W]
-        Of the model's size; by tiles, of the image's own.
+        Of the model's size, or the part of it that the image takes; by tiles, of the image's own.
     score : float
     inside : ndarray or None
         The region of interest, bool of the map's shape; None where there is none.
@@ -183,24 +188,26 @@ def score_images(
         return [Seen(*score_photograph(model, image, None, engine, precision)) for image in images]
     regions = {} if roi is None else {"roi": roi}
     result = model.score(images, engine, precision, **regions)
-    where = [None] * len(images) if result.inside is None else result.inside
-    return [Seen(m, float(s), i) for m, s, i in zip(result.maps, result.scores, where, strict=True)]
+    seen = map(result.seen, range(len(images)))
+    return [Seen(m, float(s), i) for s, (m, i) in zip(result.scores, seen, strict=True)]
 
 
-def no_region(tile: Tile | int | None, roi: object) -> None:
-    """Refuse a region of interest beside tiles.
+def no_region(config: Config, tile: Tile | int | None, roi: object) -> None:
+    """Refuse a region of interest beside tiles, or where photographs keep their aspect.
 
     Raises
     ------
     UserError
         Both are given.
     """
+    if roi is not None and config.aspect == "letterbox":
+        raise UserError(NO_REGION)
     if tile is not None and roi is not None:
         raise UserError("`roi`: a region of interest is for whole photographs, and these are seen by tiles")
 
 
 def whole_only(config: Config, what: str) -> None:
-    """Refuse a model of tiles where photographs are seen whole.
+    """Refuse a model of tiles, or one that keeps photographs' aspect, where neither is provided for.
 
     Raises
     ------
@@ -211,6 +218,11 @@ def whole_only(config: Config, what: str) -> None:
         raise UserError(
             f"{what}: sees whole photographs, and this model tiles of {config.tile} pixels (`tile`); "
             "score-dir, evaluate, watch and serve see them, too"
+        )
+    if config.aspect == "letterbox":
+        raise UserError(
+            f"{what}: sees photographs of the model's shape alone, and this model keeps the aspect of others "
+            "(`aspect`); score-dir, evaluate, watch, serve and calibrate are for it"
         )
 
 

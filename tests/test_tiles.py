@@ -10,7 +10,8 @@ from samples import SMALL, draw_deep_part, draw_part
 
 import glance_fast
 from glance_fast import Config, load
-from glance_fast.data.images import resize, resize_map
+from glance_fast.data.images import resize
+from glance_fast.data.score_maps import resize_map
 from glance_fast.data.strips import Held
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.evaluate import evaluate
@@ -191,8 +192,8 @@ def test_what_sees_whole_photographs_refuses_a_model_of_tiles(run_folder):
 
 
 def test_no_region_of_interest_beside_tiles(run_folder, tmp_path, parts):
-    no_region(None, "mask.png")
-    no_region((48, 48), None)
+    no_region(Config(), None, "mask.png")
+    no_region(Config(), (48, 48), None)
     mask, out, said = tmp_path / "mask.png", tmp_path / "out", "`roi`: a region of interest is for whole"
     Image.fromarray(np.full((64, 64), 255, np.uint8)).save(mask)
     with pytest.raises(UserError, match=said):

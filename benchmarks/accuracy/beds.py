@@ -17,8 +17,9 @@ import numpy as np
 from scipy.ndimage import rotate
 
 from glance_fast.data.demo import TEXTURES, build_demo
-from glance_fast.data.images import read_image, read_mask, resize, write_png
+from glance_fast.data.images import read_image, resize, write_png
 from glance_fast.data.layouts import normal_images, open_category, read_sample_mask
+from glance_fast.data.masks import read_mask
 from glance_fast.evaluation.truth import resize_truth
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glance_fast.data.folders import list_images
-from glance_fast.data.images import read_mask, resize_map, resize_mask
+from glance_fast.data.masks import read_mask, resize_mask
+from glance_fast.data.score_maps import resize_map
 from glance_fast.data.table import printable
 from glance_fast.errors import ImageError, UserError
 

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import tifffile
 
-from glance_fast.data.images import Pixels, in_one_line, read_image
+from glance_fast.data.decoding import in_one_line
+from glance_fast.data.images import Pixels, read_image
 from glance_fast.errors import ImageError, TooLargeError
 
 # It tells of damaged files, as we do, where nobody listens.

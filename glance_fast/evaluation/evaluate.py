@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from glance_fast.calibration import is_anomalous, score_row
 from glance_fast.config import Config
-from glance_fast.data.depth import Unlike
+from glance_fast.data.depth import Unlike, unlike
 from glance_fast.data.files import atomic_write, write_text
-from glance_fast.data.images import write_tiff
+from glance_fast.data.images import read_image
 from glance_fast.data.layouts import Defect, TestSample
 from glance_fast.data.roi import Masks, resize_scores
+from glance_fast.data.score_maps import write_tiff
 from glance_fast.data.table import ScoreRow, printable, write_table
 from glance_fast.errors import UserError
 from glance_fast.evaluation.bootstrap import add_intervals, check_bootstrap
@@ -34,7 +35,7 @@ from glance_fast.evaluation.summary import SHOWN, check_shown, curves_of, defect
 from glance_fast.evaluation.tiled import score_by_tiles
 from glance_fast.evaluation.within import maps_within, photographs_within, pixels_within
 from glance_fast.model import NOT_FINITE, Glance
-from glance_fast.tiles import Tile, no_region, tile_of
+from glance_fast.tiles import Tile, no_region, prepared, score_images, tile_of
 
 
 def evaluate(
@@ -120,7 +121,7 @@ def evaluate(
     Notes
     -----
     Metrics are computed at the model's image size, at which it decides, and at the images' own where it sees
-    tiles of them; MVTec's script computes them from
+    tiles of them or keeps their aspect; MVTec's script computes them from
     the map files at the images' own sizes, as ``evaluate_maps`` does, and differs a little. Masks are resized
     by ``resize_truth``, which keeps every region; a note says how many of them would have vanished. Of MVTec
     LOCO's saturation thresholds, which are numbers of pixels, the share of the defect is kept.
@@ -129,11 +130,13 @@ def evaluate(
     out = Path(out)
     category = data if isinstance(data, Category) else find_category(data, out)
     check_shown(shown, category.saturations is not None)
-    tile = tile_of(model)
-    no_region(tile, roi)
+    tile, letterbox = tile_of(model), model.config.aspect == "letterbox"
+    no_region(model.config, tile, roi)
     if roi is not None and not isinstance(roi, Masks):
         roi = Masks(roi, model.config.image_size)
-    if tile is None:
+    if letterbox:
+        scored = _score_letterboxed(model, category, out, engine, precision, progress)
+    elif tile is None:
         scored = _score_whole(model, category, out, engine, precision, photographs, roi, progress)
     else:
         scored = _score_tiles(model, category, out, tile, engine, precision, progress)
@@ -164,7 +167,7 @@ def evaluate(
     )
     curves = curves_of(maps, masks, inside)
     groups = choose_pictures(category, scored.shown, maps, scores, anomalous)
-    if tile is not None:
+    if letterbox or tile is not None:
         groups = with_small_maps(groups)
     display = display_range(model.calibration, pixels_within(maps, inside))
     _write(out, category, found, scores, rows, curves, groups, display, model.config, shown)
@@ -267,7 +270,55 @@ def _score_tiles(
         odd += found.unlike
         advance(len(scores))
     seconds = time.perf_counter() - started
-    read = read_maps(MapFiles(out, targets, []), category, white=model.calibration.white)
+    return _of_written(
+        category, out, targets, scores, seconds, odd.remarks(), advance, model.calibration.white
+    )
+
+
+def _score_letterboxed(
+    model: Glance,
+    category: Category,
+    out: Path,
+    engine: str,
+    precision: str,
+    progress: Callable[[int, int], None] | None,
+) -> _Scored:
+    """Score images that keep their aspect, and write their maps, at their own sizes."""
+    samples, targets = category.samples, category.targets(out)
+    scores: list[float] = []
+    advance = _counter(category, progress)
+    advance(0)
+    together, seconds, odd = model.at_once(precision), 0.0, Unlike()
+    for start in range(0, len(samples), together):
+        part = slice(start, start + together)
+        started = time.perf_counter()
+        images = [read_image(sample.path) for sample in samples[part]]
+        ready = [prepared(model, image, s.path) for image, s in zip(images, samples[part], strict=True)]
+        found = score_images(model, ready, engine, precision)
+        seconds += time.perf_counter() - started
+        for sample, target, image, seen in zip(samples[part], targets[part], images, found, strict=True):
+            _check_finite([sample], seen.map[None], np.array([seen.score]))
+            write_tiff(target, resize_scores(seen.map, image.shape[:2]))
+            scores.append(seen.score)
+            odd += unlike(image, model.calibration.white)
+        advance(len(scores))
+    return _of_written(
+        category, out, targets, scores, seconds, odd.remarks(), advance, model.calibration.white
+    )
+
+
+def _of_written(
+    category: Category,
+    out: Path,
+    targets: list[Path],
+    scores: list[float],
+    seconds: float,
+    remarks: tuple[str, ...],
+    advance: Callable[[int], object],
+    white: int | None,
+) -> _Scored:
+    """What was scored, with maps and masks at the images' own sizes, from the maps that were written."""
+    read = read_maps(MapFiles(out, targets, []), category, white=white)
     return _Scored(
         category,
         None,
@@ -278,7 +329,7 @@ def _score_tiles(
         read.defects,
         read.shown,
         seconds,
-        odd.remarks(),
+        remarks,
         lambda done: advance(len(scores) + done),
     )
 

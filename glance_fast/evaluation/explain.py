@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.images import Pixels, resize_map
+from glance_fast.data.images import Pixels
+from glance_fast.data.score_maps import resize_map
 from glance_fast.evaluation.regions import Region, find_regions
 from glance_fast.geometry import Hole, PatchGrid
 from glance_fast.maps import blend_heads, combine

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from glance_fast.data.images import resize_map
+from glance_fast.data.score_maps import resize_map
 from glance_fast.data.table import printable
 from glance_fast.evaluation.inputs import Category
 from glance_fast.evaluation.metrics import ArrayOrList

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glance_fast.data.folders import list_images
-from glance_fast.data.images import read_image, read_map
+from glance_fast.data.images import read_image
 from glance_fast.data.layouts.masks import Defect
 from glance_fast.data.roi import Masks
+from glance_fast.data.score_maps import read_map
 from glance_fast.data.table import printable
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.inputs import Category, raise_all, read_truth, to_be_shown

@@ -17,7 +17,7 @@ from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
 from glance_fast.calibration import Calibration
-from glance_fast.data.images import resize_map
+from glance_fast.data.score_maps import resize_map
 from glance_fast.evaluation.metrics import ArrayOrList
 
 COLOURS = "inferno"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from glance_fast.data.images import read_image, write_png, write_tiff
+from glance_fast.data.images import read_image, write_png
 from glance_fast.data.layouts import Category
 from glance_fast.data.roi import Masks, resize_scores
+from glance_fast.data.score_maps import write_tiff
 from glance_fast.errors import UserError
 from glance_fast.model import NOT_FINITE, Glance
 from glance_fast.tiles import prepared, score_images

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glance_fast.data.depth import Unlike, check_depth, shown_as, unlike
-from glance_fast.data.images import Pixels, tiff_rows, write_png
+from glance_fast.data.images import Pixels, write_png
+from glance_fast.data.resolution import resolution_of
+from glance_fast.data.score_maps import tiff_rows
 from glance_fast.data.strips import Strips, open_strips
 from glance_fast.errors import ImageError
 from glance_fast.evaluation.overlay import display_range, overlay
@@ -60,7 +62,7 @@ def score_by_tiles(
     tile : (int, int)
         Height and width of a tile, pixels.
     map_path : Path
-        Gets the map: TIFF, float32, of the photograph's own size.
+        Gets the map: TIFF, float32, of the photograph's own size and resolution.
     overlay_path : Path, optional
         Gets a picture of the map over the photograph: PNG, of at most ``MOST_SHOWN`` pixels.
     engine, precision : str
@@ -83,7 +85,7 @@ def score_by_tiles(
     check_depth(strips.rows(0, 1), white, path)
     picture = Picture(strips.shape, MOST_SHOWN) if overlay_path else None
     top = 0
-    with tiff_rows(map_path, strips.shape) as write:
+    with tiff_rows(map_path, strips.shape, resolution_of(path)) as write:
 
         def take(rows: NDArray[np.float32]) -> None:
             nonlocal top

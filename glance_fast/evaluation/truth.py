@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from glance_fast.data.images import resize_mask
+from glance_fast.data.masks import resize_mask
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 

@@ -18,7 +18,12 @@ class LocalScale(Scale):
     """A patch size whose surroundings say nothing: z_g is 0, so that the residual is z_l itself."""
 
     def features(
-        self, images: Tensor, engine: str, limit: int, chosen: Sequence[int] | None = None
+        self,
+        images: Tensor,
+        engine: str,
+        limit: int,
+        chosen: Sequence[int] | None = None,
+        cells: tuple[slice, slice] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """z_l and zeros, as ``Scale.features`` has z_l and z_g; Global-Net is not run."""
         local = self.local_features(images).float().flatten(1, 2)

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.images import resize_map
 from glance_fast.data.layouts import TestSample, normal_images
+from glance_fast.data.score_maps import resize_map
 from glance_fast.data.table import printable
 from glance_fast.errors import UserError
 from glance_fast.evaluation import metrics

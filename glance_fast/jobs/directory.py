@@ -17,9 +17,11 @@ from glance_fast.calibration import score_row
 from glance_fast.data.depth import Unlike, shown_as, unlike
 from glance_fast.data.files import check_inside
 from glance_fast.data.folders import list_images
-from glance_fast.data.images import read_image, size_of_map, write_png, write_tiff
+from glance_fast.data.images import read_image, write_png
 from glance_fast.data.prefetch import Prefetcher
+from glance_fast.data.resolution import Resolution, resolution_of
 from glance_fast.data.roi import Masks, resize_scores
+from glance_fast.data.score_maps import size_of_map, write_tiff
 from glance_fast.data.table import ScoreRow, printable
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.overlay import display_range, overlay
@@ -49,6 +51,7 @@ class _Photo(NamedTuple):
     resized: np.ndarray
     original: np.ndarray | None  # for an overlay, uint8
     unlike: Unlike
+    resolution: Resolution | None
     inside: np.ndarray | None = None  # its region of interest, where it is not the model's own
 
 
@@ -90,8 +93,8 @@ def score_directory(
 ) -> Summary:
     """Score every image below a folder.
 
-    Writes ``out/maps/<relative path>.tiff`` (float32, the image's own size), ``out/scores.csv``
-    (path, score, above, anomalous, error), ``out/run.json`` and, if asked,
+    Writes ``out/maps/<relative path>.tiff`` (float32, the image's own size and resolution),
+    ``out/scores.csv`` (path, score, above, anomalous, error), ``out/run.json`` and, if asked,
     ``out/overlays/<relative path>.png``.
     The suffix of the image stays part of the name, so that ``a.png`` and ``a.jpg`` do not meet. Rows are
     appended as they come, and memory does not grow with the number of images but for their names.
@@ -142,7 +145,7 @@ def score_directory(
     listing = find_images(images, out)
     paths, table, run = shard.of(listing), shard.table(out), shard.run(out)
     sides = tile_of(model, tile)
-    no_region(sides, roi if roi is not None else model.inside)
+    no_region(model.config, sides, roi if roi is not None else model.inside)
     provenance = provenance_of(model, images, engine, precision, roi, sides)
     if shard != WHOLE:
         provenance |= shard.record([printable(path.relative_to(images)) for path in listing])
@@ -327,7 +330,8 @@ def _read_ahead(
             return error
         white = model.calibration.white
         original = shown_as(image, white) if originals else None
-        return _Photo(image.shape[:2], prepared, original, unlike(image, white), inside)
+        shape, odd = image.shape[:2], unlike(image, white)
+        return _Photo(shape, prepared, original, odd, resolution_of(path), inside)
 
     together = model.at_once(precision)
     step = min(together, MOST_ORIGINALS) if originals else together
@@ -357,11 +361,11 @@ def _score_chunk(
         regions = [photo.inside for photo in good.values() if photo.inside is not None]
         prepared = [photo.resized for photo in good.values()]
         result = model.score(prepared, engine, precision, roi=regions or None)
-        where = [None] * len(good) if result.inside is None else result.inside
         display = display_range(model.calibration)
         writes = {}
-        found = zip(good.items(), result.maps, result.scores, where, strict=True)
-        for (i, photo), score_map, score, inside in found:
+        seen = map(result.seen, range(len(good)))
+        found = zip(good.items(), result.scores, seen, strict=True)
+        for (i, photo), score, (score_map, inside) in found:
             if not (math.isfinite(score) and np.isfinite(score_map).all()):
                 errors[i] = NOT_FINITE
                 continue
@@ -396,7 +400,7 @@ def _write(
     try:
         for file in files:
             check_inside(file, out)
-        write_tiff(files[0], full)
+        write_tiff(files[0], full, photo.resolution)
         if photo.original is not None:
             write_png(files[1], overlay(photo.original, full, *display))
     except UserError as error:
@@ -433,5 +437,7 @@ def _odd(model: Glance, shape: tuple[int, int], tile: Tile | None, depth: Unlike
     odd = Odd(shallow=depth.shallow, above=depth.above) if depth else Odd()
     if tile is not None:
         return odd + Odd(cut=int(height < tile[0] or width < tile[1]))
-    stretched = abs(width / height / model.calibration.aspect - 1) > ASPECT_TOLERANCE
+    stretched = model.config.aspect == "stretch" and (
+        abs(width / height / model.calibration.aspect - 1) > ASPECT_TOLERANCE
+    )
     return odd + Odd(int(stretched), int(min(shape) < min(model.config.patches)))

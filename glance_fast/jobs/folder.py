@@ -152,7 +152,7 @@ def score_folder(
             masks = _masks(roi, model, images)
             # Before what an earlier one wrote is replaced.
             model.check(engine, precision)
-            no_region(tile_of(model, tile), masks if masks is not None else model.inside)
+            no_region(model.config, tile_of(model, tile), masks if masks is not None else model.inside)
             if (regions or coco) and not math.isfinite(model.calibration.pixel_threshold):
                 raise UserError("`regions`: the model is not calibrated, and has no threshold for them")
             model.memory_share("fp32")

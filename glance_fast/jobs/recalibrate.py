@@ -20,7 +20,7 @@ from glance_fast.model import Glance
 from glance_fast.progress import Reporter
 from glance_fast.run import CALIBRATION, load, save_calibration
 from glance_fast.training.calibrate import digest, recalibrate
-from glance_fast.training.fit import LEAST_IMAGES
+from glance_fast.training.fit import LEAST_IMAGES, check_shapes
 from glance_fast.training.tiles import calibrate_photographs
 
 
@@ -59,7 +59,8 @@ def calibrate_run(
     ------
     UserError
         Neither ``good`` nor ``false_alarms`` is given; ``false_alarms`` is out of its range; the run is none,
-        keeps no scores where they are needed, or cannot be written to; or fewer than 8 photographs are left.
+        keeps no scores where they are needed, or cannot be written to; fewer than 8 photographs are left; or
+        one is of another shape than in training, of a model that keeps their aspect.
     """
     run = Path(run)
     if good is None and false_alarms is None:
@@ -102,6 +103,7 @@ def _calibrate_on(model: Glance, good: Path, paths: list[Path], reporter: Report
             reporter.say(f"left out: {error}")
         for remark in cache.unlike.remarks():
             reporter.say(remark)
+        check_shapes(cache, model.config)
         new, seen, copies = _unseen(model, cache)
         if copies:
             reporter.say(f"left out: {copies} {_photographs(copies)} with the same pixels as another")

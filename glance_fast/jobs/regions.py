@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glance_fast.data.files import write_text
-from glance_fast.data.images import read_map_rows
+from glance_fast.data.score_maps import read_map_rows
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.regions import Region, RegionFinder
 from glance_fast.jobs.table import read_rows

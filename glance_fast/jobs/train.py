@@ -231,15 +231,18 @@ def train_folder(
     with ranks() as here, ExitStack() as stack:
         # The first process speaks for all: what is wrong is said once, and ends the others.
         if here.rank == 0:
-            _check_out(out, config, resume, overwrite)
+            before = _begun_in(out, resume, overwrite)
             given = _inputs(images, out, config, local_nets, teacher_weights, roi)
+            if before not in (None, given.config):
+                raise begun_with("other settings, those in config.toml", out)
             chosen = pick_device(here.device(device))
             most = len(given.paths) if config.tile is None else MOST_TILES
-            training.untrained(config, most, chosen, memory_mib)
+            training.untrained(given.config, most, chosen, memory_mib)
             if overwrite:
                 # Read twice, so that an old model is not lost to photographs that cannot be read.
-                with images_for(given.paths, dataclasses.replace(config, cache_mib=1)) as readable:
+                with images_for(given.paths, dataclasses.replace(given.config, cache_mib=1)) as readable:
                     training.check_images(readable, given.source, given.masks)
+                    training.check_shapes(readable, given.config)
             stack.enter_context(output(out, OURS, overwrite, resume))
         here.wait()
         with here.together():
@@ -249,7 +252,7 @@ def train_folder(
             model = training.fit(
                 given.paths,
                 out,
-                config,
+                given.config,
                 reporter=reporter,
                 device=chosen,
                 local_nets=given.local_nets,
@@ -263,19 +266,20 @@ def train_folder(
         return model
 
 
-def _check_out(out: Path, config: Config, resume: bool, overwrite: bool) -> None:
-    """Refuse to resume what is not there or was begun otherwise, and to write over a training unasked."""
+def _begun_in(out: Path, resume: bool, overwrite: bool) -> Config | None:
+    """Settings of the training that is to be gone on with, if any; refuse to write over one unasked."""
     one_of(resume, overwrite)
-    if resume and settings_of_unfinished(out) != config:
-        raise begun_with("other settings, those in config.toml", out)
+    before = settings_of_unfinished(out) if resume else None
     if is_unfinished(out) and not (resume or overwrite):
         raise UserError(
             f"{out}: an unfinished training is there; `resume=True` goes on with it, `overwrite=True` begins "
             "anew"
         )
+    return before
 
 
 class _Inputs(NamedTuple):
+    config: Config  # of the shape that photographs have, where they keep their aspect
     paths: list[Path]
     source: str  # to begin a message about them with
     layout: str | None
@@ -308,14 +312,15 @@ def _inputs(
         paths, source, known = layout.normal(Path(images)), f"{images}: ", layout.name
     else:
         paths, source, known = [Path(path) for path in images], "", None
-    no_region(config.tile, roi)
+    config = training.of_their_shape(config, paths)
+    no_region(config, config.tile, roi)
     masks = _mask_for(roi, out, config, paths)
     # A single photograph has many tiles.
     least = training.LEAST_IMAGES if config.tile is None else 1
     if len(paths) < least:
         number = f"{len(paths)} image{'' if len(paths) == 1 else 's'}"
         raise UserError(f"{source}{number}; at least {least} are needed to train")
-    return _Inputs(list(paths), source, known, nets, teacher, masks)
+    return _Inputs(config, list(paths), source, known, nets, teacher, masks)
 
 
 def _mask_for(roi: str | Path | None, out: Path, config: Config, paths: Sequence[Path]) -> Masks | None:

@@ -74,7 +74,13 @@ class SurroundNet(nn.Module):
         self.register_buffer("rows_seen", seen(grid.rows, self.hole), persistent=False)
         self.register_buffer("cols_seen", seen(grid.cols, self.hole), persistent=False)
 
-    def forward(self, local: Tensor, every: int = 1, phase: tuple[int, int] = (0, 0)) -> Tensor:
+    def forward(
+        self,
+        local: Tensor,
+        every: int = 1,
+        phase: tuple[int, int] = (0, 0),
+        cells: tuple[slice, slice] | None = None,
+    ) -> Tensor:
         """Global features z_g.
 
         Parameters
@@ -86,6 +92,8 @@ class SurroundNet(nn.Module):
             takes every second one, of more images.
         phase : (int, int)
             The first of them, in [0, every).
+        cells : (slice, slice), optional
+            Rows and columns of the grid that ``local`` has, beyond which nothing is seen; all if not given.
 
         Returns
         -------
@@ -93,7 +101,9 @@ class SurroundNet(nn.Module):
             [B, rows', cols', D], of ``local[:, phase[0]::every, phase[1]::every]``.
         """
         value = F.relu(self.value(local))
-        rows, cols = self.rows_seen[phase[0] :: every], self.cols_seen[phase[1] :: every]
+        cells = cells or (slice(None), slice(None))
+        rows, cols = self.rows_seen[cells[0], cells[0]], self.cols_seen[cells[1], cells[1]]
+        rows, cols = rows[phase[0] :: every], cols[phase[1] :: every]
         # The convolution's outputs begin before the grid where the first cell is not its first.
         before = [-start % every for start in phase]
         near = surround_conv2d(
@@ -110,7 +120,7 @@ class SurroundNet(nn.Module):
         first_row, first_col = (int(cells > 0) for cells in before)
         near = near[:, :, first_row : first_row + len(rows), first_col : first_col + len(cols)]
         around = F.relu(near.permute(0, 2, 3, 1) + self.mean(mean_seen(value, rows, cols)))
-        position = self.position[phase[0] :: every, phase[1] :: every].to(around.dtype)
+        position = self.position[cells][phase[0] :: every, phase[1] :: every].to(around.dtype)
         x = torch.cat([around, position.expand(len(around), -1, -1, -1)], dim=-1)
         return self.head(x.flatten(0, 2)).unflatten(0, x.shape[:3])
 

@@ -20,8 +20,9 @@ from starlette.requests import ClientDisconnect
 import glance_fast
 from glance_fast.calibration import verdict
 from glance_fast.data.depth import unlike
-from glance_fast.data.images import decode_image, encode_png, encode_tiff
+from glance_fast.data.images import decode_image, encode_png
 from glance_fast.data.roi import resize_scores
+from glance_fast.data.score_maps import encode_tiff
 from glance_fast.errors import ImageError
 from glance_fast.evaluation.overlay import display_range, heat, scale
 from glance_fast.evaluation.regions import find_regions

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from glance_fast.calibration import caution, promise
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
 from glance_fast.data.files import digest_of, write_text
+from glance_fast.data.images import read_image
 from glance_fast.data.roi import Masks
 from glance_fast.data.tile_cache import MOST_TILES, TileCache, images_for
 from glance_fast.device import has_bf16, pick_device
-from glance_fast.errors import UserError
+from glance_fast.errors import ImageError, UserError
 from glance_fast.model import Glance, Scale
 from glance_fast.nets.builtin import builtin_local_net, builtin_teacher, start_global_net
 from glance_fast.nets.local_net import LocalNet
@@ -109,10 +111,10 @@ def fit(
     UserError
         Too few images can be read, images of this size take more than ``memory_mib``, the training in ``run``
         was begun with other images, settings or nets, a checkpoint does not fit, the device is not available,
-        an image is of another shape than ``roi``, a process sees other images than the first, or the disk is
-        full.
+        an image is of another shape than ``roi`` or, with ``aspect = "letterbox"``, than the others, a
+        process sees other images than the first, or the disk is full.
     """
-    device = pick_device(device)
+    device, config = pick_device(device), of_their_shape(config, paths)
     if config.batch < workers.count:
         raise UserError(
             f"{workers.count} processes for batches of {config.batch} images: start fewer, or set a larger "
@@ -126,6 +128,7 @@ def fit(
         for error in cache.errors:
             reporter.say(f"left out: {error}")
         check_images(cache, roi=roi)
+        check_shapes(cache, config)
         if said := depth_of(cache):
             reporter.say(said)
         if roi is not None:
@@ -230,6 +233,53 @@ def untrained(config: Config, images: int, device: torch.device, memory_mib: int
     model.memory_mib = memory_mib
     room(model, images)
     return model
+
+
+def of_their_shape(config: Config, paths: Iterable[Path]) -> Config:
+    """Settings with an image size of the photographs' shape, where these are to keep their aspect.
+
+    The shape is that of the first that can be read; ``check_shapes`` looks whether the others have it.
+
+    Raises
+    ------
+    UserError
+        It leaves too few patches, or is not square and ``symmetry`` has quarter turns.
+    """
+    if config.aspect == "stretch":
+        return config
+    for path in paths:
+        try:
+            size = config.size_for(read_image(path).shape[:2])
+        except ImageError:
+            continue  # it is reported when all are read
+        return dataclasses.replace(config, image_size=size)
+    return config
+
+
+def check_shapes(cache: ImageCache, config: Config) -> None:
+    """Refuse photographs that would take only a part of an image size, where they are to keep their aspect.
+
+    What is normal is told place by place, and every photograph has to have all places.
+
+    Raises
+    ------
+    UserError
+        There is one.
+    """
+    if config.aspect == "stretch":
+        return
+    rows, cols = config.image_size
+    for path, shape in zip(cache.paths, cache.shapes, strict=True):
+        try:
+            alike = config.size_for(shape) == config.image_size
+        except UserError:
+            alike = False
+        if not alike:
+            raise UserError(
+                f"{path}: is {shape[1]}x{shape[0]}, another shape than the {cols}x{rows} of the model; with "
+                "aspect = letterbox, it is trained and calibrated on photographs of one shape: crop it, or "
+                "use aspect = stretch"
+            )
 
 
 def check_images(cache: ImageCache, place: str = "", roi: Masks | None = None) -> None:

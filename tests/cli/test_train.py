@@ -12,14 +12,14 @@ from samples import draw_part
 
 import glance_fast
 from glance_fast import UserError
-from glance_fast.data.images import read_map
+from glance_fast.data.score_maps import read_map
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--set", "nonsense"], "--set nonsense: expected key=value"),
-        (["--set", "colour=3"], "--set: no setting 'colour'; there are image_size, tile, patch"),
+        (["--set", "colour=3"], "--set: no setting 'colour'; there are image_size, aspect, tile, patch"),
         (["--set", "patch=33", "--set", "stride=8"], "patch: 33 is not supported; use one of 32, 64"),
         (
             ["--set", "patch=32", "--set", "stride=5"],

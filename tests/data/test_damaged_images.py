@@ -13,15 +13,9 @@ import tifffile
 from damage import Readings, damaged
 from PIL import Image
 
-from glance_fast.data.images import (
-    read_classes,
-    read_image,
-    read_map,
-    read_map_rows,
-    read_mask,
-    size_of_map,
-    write_tiff,
-)
+from glance_fast.data.images import read_image
+from glance_fast.data.masks import read_classes, read_mask
+from glance_fast.data.score_maps import read_map, read_map_rows, size_of_map, write_tiff
 from glance_fast.data.strips import open_strips
 from glance_fast.errors import ImageError, TooLargeError
 

@@ -15,18 +15,8 @@ import tifffile
 from PIL import Image, ImageOps
 
 from glance_fast.data.files import atomic_write, remove_stale, write_text
-from glance_fast.data.images import (
-    as_rgb,
-    decode_image,
-    read_classes,
-    read_image,
-    read_map,
-    read_mask,
-    resize,
-    resize_mask,
-    write_png,
-    write_tiff,
-)
+from glance_fast.data.images import as_rgb, decode_image, read_image, resize, write_png
+from glance_fast.data.score_maps import write_tiff
 from glance_fast.errors import ImageError, UserError
 
 GREY = np.array([[0, 50, 100], [150, 200, 255]], np.uint8)
@@ -366,77 +356,6 @@ def test_named_pipe_does_not_hang(tmp_path):
         read_image(tmp_path / "pipe.png")
 
 
-# ---------------------------------------------------------------- masks
-
-SQUARE = np.zeros((6, 8), bool)
-SQUARE[1:4, 2:5] = True
-
-
-@pytest.mark.parametrize(
-    "stored",
-    [
-        SQUARE * np.uint8(255),
-        SQUARE * np.uint8(1),
-        SQUARE,
-        SQUARE * np.uint16(65535),
-        SQUARE * np.uint16(1),
-        _grey_rgb(SQUARE * np.uint8(255)),
-        np.dstack([_grey_rgb(SQUARE * np.uint8(255)), np.full(SQUARE.shape, 255, np.uint8)]),
-    ],
-    ids=["0-255", "0-1", "1 bit", "16 bit", "16 bit 0-1", "rgb", "rgba"],
-)
-def test_mask_is_read(tmp_path, stored):
-    Image.fromarray(stored).save(tmp_path / "m.png")
-    mask = read_mask(tmp_path / "m.png")
-    assert mask.dtype == np.bool_
-    np.testing.assert_array_equal(mask, SQUARE)
-
-
-@pytest.mark.parametrize(("value", "expected"), [(0, False), (1, True), (255, True)])
-def test_mask_of_one_value(tmp_path, value, expected):
-    write_png(tmp_path / "m.png", np.full((3, 4), value, np.uint8))
-    assert (read_mask(tmp_path / "m.png") == expected).all()
-
-
-@pytest.mark.parametrize(
-    ("stored", "phrase"),
-    [
-        (np.array([[0, 1, 255]], np.uint8), "it holds 1 among 3"),
-        (np.array([[0, 128]], np.uint8), "it holds 128 among 2"),
-        (np.full((2, 2), 128, np.uint8), "it holds 128 among 1"),
-        (np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8), "colours"),
-        (np.array([[0, 300]], np.uint16), "it holds 300"),
-    ],
-)
-def test_mask_that_is_not_binary(tmp_path, stored, phrase):
-    Image.fromarray(stored).save(tmp_path / "m.png")
-    with pytest.raises(ImageError, match=phrase):
-        read_mask(tmp_path / "m.png")
-
-
-def test_resized_mask_needs_more_than_half(tmp_path):
-    big = np.zeros((4, 8), bool)
-    big[0, 0] = True  # a quarter of its output pixel
-    big[:2, 2] = True  # exactly half
-    big[:2, 4:6] = big[2:, 6:] = True
-    big[0, 6] = False
-    big[2, 0:2] = big[3, 0] = True  # three quarters
-    write_png(tmp_path / "m.png", big * np.uint8(255))
-    expected = [[False, False, True, False], [True, False, False, True]]
-    np.testing.assert_array_equal(resize_mask(read_mask(tmp_path / "m.png"), (2, 4)), expected)
-    np.testing.assert_array_equal(
-        resize_mask(read_mask(tmp_path / "m.png"), (8, 16)), big.repeat(2, 0).repeat(2, 1)
-    )
-    np.testing.assert_array_equal(resize_mask(read_mask(tmp_path / "m.png"), (4, 8)), big)
-
-
-def test_resized_mask_is_the_majority_of_what_is_below(tmp_path):
-    mask = np.random.default_rng(0).random((36, 45)) > 0.5
-    write_png(tmp_path / "m.png", mask * np.uint8(255))
-    majority = mask.reshape(12, 3, 15, 3).sum(axis=(1, 3)) >= 5
-    np.testing.assert_array_equal(resize_mask(read_mask(tmp_path / "m.png"), (12, 15)), majority)
-
-
 # ---------------------------------------------------------------- resize
 
 
@@ -495,38 +414,6 @@ def test_resize_refuses(image, size, error):
         resize(image, size)
 
 
-def _palette(indices):
-    image = Image.fromarray(indices, "P")
-    image.putpalette([0, 0, 0, 200, 10, 10, 10, 200, 10, 0, 0, 0])
-    return image
-
-
-@pytest.mark.parametrize(
-    "save",
-    [
-        Image.fromarray,
-        lambda values: Image.fromarray(values.astype(np.uint16)),
-        lambda values: Image.fromarray(_grey_rgb(values)),
-        # Two classes may have one colour.
-        _palette,
-    ],
-    ids=["grey", "16 bit", "rgb", "palette"],
-)
-def test_numbers_of_classes_are_read_as_they_are_stored(tmp_path, save):
-    classes = SQUARE * np.uint8(3)
-    classes[0, 0] = 2
-    save(classes).save(tmp_path / "m.png")
-    np.testing.assert_array_equal(read_classes(tmp_path / "m.png"), classes)
-
-
-def test_colours_are_no_classes(tmp_path):
-    Image.fromarray(np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8)).save(tmp_path / "m.png")
-    with pytest.raises(
-        ImageError, match=r"m\.png: has colours; needed is one channel that holds numbers of cl"
-    ):
-        read_classes(tmp_path / "m.png")
-
-
 # ---------------------------------------------------------------- writing
 
 
@@ -543,123 +430,6 @@ def test_written_files_read_back(tmp_path):
     write_text(tmp_path / "a.csv", "Prüfling,1\n")
     assert (tmp_path / "a.csv").read_bytes() == "Prüfling,1\n".encode()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "a.png", "deep"]
-
-
-MAP = np.random.default_rng(0).random((37, 53)).astype(np.float32)
-
-
-def _by_tifffile(**options):
-    return lambda path, values: tifffile.imwrite(path, values, **options)
-
-
-def _by_pillow(compression, predictor=1):
-    return lambda path, values: Image.fromarray(values).save(
-        path, "TIFF", compression=compression, tiffinfo={317: predictor}
-    )
-
-
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize(
-    "write",
-    [
-        _by_tifffile(),
-        _by_tifffile(byteorder=">"),
-        _by_tifffile(compression="zlib"),
-        _by_tifffile(compression="zlib", tile=(16, 32)),
-        _by_tifffile(compression="lzma"),
-    ],
-    ids=["plain", "big-endian", "deflate", "tiles", "lzma"],
-)
-def test_a_map_is_read_as_it_stands_in_the_file(tmp_path, write, kind):
-    write(tmp_path / "a.tiff", MAP.astype(kind))
-    found = read_map(tmp_path / "a.tiff")
-    assert found.dtype == np.dtype(kind) and found.dtype.isnative
-    assert np.array_equal(found, MAP.astype(kind))
-
-
-@pytest.mark.parametrize("predictor", [1, 3])
-@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"])
-def test_a_float32_map_of_any_compression(tmp_path, compression, predictor):
-    _by_pillow(compression, predictor)(tmp_path / "a.tiff", MAP)
-    found = read_map(tmp_path / "a.tiff")
-    assert found.dtype == np.float32 and np.array_equal(found, MAP)
-
-
-@pytest.mark.parametrize("shape", [(1, 37, 53), (37, 53, 1), (1, 53), (53, 1)])
-def test_a_map_of_one_channel_or_row(tmp_path, shape):
-    values = np.resize(MAP, shape)
-    tifffile.imwrite(tmp_path / "a.tiff", values)
-    found = read_map(tmp_path / "a.tiff")
-    assert found.shape == ((37, 53) if len(shape) == 3 else shape)
-    assert np.array_equal(found.ravel(), values.ravel())
-
-
-def _marked(place, value, kind=np.float32):
-    values = MAP.astype(kind)
-    values[place] = value
-    return values
-
-
-@pytest.mark.parametrize(
-    ("values", "phrase"),
-    [
-        (_marked((3, 4), np.nan), "holds NaN, infinity, or a value too large for float32"),
-        (_marked((0, 0), -np.inf), "holds NaN"),
-        (_marked((0, 0), np.inf, np.float16), "holds NaN"),
-        (_marked((0, 0), 1e60, np.float64), "too large for float32"),
-        ((MAP * 255).astype(np.uint8), "holds uint8 [37, 53]; a map is float32 or float16"),
-        (np.stack([MAP] * 3, -1), "holds float32 [37, 53, 3]; a map is"),
-        (MAP.astype(np.complex64), "holds complex64"),
-    ],
-)
-def test_what_is_no_map(tmp_path, values, phrase):
-    tifffile.imwrite(tmp_path / "a.tiff", values, photometric="rgb" if values.ndim == 3 else None)
-    with pytest.raises(ImageError) as caught:
-        read_map(tmp_path / "a.tiff")
-    assert phrase in str(caught.value) and str(caught.value).startswith(f"{tmp_path / 'a.tiff'}: ")
-
-
-def test_a_map_of_several_pages(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tiff", np.stack([MAP, MAP]), photometric="minisblack")
-    with pytest.raises(ImageError, match="holds 2 pages; a map is one, of one channel"):
-        read_map(tmp_path / "a.tiff")
-
-
-def test_a_damaged_map_is_one_line(tmp_path, capfd, monkeypatch):
-    path = tmp_path / "a.tiff"
-    tifffile.imwrite(path, MAP)
-    whole = path.read_bytes()
-    _by_pillow("tiff_lzw")(path, MAP)
-    packed = path.read_bytes()
-    for content in (b"", b"II*\0garbage", b"no tiff", whole[:3000], whole[:9], packed[:3000]):
-        path.write_bytes(content)
-        with pytest.raises(ImageError) as caught:
-            read_map(path)
-        assert "\n" not in str(caught.value)
-    for gone, phrase in ((tmp_path / "none.tiff", "no such file"), (tmp_path, "is a folder")):
-        with pytest.raises(ImageError, match=phrase):
-            read_map(gone)
-    path.write_bytes(whole)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ImageError, match="too large: 53x37"):
-        read_map(path)
-    # tifffile's own remarks would be lines beside ours.
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    "reason", [KeyError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package"), ImportError()]
-)
-def test_a_compression_that_nobody_here_decodes(tmp_path, monkeypatch, reason):
-    def fail(page):
-        raise reason
-
-    tifffile.imwrite(tmp_path / "a.tiff", MAP.astype(np.float16))
-    monkeypatch.setattr(tifffile.TiffPage, "asarray", fail)
-    with pytest.raises(
-        ImageError, match=r"float16 with NONE compression .*; save it uncompressed, or install"
-    ):
-        read_map(tmp_path / "a.tiff")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trees import box, save
 
-from glance_fast.data.images import resize_map
 from glance_fast.data.roi import Masks, at_size, resize_scores
+from glance_fast.data.score_maps import resize_map
 from glance_fast.errors import ImageError, UserError
 
 PLACE = Path("a/1.jpg")

@@ -16,8 +16,10 @@ from PIL import Image
 import glance_fast.model
 from glance_fast.config import Config
 from glance_fast.data import images
-from glance_fast.data.images import read_image, read_mask, resize, resize_map, resize_mask, write_png
+from glance_fast.data.images import read_image, resize, write_png
 from glance_fast.data.layouts import masks, open_category
+from glance_fast.data.masks import read_mask, resize_mask
+from glance_fast.data.score_maps import resize_map
 from glance_fast.data.table import ScoreRow
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation import gallery, inputs, metrics

@@ -11,8 +11,8 @@ from glance_fast import load
 from glance_fast.calibration import Moments
 from glance_fast.config import Config
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.images import resize_map
 from glance_fast.data.layouts import normal_images
+from glance_fast.data.score_maps import resize_map
 from glance_fast.evaluation import explain as module
 from glance_fast.evaluation.explain import BOTH, DAMAGED, MISPLACED, Place, explain, nearest_normal
 from glance_fast.evaluation.regions import Region

@@ -13,8 +13,9 @@ import trees
 from PIL import Image
 
 from glance_fast.config import Config
-from glance_fast.data.images import read_image, resize_map
+from glance_fast.data.images import read_image
 from glance_fast.data.layouts import open_category, read_sample_mask
+from glance_fast.data.score_maps import resize_map
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation import metrics
 from glance_fast.evaluation.evaluate import evaluate

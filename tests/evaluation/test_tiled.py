@@ -6,7 +6,9 @@ from PIL import Image
 from samples import draw_part
 
 from glance_fast import load
-from glance_fast.data.images import read_image, read_map, write_tiff
+from glance_fast.data.images import read_image
+from glance_fast.data.resolution import resolution_of
+from glance_fast.data.score_maps import read_map, write_tiff
 from glance_fast.errors import ImageError
 from glance_fast.evaluation import tiled
 from glance_fast.evaluation.overlay import display_range, overlay
@@ -36,6 +38,15 @@ def test_the_files_are_those_of_the_photograph(model, path, tmp_path):
     assert (tmp_path / "m.tiff").read_bytes() == (tmp_path / "whole.tiff").read_bytes()
     picture = overlay(read_image(path), expected, *display_range(model.calibration))
     np.testing.assert_array_equal(read_image(tmp_path / "o.png"), picture)
+
+
+def test_a_photograph_that_is_read_in_parts_hands_its_resolution_on(model, path, tmp_path, monkeypatch):
+    pytest.importorskip("pyvips")
+    with Image.open(path) as image:
+        image.save(tmp_path / "a.tif", dpi=(300, 150))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    score_by_tiles(model, tmp_path / "a.tif", (48, 48), tmp_path / "m.tiff")
+    assert resolution_of(tmp_path / "m.tiff") == (300, 150, "INCH")
 
 
 @pytest.mark.parametrize("most", [150 * 131, 5000, 700])

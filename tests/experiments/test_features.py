@@ -11,7 +11,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from glance_fast.config import Config
-from glance_fast.data.images import read_image, read_mask, write_png
+from glance_fast.data.images import read_image, write_png
+from glance_fast.data.masks import read_mask
 from glance_fast.errors import UserError
 from glance_fast.evaluation.inputs import find_category
 from glance_fast.experiments import features as module

@@ -9,8 +9,9 @@ import pytest
 from samples import draw_part
 
 from glance_fast.data.cache import ImageCache
-from glance_fast.data.images import read_image, read_mask, resize, write_png
+from glance_fast.data.images import read_image, resize, write_png
 from glance_fast.data.layouts import normal_images
+from glance_fast.data.masks import read_mask
 from glance_fast.errors import UserError
 from glance_fast.evaluation import metrics
 from glance_fast.evaluation.inputs import find_category

@@ -16,7 +16,7 @@ from PIL import Image
 from samples import draw_part
 
 from glance_fast import UserError, load
-from glance_fast.data.images import read_map
+from glance_fast.data.score_maps import read_map
 from glance_fast.data.table import ScoreRow
 from glance_fast.jobs.folder import score_folder
 from glance_fast.jobs.output import locked, output

@@ -238,6 +238,29 @@ def test_a_share_is_written_with_three_digits(model, photos, tmp_path):
     assert {row.above for row in table(tmp_path / "out")} == {"0.00465"}
 
 
+@pytest.mark.parametrize("tile", [None, 48])
+def test_a_map_has_the_resolution_of_its_photograph(model, tmp_path, tile):
+    photos, part = tmp_path / "photos", draw_part(np.random.default_rng(0))[:, :60]
+    photos.mkdir()
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.fromarray(part).save(photos / "a.png", dpi=(254, 127))
+    Image.fromarray(part).save(photos / "b.jpg", dpi=(300, 100), exif=turned)
+    Image.fromarray(part).save(photos / "c.tif", resolution_unit=3, x_resolution=80.0, y_resolution=90.0)
+    Image.fromarray(part).save(photos / "d.bmp", dpi=(0, 0))
+    assert score(model, photos, tmp_path / "out", tile=tile).errors == 0
+    stated = {}
+    for path in sorted((tmp_path / "out/maps").iterdir()):
+        with Image.open(path) as score_map, Image.open(photos / path.stem) as photo:
+            stated[path.stem] = score_map.info.get("dpi")
+            assert score_map.size == (photo.size if path.stem != "b.jpg" else photo.size[::-1])
+    assert stated["a.png"] == pytest.approx((254, 127), rel=1e-4)
+    assert stated["b.jpg"] == (100, 300)
+    assert stated["c.tif"] == pytest.approx((80 * 2.54, 90 * 2.54), rel=1e-6)
+    with tifffile.TiffFile(tmp_path / "out/maps/d.bmp.tiff") as file:
+        assert file.pages.first.resolutionunit == 1
+
+
 # ---------------------------------------------------------------- flat memory
 
 
@@ -462,12 +485,12 @@ def test_a_table_cut_anywhere_gives_its_whole_rows(tmp_path):
 def test_full_disk_under_a_map_keeps_what_was_done(model, photos, tmp_path, monkeypatch):
     out, written = tmp_path / "out", []
 
-    def write(path, values):
+    def write(path, values, *more):
         if len(written) == 5:
             error = OSError(errno.ENOSPC, "No space left on device")
             raise UserError(f"{path}: cannot be written: {error.strerror}") from error
         written.append(path)
-        write_tiff(path, values)
+        write_tiff(path, values, *more)
 
     write_tiff = directory.write_tiff
     with monkeypatch.context() as patch:

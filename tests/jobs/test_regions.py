@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 from glance_fast import UserError, load
-from glance_fast.data.images import write_tiff
+from glance_fast.data.score_maps import write_tiff
 from glance_fast.data.table import ScoreRow
 from glance_fast.jobs.folder import score_folder
 from glance_fast.jobs.regions import write_regions

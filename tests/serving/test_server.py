@@ -24,8 +24,8 @@ from clients import Client, serving
 from PIL import Image
 from samples import draw_deep_part, draw_part
 
-from glance_fast.data.images import resize_map
 from glance_fast.data.roi import resize_scores
+from glance_fast.data.score_maps import resize_map
 from glance_fast.errors import UserError
 from glance_fast.evaluation.overlay import display_range, heat, scale
 from glance_fast.evaluation.regions import find_regions

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glance_fast.data.images import read_classes, read_mask
 from glance_fast.data.layouts.record import Saturation, TestSample
+from glance_fast.data.masks import read_classes, read_mask
 from glance_fast.errors import ImageError
 
 

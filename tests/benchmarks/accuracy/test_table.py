@@ -12,7 +12,8 @@ from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import alarms, beds, measure, ours, results
 from benchmarks.accuracy.beds import BEDS, Bed
 from glance_fast.config import PRESETS, Config
-from glance_fast.data.images import read_image, read_mask, write_png
+from glance_fast.data.images import read_image, write_png
+from glance_fast.data.masks import read_mask
 from glance_fast.evaluation.evaluate import evaluate
 from glance_fast.experiments.baselines import patchcore
 from glance_fast.model import Glance
