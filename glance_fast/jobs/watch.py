@@ -29,7 +29,7 @@ from glance_fast.data.roi import resize_scores
 from glance_fast.errors import ImageError, UserError, cannot_write
 from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.jobs.belt import Belt
-from glance_fast.jobs.directory import MOST_ORIGINALS
+from glance_fast.jobs.chunk import MOST_ORIGINALS
 from glance_fast.jobs.sources import Arrival, Source
 from glance_fast.model import NOT_FINITE, Glance
 from glance_fast.tiles import prepared, score_images
