@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,7 +18,6 @@ from glance_fast.cli.options import (
     EngineOption,
     Json,
     Memory,
-    Out,
     Overwrite,
     Precision,
     PrecisionOption,
@@ -28,16 +27,20 @@ from glance_fast.cli.options import (
     Threads,
     parse_tile,
 )
+from glance_fast.errors import UserError
 from glance_fast.jobs.ranks import this_process
+
+if TYPE_CHECKING:
+    from glance_fast.jobs.folder import Scored
 
 
 def score_dir(
     ctx: typer.Context,
     run: Run,
     images: Annotated[
-        Path, typer.Argument(metavar="IMAGES", help="Folder of photographs, searched with its subfolders.")
+        str, typer.Argument(metavar="IMAGES", help="Folder of photographs, searched with its subfolders.")
     ],
-    out: Out,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to write: a new one.")],
     tile: Annotated[
         str | None,
         typer.Option(
@@ -68,6 +71,23 @@ def score_dir(
         str | None,
         typer.Option(metavar="K/N", help="Score every Nth photograph, beginning with the Kth."),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Score by workers of Ray: local starts it on this machine, HOST:PORT joins the cluster of "
+            "that head. IMAGES and --out may then be URLs of a store: s3://bucket/new.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Workers of --cluster; if not given, as many as it has room for. Each takes a GPU, or "
+            "--threads processors (4 if not given).",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -89,7 +109,8 @@ def score_dir(
     Several machines share the work: --shard 1/4 on one, and so on to 4/4,
     with one --out on a disk that all see; the last to finish joins their
     tables. Processes that torchrun started share it without --shard, each
-    on a CUDA device of its own.
+    on a CUDA device of its own. --cluster has Ray share it among workers,
+    also from and to a store such as S3; one that dies is replaced.
 
     Large photographs are scored by --tile, whatever their size: score is
     then that of the worst tile.
@@ -97,31 +118,41 @@ def score_dir(
     [dim]glance-fast score-dir run photos/new --out scores --overlays[/dim]
     """
     from glance_fast.device import use_threads
+    from glance_fast.jobs.cluster import is_begun_at, score_cluster
     from glance_fast.jobs.folder import is_begun, score_folder
     from glance_fast.jobs.shards import WHOLE, parse_shard
     from glance_fast.progress import Reporter
 
-    ctx.meta[RESUMABLE] = lambda: is_begun(out, parse_shard(shard) if shard else WHOLE)
-    use_threads(threads)
+    how: dict[str, Any] = {
+        "engine": engine.value,
+        "precision": precision.value,
+        "overlays": overlays,
+        "regions": regions,
+        "coco": coco,
+        "resume": resume,
+        "overwrite": overwrite,
+        "roi": roi,
+        "device": device,
+        "memory_mib": memory,
+    }
+    found: Scored | None
     with Reporter(console if this_process().rank == 0 else Console(quiet=True)) as reporter:
-        found = score_folder(
-            run,
-            images,
-            out,
-            engine=engine.value,
-            precision=precision.value,
-            tile=parse_tile(tile),
-            overlays=overlays,
-            regions=regions,
-            coco=coco,
-            resume=resume,
-            overwrite=overwrite,
-            shard=shard,
-            roi=roi,
-            device=device,
-            memory_mib=memory,
-            reporter=reporter,
-        )
+        if cluster is not None:
+            if shard or tile:
+                raise UserError(
+                    "`cluster` scores all photographs, and each whole; leave `shard` and `tile` away"
+                )
+            ctx.meta[RESUMABLE] = lambda: is_begun_at(out)
+            how |= {"cluster": cluster, "workers": workers, "threads": threads}
+            found = score_cluster(run, images, out, **how, reporter=reporter)
+        else:
+            if workers:
+                raise UserError("`workers` are those of `cluster`; give that as well")
+            ctx.meta[RESUMABLE] = lambda: is_begun(Path(out), parse_shard(shard) if shard else WHOLE)
+            use_threads(threads)
+            found = score_folder(
+                run, images, out, tile=parse_tile(tile), shard=shard, **how, reporter=reporter
+            )
     if found is None:  # another process speaks for all
         return
     summary = found.summary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from glance_fast.errors import UserError
 
@@ -113,7 +113,7 @@ def check_folder(folder: Path) -> None:
     raise UserError(f"{folder}: no such folder")
 
 
-def natural_key(path: Path) -> tuple[list[list[str | int]], str]:
+def natural_key(path: PurePath) -> tuple[list[list[str | int]], str]:
     """Order by folder, digits as numbers, letters without case; the name itself decides between equals."""
     parts: list[list[str | int]] = []
     for part in path.parts:

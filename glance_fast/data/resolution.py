@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ class Resolution(NamedTuple):
     unit: Unit
 
 
-def resolution_of(path: str | Path) -> Resolution | None:
+def resolution_of(source: str | Path | bytes) -> Resolution | None:
     """The resolution that an image file states.
 
     That is XResolution and YResolution of TIFF, pHYs of PNG, pixels per metre of BMP, the density of JFIF,
@@ -58,8 +59,8 @@ def resolution_of(path: str | Path) -> Resolution | None:
 
     Parameters
     ----------
-    path : path
-        Its header alone is read, however large it is.
+    source : path or bytes
+        A file, of which the header alone is read, however large it is; or all that is in it.
 
     Returns
     -------
@@ -69,7 +70,7 @@ def resolution_of(path: str | Path) -> Resolution | None:
         for others to say.
     """
     try:
-        with Path(path).open("rb") as file:
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
             start = file.read(4)
             file.seek(0)
             if start in TIFF:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,18 +12,30 @@ from typing import NamedTuple
 import numpy as np
 
 from glance_fast.calibration import score_row
-from glance_fast.data.depth import Unlike, shown_as, unlike
 from glance_fast.data.files import check_inside
 from glance_fast.data.folders import list_images
 from glance_fast.data.images import read_image, write_png
 from glance_fast.data.prefetch import Prefetcher
-from glance_fast.data.resolution import Resolution, resolution_of
+from glance_fast.data.resolution import resolution_of
 from glance_fast.data.roi import Masks, resize_scores
 from glance_fast.data.score_maps import size_of_map, write_tiff
+from glance_fast.data.store import Folder
 from glance_fast.data.table import ScoreRow, printable
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.evaluation.tiled import score_by_tiles
+from glance_fast.jobs.chunk import (
+    Photo,
+    fault_of,
+    map_name,
+    odd_photo,
+    odd_shape,
+    overlay_name,
+    prepared,
+    score_chunk,
+    together,
+)
+from glance_fast.jobs.parts import fold_parts
 from glance_fast.jobs.record import check_provenance, provenance_of, write_run
 from glance_fast.jobs.shards import WHOLE, Shard, check_others, deal, fold
 from glance_fast.jobs.table import (
@@ -37,22 +47,8 @@ from glance_fast.jobs.table import (
     sort_rows,
     write_rows,
 )
-from glance_fast.model import NOT_FINITE, Glance
+from glance_fast.model import Glance
 from glance_fast.tiles import Tile, no_region, tile_of
-
-# Whole photographs in memory at a time, for overlays: they are larger than what is made of them.
-MOST_ORIGINALS = 8
-# Photographs of another shape than in training are stretched; beyond this share it is said.
-ASPECT_TOLERANCE = 0.05
-
-
-class _Photo(NamedTuple):
-    shape: tuple[int, int]
-    resized: np.ndarray
-    original: np.ndarray | None  # for an overlay, uint8
-    unlike: Unlike
-    resolution: Resolution | None
-    inside: np.ndarray | None = None  # its region of interest, where it is not the model's own
 
 
 class _Plan(NamedTuple):
@@ -152,6 +148,7 @@ def score_directory(
         check_others(out, shard, provenance)
     elif resume:
         fold(out, provenance)
+        fold_parts(Folder(out), provenance)
     del listing
     rows: dict[str, ScoreRow] = {}
     if resume:
@@ -223,7 +220,7 @@ def _plan(
             rows.pop(printable(name), None)
             todo.append(path)
         else:
-            odd += _odd(model, size, tile)
+            odd += odd_shape(model, size, tile)
     # Errors of images that are gone are of no use to anyone.
     return _Plan([row for row in rows.values() if not row.error], odd, todo)
 
@@ -279,7 +276,7 @@ def _score_whole(
     """Rows of photographs that the model sees whole, and what is odd about those that could be read."""
     for part, read in _read_ahead(pool, images, paths, model, precision, overlays, roi):
         rows = _score_chunk(model, images, out, part, read, engine, precision, pool)
-        yield rows, [_odd_photo(model, photo) for photo in read if isinstance(photo, _Photo)]
+        yield rows, [odd_photo(model, photo) for photo in read if isinstance(photo, Photo)]
 
 
 def _score_tiled(
@@ -304,10 +301,10 @@ def _score_tiled(
         except ImageError as error:
             yield [ScoreRow(shown, "", "", "", error.reason)], []
         except UserError as error:
-            yield [ScoreRow(shown, "", "", "", _fault_of(error, out))], []
+            yield [ScoreRow(shown, "", "", "", fault_of(error, (out / "maps").is_dir()))], []
         else:
             row = score_row(model.calibration, shown, found.score)
-            yield [row], [_odd(model, found.shape, tile, found.unlike)]
+            yield [row], [odd_shape(model, found.shape, tile, found.unlike)]
 
 
 def _read_ahead(
@@ -318,23 +315,18 @@ def _read_ahead(
     precision: str,
     originals: bool,
     roi: Masks | None,
-) -> Iterator[tuple[list[Path], list[_Photo | ImageError]]]:
+) -> Iterator[tuple[list[Path], list[Photo | ImageError]]]:
     """Chunks of paths with their images; the next chunk is decoded while this one is scored."""
 
-    def read(path: Path) -> _Photo | ImageError:
+    def read(path: Path) -> Photo | ImageError:
         try:
             image = read_image(path)
             inside = roi.of(path, path.relative_to(images), image.shape[:2]) if roi else None
-            prepared = model.prepare(image)
+            return prepared(model, image, originals, inside, resolution_of(path))
         except ImageError as error:
             return error
-        white = model.calibration.white
-        original = shown_as(image, white) if originals else None
-        shape, odd = image.shape[:2], unlike(image, white)
-        return _Photo(shape, prepared, original, odd, resolution_of(path), inside)
 
-    together = model.at_once(precision)
-    step = min(together, MOST_ORIGINALS) if originals else together
+    step = together(model.at_once(precision), originals)
     files = Prefetcher(pool, read)
     for start in range(0, len(paths), step):
         chunk = paths[start : start + step]
@@ -348,48 +340,25 @@ def _score_chunk(
     images: Path,
     out: Path,
     paths: list[Path],
-    read: list[_Photo | ImageError],
+    read: list[Photo | ImageError],
     engine: str,
     precision: str,
     pool: ThreadPoolExecutor,
 ) -> list[ScoreRow]:
-    """Score images that could be read, write their maps; a row for every one, in order."""
-    good = {i: photo for i, photo in enumerate(read) if isinstance(photo, _Photo)}
-    errors = {i: photo.reason for i, photo in enumerate(read) if isinstance(photo, ImageError)}
-    scores: dict[int, float] = {}
-    if good:
-        regions = [photo.inside for photo in good.values() if photo.inside is not None]
-        prepared = [photo.resized for photo in good.values()]
-        result = model.score(prepared, engine, precision, roi=regions or None)
-        display = display_range(model.calibration)
-        writes = {}
-        seen = map(result.seen, range(len(good)))
-        found = zip(good.items(), result.scores, seen, strict=True)
-        for (i, photo), score, (score_map, inside) in found:
-            if not (math.isfinite(score) and np.isfinite(score_map).all()):
-                errors[i] = NOT_FINITE
-                continue
-            scores[i] = float(score)
-            place = paths[i].relative_to(images)
-            writes[i] = pool.submit(_write, out, place, photo, score_map, display, inside)
-        for i, write in writes.items():
-            reason = write.result()
-            if reason:
-                errors[i] = reason
-    rows = []
-    for i, path in enumerate(paths):
-        name = printable(path.relative_to(images))
-        if i in errors:
-            rows.append(ScoreRow(name, "", "", "", errors[i]))
-        else:
-            rows.append(score_row(model.calibration, name, scores[i]))
-    return rows
+    """Score images that could be read, write their files; a row for every one, in order."""
+    names = [path.relative_to(images) for path in paths]
+    display = display_range(model.calibration)
+
+    def write(i: int, photo: Photo, score_map: np.ndarray, inside: np.ndarray | None) -> str:
+        return _write(out, names[i], photo, score_map, display, inside)
+
+    return score_chunk(model, [printable(name) for name in names], read, write, engine, precision, pool)
 
 
 def _write(
     out: Path,
     name: Path,
-    photo: _Photo,
+    photo: Photo,
     score_map: np.ndarray,
     display: tuple[float, float, float | None],
     inside: np.ndarray | None,
@@ -404,40 +373,11 @@ def _write(
         if photo.original is not None:
             write_png(files[1], overlay(photo.original, full, *display))
     except UserError as error:
-        return _fault_of(error, out)
+        return fault_of(error, (out / "maps").is_dir())
     return ""
-
-
-def _fault_of(error: UserError, out: Path) -> str:
-    """What is wrong with an image's name, where that is why its files cannot be written; raised if not."""
-    # This is one image's fault; a full disk, say, concerns them all.
-    code = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
-    if code == errno.ENAMETOOLONG:
-        return "its name is too long for that of a map; rename it"
-    # A folder of photographs may be named as the map of one.
-    if code in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR) and (out / "maps").is_dir():
-        return "its map and another's folder have one name; rename it"
-    raise error
 
 
 def _files(out: Path, name: Path, overlays: bool) -> list[Path]:
     """The map of an image and, if asked, its overlay."""
-    files = [out / "maps" / name.with_name(f"{name.name}.tiff")]
-    return [*files, out / "overlays" / name.with_name(f"{name.name}.png")] if overlays else files
-
-
-def _odd_photo(model: Glance, photo: _Photo) -> Odd:
-    """What is odd about an image that was read."""
-    return _odd(model, photo.shape, None, photo.unlike)
-
-
-def _odd(model: Glance, shape: tuple[int, int], tile: Tile | None, depth: Unlike | None = None) -> Odd:
-    """What is odd about an image of that height and width, and depth where that is known."""
-    height, width = shape
-    odd = Odd(shallow=depth.shallow, above=depth.above) if depth else Odd()
-    if tile is not None:
-        return odd + Odd(cut=int(height < tile[0] or width < tile[1]))
-    stretched = model.config.aspect == "stretch" and (
-        abs(width / height / model.calibration.aspect - 1) > ASPECT_TOLERANCE
-    )
-    return odd + Odd(int(stretched), int(min(shape) < min(model.config.patches)))
+    files = [out / map_name(name.as_posix())]
+    return [*files, out / overlay_name(name.as_posix())] if overlays else files

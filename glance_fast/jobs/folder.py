@@ -11,18 +11,23 @@ from typing import Any
 from rich.console import Console
 
 from glance_fast.data.roi import Masks
+from glance_fast.data.store import is_url, without_secrets
 from glance_fast.errors import UserError
 from glance_fast.jobs.directory import deal_directory, find_images, score_directory
 from glance_fast.jobs.output import apart, one_of, output
+from glance_fast.jobs.parts import PARTS
 from glance_fast.jobs.ranks import Ranks, ranks
 from glance_fast.jobs.record import read_run
 from glance_fast.jobs.regions import COCO, REGIONS, write_regions
 from glance_fast.jobs.shards import WHOLE, Shard, check_folder, files_of, join, joined, parse_shard, parts_in
-from glance_fast.jobs.table import Summary
+from glance_fast.jobs.table import RUN, TABLE, Summary
 from glance_fast.model import NO_BF16, Glance
 from glance_fast.progress import Reporter
 from glance_fast.run import load
 from glance_fast.tiles import no_region, tile_of
+
+# What a scoring leaves in its folder.
+OURS = (TABLE, RUN, "maps", "overlays", PARTS, REGIONS, COCO)
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,9 @@ class Scored:
 
     Attributes
     ----------
-    table : Path
-        ``scores.csv``, or the table of this shard where others are to finish yet.
+    table : Path or str
+        ``scores.csv``, or the table of this shard where others are to finish yet; a URL where it lies in a
+        store.
     shard : Shard
         What was scored; 1 of 1 is all.
     whole : bool
@@ -43,7 +49,7 @@ class Scored:
         What the table holds.
     """
 
-    table: Path
+    table: Path | str
     shard: Shard
     whole: bool
     before: bool
@@ -124,6 +130,10 @@ def score_folder(
     --------
     >>> score_folder("run", "photos/new", "scores", resume=True).summary.anomalous  # doctest: +SKIP
     """
+    for place in (images, out):
+        if is_url(place):
+            shown = without_secrets(str(place))
+            raise UserError(f"{shown}: workers of Ray alone read and write stores; give `cluster=local`")
     images, out = Path(images), Path(out)
     reporter = reporter or Reporter(Console(quiet=True))
     how: dict[str, Any] = {"engine": engine, "precision": precision, "tile": tile}
@@ -145,11 +155,11 @@ def score_folder(
                 done = joined(out, part)
                 assert done is not None  # or the folder would have been refused
                 return Scored(WHOLE.table(out), part, True, True, done)
-            ours = ("scores.csv", "run.json", "maps", "overlays", REGIONS, COCO, *parts)
+            ours = (*OURS, *parts)
             if resume and not is_begun(out):
                 raise UserError(f"{out}: nothing to resume there; leave `resume` away to begin")
             model = _model(run, here, device, memory_mib)
-            masks = _masks(roi, model, images)
+            masks = masks_of(roi, model, images)
             # Before what an earlier one wrote is replaced.
             model.check(engine, precision)
             no_region(model.config, tile_of(model, tile), masks if masks is not None else model.inside)
@@ -169,7 +179,7 @@ def score_folder(
         here.wait()
         if here.rank > 0:
             model = _model(run, here, device, memory_mib)
-            masks = _masks(roi, model, images)
+            masks = masks_of(roi, model, images)
         with reporter.task(f"scoring shard {part}" if part != WHOLE else "scoring", None) as advance:
             summary = score_directory(
                 model,
@@ -211,11 +221,11 @@ def _model(run: str | Path | Glance, here: Ranks, device: str, memory_mib: int |
     return run if isinstance(run, Glance) else load(run, here.device(device), memory_mib=memory_mib)
 
 
-def _masks(roi: str | Path | None, model: Glance, images: Path) -> Masks | None:
-    """The regions of interest that are given, at the model's image size."""
+def masks_of(roi: str | Path | None, model: Glance, images: Path | None) -> Masks | None:
+    """The regions of interest that are given, at the model's image size; refused if among the images."""
     if roi is None:
         return None
     masks = Masks(roi, model.config.image_size)
-    if masks.among(images):
+    if images is not None and masks.among(images):
         raise UserError(f"{roi}: lies in {images}, where masks would be taken for photographs; move it away")
     return masks

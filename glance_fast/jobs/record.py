@@ -30,13 +30,13 @@ SAME = {
 
 def provenance_of(
     model: Glance,
-    images: Path,
+    images: str | Path,
     engine: str,
     precision: str,
     roi: Masks | None = None,
     tile: Tile | None = None,
 ) -> dict[str, Any]:
-    """What the scores come from: the beginning of ``run.json``."""
+    """What the scores come from: the beginning of ``run.json``. ``images`` is a folder, or its identity."""
     settings = model.config.to_toml()
     digest = hashlib.sha256(f"{settings}{digest_of(model.state_dict())}".encode())
     thresholds = {
@@ -49,7 +49,7 @@ def provenance_of(
     return {
         "glance_fast": glance_fast.__version__,
         "model": digest.hexdigest(),
-        "images": printable(images.resolve()),
+        "images": printable(images.resolve() if isinstance(images, Path) else images),
         "engine": model.chosen_engine(engine),
         "precision": model.chosen_precision(precision),
         # None: the model's own, or none.
@@ -70,33 +70,51 @@ def read_run(path: Path) -> dict[str, Any] | None:
         It cannot be read, or is none of ours.
     """
     try:
-        # An earlier version knew neither tiles nor regions of interest.
-        record = {"tile": None, "roi": None} | read_json(path.read_text(encoding="utf-8"))
-        if not SAME.keys() <= record.keys():
-            raise KeyError
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise damaged(path) from error
+    return parse_run(text, path)
+
+
+def parse_run(text: str, path: str | Path) -> dict[str, Any]:
+    """As ``read_run``, of the text of a file that was read from ``path``."""
+    try:
+        # An earlier version knew neither tiles nor regions of interest.
+        record = {"tile": None, "roi": None} | read_json(text)
+        if not SAME.keys() <= record.keys():
+            raise KeyError
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(path) from error
     return record
 
 
-def damaged(path: Path) -> UserError:
+def damaged(path: str | Path) -> UserError:
     """What to raise where a ``run.json`` does not say what it should."""
     return UserError(f"{path}: damaged; {way_out(path)}")
 
 
 def write_run(path: Path, record: dict[str, Any]) -> None:
     """Write a ``run.json``, whole or not at all."""
-    write_text(path, json.dumps(record, indent=2) + "\n")
+    write_text(path, run_text(record))
+
+
+def run_text(record: dict[str, Any]) -> str:
+    """What ``write_run`` writes."""
+    return json.dumps(record, indent=2) + "\n"
 
 
 def check_provenance(path: Path, provenance: dict[str, Any]) -> None:
     """Refuse to mix scores of different provenance; without a ``run.json`` there is none yet."""
-    before = read_run(path)
+    check_same(path.parent, read_run(path), provenance)
+
+
+def check_same(out: object, before: dict[str, Any] | None, provenance: dict[str, Any]) -> None:
+    """As ``check_provenance``, of what the ``run.json`` in ``out`` says, if there is one."""
     changed = [] if before is None else [name for name in SAME if before[name] != provenance[name]]
     if changed:
         advice = ELSEWHERE if "shard" in provenance else OVERWRITE
-        raise UserError(f"{path.parent}: was begun with {SAME[changed[0]]}, or {advice}")
+        raise UserError(f"{out}: was begun with {SAME[changed[0]]}, or {advice}")

@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from glance_fast.data.files import write_text
 from glance_fast.data.score_maps import read_map_rows
+from glance_fast.data.store import Folder, Store
+from glance_fast.data.table import ScoreRow
 from glance_fast.errors import ImageError, UserError
 from glance_fast.evaluation.regions import Region, RegionFinder
+from glance_fast.jobs.chunk import map_name
 from glance_fast.jobs.table import read_rows
 
 REGIONS, COCO = "regions.jsonl", "regions.coco.json"
@@ -47,9 +49,16 @@ def write_regions(out: Path, table: Path, threshold: float | None, coco: bool = 
     UserError
         There is no threshold; a map cannot be read, or a file cannot be written.
     """
+    return write_regions_of(Folder(out), read_rows(table).values(), threshold, coco)
+
+
+def write_regions_of(
+    out: Store, rows: Iterable[ScoreRow], threshold: float | None, coco: bool = False
+) -> int:
+    """As ``write_regions``, wherever the maps lie, of the rows of a ``scores.csv``."""
     if threshold is None:
         raise UserError("`regions`: the model is not calibrated, and has no threshold that regions lie above")
-    names = [row.path for row in read_rows(table).values() if not row.error]
+    names = [row.path for row in rows if not row.error]
     lines, annotations, images = [], list[dict[str, Any]](), list[dict[str, Any]]()
     for name, (height, width), found in _found(out, names, threshold):
         size = {"height": height, "width": width}
@@ -57,33 +66,37 @@ def write_regions(out: Path, table: Path, threshold: float | None, coco: bool = 
         images.append({"id": len(images) + 1, "file_name": name, **size})
         for region in found:
             annotations.append(_annotation(region, len(annotations) + 1, len(images)))
-    write_text(out / REGIONS, "".join(f"{line}\n" for line in lines))
+    out.write(REGIONS, "".join(f"{line}\n" for line in lines).encode())
     if coco:
         whole = {
             "images": images,
             "annotations": annotations,
             "categories": [{"id": 1, "name": "anomalous"}],
         }
-        write_text(out / COCO, json.dumps(whole) + "\n")
+        out.write(COCO, f"{json.dumps(whole)}\n".encode())
     return len(annotations)
 
 
 def _found(
-    out: Path, names: Iterable[str], threshold: float
+    out: Store, names: Iterable[str], threshold: float
 ) -> Iterator[tuple[str, tuple[int, int], list[Region]]]:
     """Name, size and regions of each map, in order."""
 
     def find(name: str) -> tuple[str, tuple[int, int], list[Region]]:
-        path = out / "maps" / f"{name}.tiff"
+        place = map_name(name)
         finder: RegionFinder | None = None
         height = width = 0
         try:
-            for rows in read_map_rows(path, TOGETHER):
-                finder = finder or RegionFinder(rows.shape[1], threshold)
-                finder.add(rows)
-                height, width = height + len(rows), rows.shape[1]
-        except ImageError as error:
-            raise UserError(f"{error}; `resume=True` makes a map anew that is missing") from error
+            with out.on_disk(place) as path:
+                for rows in read_map_rows(path, TOGETHER):
+                    finder = finder or RegionFinder(rows.shape[1], threshold)
+                    finder.add(rows)
+                    height, width = height + len(rows), rows.shape[1]
+        except (ImageError, OSError) as error:
+            reason = error.reason if isinstance(error, ImageError) else "no such file, or it may not be read"
+            raise UserError(
+                f"{out.at(place)}: {reason}; `resume=True` makes a map anew that is missing"
+            ) from error
         return name, (height, width), finder.regions() if finder else []
 
     ordered = list(names)

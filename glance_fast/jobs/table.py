@@ -8,12 +8,13 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from glance_fast.data.depth import Unlike
 from glance_fast.data.table import ScoreRow, as_csv, write_table
 from glance_fast.errors import UserError, cannot_write
 
+TABLE, RUN = "scores.csv", "run.json"
 # What to do with a folder of ours that cannot be gone on with. Overwriting is not for a shard: it would take
 # the others' work with it.
 ELSEWHERE = "use another `out`"
@@ -22,9 +23,9 @@ OVERWRITE = f"{ELSEWHERE}, or `overwrite=True` in place of `resume=True`"
 LEAST_DRIFTED, DRIFTED = 20, 0.1
 
 
-def way_out(path: Path) -> str:
+def way_out(path: str | Path) -> str:
     """What to do where a table or a ``run.json`` cannot be gone on with, by whether it is a shard's."""
-    return OVERWRITE if path.name in ("scores.csv", "run.json") else ELSEWHERE
+    return OVERWRITE if PurePath(path).name in (TABLE, RUN) else ELSEWHERE
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,17 @@ def read_rows(path: Path) -> dict[str, ScoreRow]:
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             text = file.read()
-        lines = list(csv.reader(io.StringIO(text, newline="")))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return parse_rows(text, path)
+
+
+def parse_rows(text: str, path: str | Path) -> dict[str, ScoreRow]:
+    """As ``read_rows``, of the text of a table that was read from ``path``."""
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline="")))
     except csv.Error as error:
         raise UserError(f"{path}: damaged ({error}); {way_out(path)}") from error
     if lines and not text.endswith("\n"):

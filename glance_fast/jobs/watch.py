@@ -29,7 +29,7 @@ from glance_fast.data.roi import resize_scores
 from glance_fast.errors import ImageError, UserError, cannot_write
 from glance_fast.evaluation.overlay import display_range, overlay
 from glance_fast.jobs.belt import Belt
-from glance_fast.jobs.directory import MOST_ORIGINALS
+from glance_fast.jobs.chunk import MOST_ORIGINALS
 from glance_fast.jobs.sources import Arrival, Source
 from glance_fast.model import NOT_FINITE, Glance
 from glance_fast.tiles import prepared, score_images
@@ -38,6 +38,8 @@ from glance_fast.tiles import prepared, score_images
 BETWEEN = 10.0
 # Fewer that wait are no word worth.
 MANY = 16
+# Seconds that an image may still take to be read once nothing more is wanted.
+PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -178,14 +180,12 @@ def watch(
         together = min(together, MOST_ORIGINALS)
     waiting: Belt[Arrival] = Belt(source.limit, source.drops)
     ready: Belt[_Prepared] = Belt(together)
-    threads = (
-        threading.Thread(target=_find, args=(source, waiting), daemon=True, name="glance-find"),
-        threading.Thread(
-            target=_decode, args=(model, waiting, ready, bool(overlays)), daemon=True, name="glance-decode"
-        ),
+    # It may wait for standard input, and then for ever.
+    threading.Thread(target=_find, args=(source, waiting), daemon=True, name="glance-find").start()
+    decode = threading.Thread(
+        target=_decode, args=(model, waiting, ready, bool(overlays)), daemon=True, name="glance-decode"
     )
-    for thread in threads:
-        thread.start()
+    decode.start()
     backlog, told = Backlog(together), set[str]()
     try:
         while batch := ready.take(together):
@@ -204,6 +204,8 @@ def watch(
         source.stop.set()
         waiting.clear()
         ready.clear()
+        # Python ends threads that are left, and PyTorch aborts the program where it holds tensors.
+        decode.join(PATIENCE)
         if waiting.dropped and say:
             say(f"{waiting.dropped} frames were dropped, for they came faster than they were scored")
 
