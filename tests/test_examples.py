@@ -6,6 +6,7 @@ import doctest
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -149,8 +150,11 @@ def test_a_program_scores_without_torch(run_folder, tmp_path):
     trained = glance_fast.load(run_folder, "cpu")
     ours = trained.score([image])
     verdict = "anomalous" if ours.scores[0] > trained.calibration.threshold else "normal"
-    start = f"{photo}: score {ours.scores[0]:.3f}, {verdict} (threshold {trained.calibration.threshold:.3f})"
-    assert done.stdout.strip() == start
+    said = re.fullmatch(r"(.*): score (.*), (.*) \(threshold (.*)\)", done.stdout.strip())
+    assert said and said[1] == str(photo) and said[3] == verdict
+    # One step of the last digit: rounding differs.
+    figures = float(said[2]), float(said[4])
+    assert figures == pytest.approx((ours.scores[0], trained.calibration.threshold), abs=2e-3)
     shown = np.asarray(Image.open(picture))
     assert shown.shape == (150, 100) and shown.dtype == np.uint8
     low, high = ours.maps.min(), max(ours.maps.max(), trained.calibration.pixel_threshold)

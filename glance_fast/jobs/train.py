@@ -232,10 +232,10 @@ def train_folder(
         # The first process speaks for all: what is wrong is said once, and ends the others.
         if here.rank == 0:
             before = _begun_in(out, resume, overwrite)
+            chosen = pick_device(here.device(device))
             given = _inputs(images, out, config, local_nets, teacher_weights, roi)
             if before not in (None, given.config):
                 raise begun_with("other settings, those in config.toml", out)
-            chosen = pick_device(here.device(device))
             most = len(given.paths) if config.tile is None else MOST_TILES
             training.untrained(given.config, most, chosen, memory_mib)
             if overwrite:
@@ -247,8 +247,8 @@ def train_folder(
         here.wait()
         with here.together():
             if here.rank > 0:
-                given = _inputs(images, out, config, local_nets, teacher_weights, roi)
                 chosen = pick_device(here.device(device))
+                given = _inputs(images, out, config, local_nets, teacher_weights, roi)
             model = training.fit(
                 given.paths,
                 out,

@@ -40,8 +40,9 @@ def test_the_models_own_share_gives_its_own_maps(cli, parts, run_folder, photogr
         r for r in rows if r["blend"] == "calibrated" and float(r["lambda_s"]) == model.config.lambda_s
     )
     pro, auroc = metrics.pro_and_auroc(model.score(photographs.prepared).maps, photographs.masks)
-    assert float(own["pro"]) == pytest.approx(pro, abs=1e-4)
-    assert float(own["pixel_auroc"]) == pytest.approx(auroc, abs=1e-4)
+    # Its statistics are computed anew, and rounded otherwise.
+    assert float(own["pro"]) == pytest.approx(pro, abs=5e-4)
+    assert float(own["pixel_auroc"]) == pytest.approx(auroc, abs=5e-4)
     assert (out / "lambda.png").stat().st_size > 1000
 
 
