@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,15 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save(image, "test", "punched", f"{i:03}.png")
         save((image[..., 0] == 10).astype(np.uint8) * 255, "ground_truth", "punched", f"{i:03}_mask.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Rounding follows the number of threads: a module's tests compute with as many as workers do."""
+    before = torch.get_num_threads()
+    use_threads(1)
+    yield
+    use_threads(before)
 
 
 @pytest.fixture

@@ -35,6 +35,8 @@ from glance_fast.progress import Reporter  # noqa: E402
 # Workers cannot import a module of tests.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TWO = {"device": "cpu", "workers": 2, "threads": 1}
 
 
@@ -80,7 +82,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(run_folder, photos, tmp_path_factory):
+def alone(run_folder, photos, tmp_path_factory, one_thread):
     """What one process makes of them."""
     out = tmp_path_factory.mktemp("cluster") / "alone"
     found = score_folder(run_folder, photos, out, device="cpu", overlays=True, regions=True)

@@ -18,6 +18,8 @@ from glance_fast.jobs.table import RUN, Odd, read_rows
 from glance_fast.jobs.worker import Job, Worker, run_files
 from glance_fast.model import Glance
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def photos(tmp_path):
