@@ -34,9 +34,7 @@ from glance_fast.progress import Reporter  # noqa: E402
 
 # Workers cannot import a module of tests.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = pytest.mark.slow
-pytestmark = pytest.mark.usefixtures("one_thread")
-
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TWO = {"device": "cpu", "workers": 2, "threads": 1}
 
 
