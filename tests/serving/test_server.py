@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import io
@@ -377,6 +378,28 @@ def test_what_waits_is_answered_before_the_end(model, monkeypatch):
             gate.set()
         assert [answer.result()[0] for answer in answers] == [200] * 5
     await_until(lambda: threading.active_count() <= before)
+
+
+def test_answers_are_sent_at_once():
+    """Else the second part of an answer waits for the client to confirm the first, 40 ms."""
+
+    async def sends_at_once():
+        listener = server.listen("127.0.0.1", 0)
+        found = asyncio.get_running_loop().create_future()
+
+        def answer(reader, writer):
+            found.set_result(
+                writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            )
+            writer.close()
+
+        async with await asyncio.start_server(answer, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            at_once = await found
+            writer.close()
+        return at_once
+
+    assert asyncio.run(sends_at_once())
 
 
 def test_an_address_that_is_taken_or_odd(model):
