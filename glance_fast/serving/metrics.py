@@ -64,7 +64,7 @@ class Metrics:
                     _family("batches_total", "counter", "Batches that were scored.", {"": self._batches}),
                     _family("batch_images_total", "counter", "Images in those batches.", {"": self._images}),
                     _family(
-                        *("batch_seconds_total", "counter", "Seconds that scoring them took."),
+                        *("batch_seconds_total", "counter", "Seconds that they took, each its own, summed."),
                         {"": round(self._scoring, 6)},
                     ),
                 )

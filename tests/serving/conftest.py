@@ -16,5 +16,6 @@ def model(run_folder):
 
 @pytest.fixture(scope="module")
 def served(model):
-    with serving(model) as running:
+    # Two batches side by side.
+    with serving(model, threads=2) as running:
         yield running

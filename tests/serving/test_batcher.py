@@ -1,4 +1,4 @@
-"""One thread that scores whatever waits."""
+"""Threads that score whatever waits."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from samples import draw_part
 
-from glance_fast.serving.batcher import Batcher
+from glance_fast.config import Config
+from glance_fast.engines.memory import Share
+from glance_fast.model import Glance
+from glance_fast.serving.batcher import Batcher, scorers
 
 
 @pytest.fixture
@@ -19,11 +23,12 @@ def images():
 
 @pytest.fixture
 def gate(model, monkeypatch):
-    """Scoring waits until it is set; ``sizes`` are those of the batches."""
+    """Scoring waits until it is set; ``sizes`` are those of the batches, and ``threads`` what they have."""
     gate, score = threading.Event(), model.score
-    gate.sizes = []
+    gate.sizes, gate.threads = [], []
 
     def gated(batch, *how):
+        gate.threads.append(torch.get_num_threads())
         gate.sizes.append(len(batch))
         gate.wait(30)
         return score(batch, *how)
@@ -32,8 +37,9 @@ def gate(model, monkeypatch):
     return gate
 
 
-def first_taken(gate):
-    while not gate.sizes:
+def taken(gate, batches=1):
+    """Wait until so many batches are being scored."""
+    while len(gate.sizes) < batches:
         threading.Event().wait(0.01)
 
 
@@ -49,23 +55,58 @@ def test_scores_and_maps_are_those_of_the_model(model, images):
     assert sum(batch[0] for batch in told) == 12 and all(batch[1] > 0 for batch in told)
 
 
-def test_its_thread_computes_as_it_was_told(model, images, monkeypatch):
+def test_its_thread_computes_as_it_was_told(model, monkeypatch):
     asked = []
     for name in ("pick_device", "use_threads"):
         monkeypatch.setattr(
             f"glance_fast.serving.batcher.{name}",
-            lambda value, name=name: asked.append((name, value, threading.current_thread().name)),
+            lambda value, name=name: asked.append((name, value, threading.current_thread().name)) or 1,
         )
-    batcher = Batcher(model, threads=3)
+    batcher = Batcher(model, threads=1)
     batcher.close()
-    assert asked == [("use_threads", 3, "glance-score"), ("pick_device", model.device, "glance-score")]
+    assert asked == [("use_threads", 1, "glance-score-0"), ("pick_device", model.device, "glance-score-0")]
+
+
+def test_two_batches_share_the_threads_and_one_alone_has_all(model, images, gate):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)  # more than this may be more than there are processors
+    try:
+        batcher = Batcher(model, threads=3)
+        answers = [batcher.submit(images[0])]
+        taken(gate)
+        answers += [batcher.submit(images[1])]
+        taken(gate, 2)
+        answers += [batcher.submit(image) for image in images[2:8]]
+        gate.set()
+        scores = [answer.result(60).score for answer in answers]
+        batcher.close()
+    finally:
+        torch.set_num_threads(before)
+    assert gate.sizes[:2] == [1, 1] and max(gate.sizes) <= 4 and sum(gate.sizes) == 8
+    assert gate.threads[0] == 3 and gate.threads[1] in (1, 2), "the first was alone"
+    np.testing.assert_allclose(scores, model.score(images[:8]).scores, rtol=1e-4, atol=1e-4)
+
+
+def test_how_many_batches_side_by_side(model, monkeypatch):
+    assert scorers(model, threads=2) == scorers(model, threads=16) == 2
+    assert scorers(model, threads=1) == 1
+    tiny = {"image_size": (64, 64), "patch": 32, "stride": 16, "pretrained": False}
+    assert scorers(Glance(Config(**tiny)), threads=2) == 2
+    assert scorers(Glance(Config(**tiny, tile=100)), threads=2) == 1
+    assert scorers(Glance(Config(**tiny, net="pyramid")), threads=2) == 1
+    together = model.memory_share().together
+    monkeypatch.setattr(model, "memory_share", lambda precision: Share(together, together - 1, 0))
+    assert scorers(model, threads=2) == 1, "memory holds fewer"
+    monkeypatch.undo()
+    monkeypatch.setattr("numba.threading_layer", lambda: "workqueue")
+    assert scorers(model, threads=2) == 1, "Numba's loops would abort"
 
 
 def test_no_more_than_fit_together(model, images, gate, monkeypatch):
     monkeypatch.setattr(model, "at_once", lambda precision="auto": 4)
     batcher = Batcher(model, threads=1)
     answers = [batcher.submit(images[0])]
-    first_taken(gate)
+    taken(gate)
     answers += [batcher.submit(image) for image in images[1:]]
     gate.set()
     batcher.close()
@@ -75,7 +116,7 @@ def test_no_more_than_fit_together(model, images, gate, monkeypatch):
 def test_an_answer_that_nobody_waits_for_is_not_made(model, images, gate):
     batcher = Batcher(model, threads=1)
     kept = [batcher.submit(images[0])]
-    first_taken(gate)
+    taken(gate)
     gone = batcher.submit(images[1])
     kept.append(batcher.submit(images[2]))
     assert gone.cancel()
