@@ -20,7 +20,7 @@ FLOORS = [
     ["serving"],
     ["jobs", "__init__"],
     ["training", "evaluation", "export"],
-    ["run", "tiles"],
+    ["run", "scorers", "tiles"],
     ["model"],
     ["engines", "calibration", "maps", "letterbox", "roi"],
     ["nets"],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +49,7 @@ from glance_fast.jobs.table import (
     write_rows,
 )
 from glance_fast.model import Glance
+from glance_fast.scorers import scorers, side_by_side
 from glance_fast.tiles import Tile, no_region, tile_of
 
 
@@ -170,16 +172,17 @@ def score_directory(
             chunks = _score_whole(pool, model, images, out, todo, engine, precision, overlays, roi)
         else:
             chunks = _score_tiled(model, images, out, todo, sides, engine, precision, overlays)
-        for chunk, oddities in chunks:
-            # After the maps: a row without an error tells that they are there.
-            append_rows(table, chunk)
-            scored += sum(not row.error for row in chunk)
-            anomalous += sum(row.anomalous == "1" for row in chunk)
-            errors += sum(bool(row.error) for row in chunk)
-            odd = sum(oddities, odd)
-            done += len(chunk)
-            if progress:
-                progress(done, len(paths))
+        with contextlib.closing(chunks):
+            for chunk, oddities in chunks:
+                # After the maps: a row without an error tells that they are there.
+                append_rows(table, chunk)
+                scored += sum(not row.error for row in chunk)
+                anomalous += sum(row.anomalous == "1" for row in chunk)
+                errors += sum(bool(row.error) for row in chunk)
+                odd = sum(oddities, odd)
+                done += len(chunk)
+                if progress:
+                    progress(done, len(paths))
     finally:
         pool.shutdown(cancel_futures=True)
     if resume:
@@ -272,11 +275,18 @@ def _score_whole(
     precision: str,
     overlays: bool,
     roi: Masks | None,
-) -> Iterator[tuple[list[ScoreRow], list[Odd]]]:
+) -> Generator[tuple[list[ScoreRow], list[Odd]], None, None]:
     """Rows of photographs that the model sees whole, and what is odd about those that could be read."""
-    for part, read in _read_ahead(pool, images, paths, model, precision, overlays, roi):
-        rows = _score_chunk(model, images, out, part, read, engine, precision, pool)
-        yield rows, [odd_photo(model, photo) for photo in read if isinstance(photo, Photo)]
+    count = scorers(model, precision)
+    step = -(-together(model.at_once(precision), overlays) // count)
+    if len(paths) <= step:
+        count = 1
+
+    def score(chunk: tuple[list[Path], list[Photo | ImageError]]) -> tuple[list[ScoreRow], list[Odd]]:
+        rows = _score_chunk(model, images, out, *chunk, engine, precision, pool)
+        return rows, [odd_photo(model, photo) for photo in chunk[1] if isinstance(photo, Photo)]
+
+    return side_by_side(score, _read_ahead(pool, images, paths, model, step, overlays, roi), count)
 
 
 def _score_tiled(
@@ -288,7 +298,7 @@ def _score_tiled(
     engine: str,
     precision: str,
     overlays: bool,
-) -> Iterator[tuple[list[ScoreRow], list[Odd]]]:
+) -> Generator[tuple[list[ScoreRow], list[Odd]], None, None]:
     """As ``_score_whole``, of photographs that the model sees by tiles."""
     for path in paths:
         name = path.relative_to(images)
@@ -312,11 +322,11 @@ def _read_ahead(
     images: Path,
     paths: list[Path],
     model: Glance,
-    precision: str,
+    step: int,
     originals: bool,
     roi: Masks | None,
 ) -> Iterator[tuple[list[Path], list[Photo | ImageError]]]:
-    """Chunks of paths with their images; the next chunk is decoded while this one is scored."""
+    """Chunks of so many paths with their images; the next chunk is decoded while this one is scored."""
 
     def read(path: Path) -> Photo | ImageError:
         try:
@@ -326,7 +336,6 @@ def _read_ahead(
         except ImageError as error:
             return error
 
-    step = together(model.at_once(precision), originals)
     files = Prefetcher(pool, read)
     for start in range(0, len(paths), step):
         chunk = paths[start : start + step]

@@ -9,15 +9,14 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numba
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from glance_fast.data.images import Pixels
 from glance_fast.device import pick_device, use_threads
 from glance_fast.jobs.belt import Belt
 from glance_fast.model import Glance
+from glance_fast.scorers import scorers, share_of
 from glance_fast.tiles import score_images
 
 
@@ -27,10 +26,6 @@ class Scored(NamedTuple):
     score: float
     map: NDArray[np.float32]
     inside: NDArray[np.bool_] | None = None
-
-
-# Threads that score: each takes the steps of its batch that only one core can do while the other computes.
-SCORERS = 2
 
 
 class _Wanted(NamedTuple):
@@ -106,7 +101,7 @@ class Batcher:
         # Both count for the thread that asks: numbers of threads, and the device that kernels run on.
         threads = use_threads(self._threads)
         pick_device(self._model.device)
-        share = threads // self._scorers + (number < threads % self._scorers)
+        share = share_of(threads, number, self._scorers)
         while batch := self._waiting.take(self._together):
             with self._alone() as alone:
                 if self._scorers > 1:
@@ -139,20 +134,3 @@ class Batcher:
         self._tell(len(batch), time.monotonic() - began)
         for wanted, (score_map, score, inside) in zip(batch, result, strict=True):
             wanted.answer.set_result(Scored(score, score_map, inside))
-
-
-def scorers(model: Glance, precision: str = "auto", threads: int | None = None) -> int:
-    """Threads that may score with a model at a time; parameters as for ``Batcher``.
-
-    One on a GPU, which batches keep busy; for masked nets and models of tiles, whose memory is counted for
-    one batch; where memory holds fewer images at a time than would be taken together; and where Numba's loops
-    cannot run in two threads at a time.
-    """
-    threads = threads or torch.get_num_threads()
-    if model.device.type != "cpu" or model.config.masked or model.config.tile is not None or threads < 2:
-        return 1
-    share = model.memory_share(precision)
-    numba.get_num_threads()  # before, Numba does not say which layer it takes
-    if share.images < share.together or numba.threading_layer() == "workqueue":
-        return 1
-    return min(SCORERS, share.together)

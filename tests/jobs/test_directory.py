@@ -5,11 +5,13 @@ import csv
 import dataclasses
 import errno
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 from samples import draw_part
 
@@ -40,6 +42,9 @@ def photos(tmp_path):
         Image.fromarray(draw_part(rng, defect=i % 2 == 0)).save(path)
     return tmp_path / "photos"
 
+
+# A batch at a time, unless a test says otherwise.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # In the order of the listing.
 NAMES = ["2.png", "10.png", "a.bmp", "a.png", "b/a.png", "b/c/1.png", "b/größe 部品.png"]
@@ -300,6 +305,82 @@ def test_a_row_is_written_by_appending(tmp_path, monkeypatch):
     append_rows(path, [ScoreRow("b", "", "", "", "bad")])
     assert path.stat().st_ino == inode
     assert path.read_text() == "path,score,above,anomalous,error\na,1,0.25,0,\nb,,,,bad\n"
+
+
+# ---------------------------------------------------------------- side by side
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Two chunks of two images at a time."""
+    monkeypatch.setattr(Glance, "at_once", lambda *_: 4)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_chunks_side_by_side(model, photos, tmp_path, monkeypatch, two_threads):
+    (photos / "2b.png").write_text("bad")
+    both, threads, started, done = threading.Barrier(2), set(), [], []
+
+    def read(path):
+        started.append(path)
+        return read_image(path)
+
+    def counted(model, images, *how, **roi):
+        # The last chunk may be alone.
+        if len(threads) < 2:
+            both.wait(30)
+        threads.add((threading.current_thread().name, torch.get_num_threads()))
+        # Those under way, the one that waits for a thread, and the next.
+        assert len(images) <= 2 and len(started) <= done[-1][0] + 2 * 4
+        return original(model, images, *how, **roi)
+
+    original = Glance.score
+    with monkeypatch.context() as patch:
+        patch.setattr(Glance, "score", counted)
+        patch.setattr(directory, "read_image", read)
+        summary = score(model, photos, tmp_path / "out", progress=lambda *step: done.append(step))
+    assert len(threads) == 2 and {count for _, count in threads} == {1}
+    assert done == [(count, 8) for count in (0, 2, 4, 6, 8)] and summary.errors == 1
+    torch.set_num_threads(1)
+    assert score(model, photos, tmp_path / "alone") == summary
+    assert [row.path for row in table(tmp_path / "out")] == [row.path for row in table(tmp_path / "alone")]
+    for name in NAMES:
+        found, alone = (tifffile.imread(tmp_path / out / "maps" / f"{name}.tiff") for out in ("out", "alone"))
+        np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError("disk full")], ids=["Ctrl-C", "error"])
+def test_side_by_side_stopped_and_resumed(model, photos, tmp_path, monkeypatch, two_threads, error):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        Counting(patch, fail_at=3, error=error)
+        with pytest.raises(type(error) if isinstance(error, Exception) else error):
+            score(model, photos, out)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("glance-")]
+    kept = [row.path for row in table(out)]
+    assert kept == NAMES[: len(kept)] and len(kept) <= 6
+    summary = score(model, photos, out, resume=True)
+    assert (summary.scored, summary.errors) == (7, 0) and [row.path for row in table(out)] == NAMES
+    assert {p.relative_to(out / "maps").as_posix() for p in (out / "maps").rglob("*.tiff")} == {
+        f"{name}.tiff" for name in NAMES
+    }
+
+
+def test_what_one_thread_scores_alone_has_all_threads(model, photos, tmp_path, monkeypatch, two_threads):
+    found = []
+
+    def counted(model, images, *how, **roi):
+        found.append((len(images), torch.get_num_threads(), threading.current_thread()))
+        return original(model, images, *how, **roi)
+
+    original = Glance.score
+    monkeypatch.setattr(Glance, "score", counted)
+    for path in list(photos.rglob("*.*"))[2:]:
+        path.unlink()
+    score(model, photos, tmp_path / "out")
+    assert found == [(2, 2, threading.current_thread())]
 
 
 # ---------------------------------------------------------------- stopped and resumed

@@ -9,10 +9,7 @@ import pytest
 import torch
 from samples import draw_part
 
-from glance_fast.config import Config
-from glance_fast.engines.memory import Share
-from glance_fast.model import Glance
-from glance_fast.serving.batcher import Batcher, scorers
+from glance_fast.serving.batcher import Batcher
 
 
 @pytest.fixture
@@ -85,21 +82,6 @@ def test_two_batches_share_the_threads_and_one_alone_has_all(model, images, gate
     assert gate.sizes[:2] == [1, 1] and max(gate.sizes) <= 4 and sum(gate.sizes) == 8
     assert gate.threads[0] == 3 and gate.threads[1] in (1, 2), "the first was alone"
     np.testing.assert_allclose(scores, model.score(images[:8]).scores, rtol=1e-4, atol=1e-4)
-
-
-def test_how_many_batches_side_by_side(model, monkeypatch):
-    assert scorers(model, threads=2) == scorers(model, threads=16) == 2
-    assert scorers(model, threads=1) == 1
-    tiny = {"image_size": (64, 64), "patch": 32, "stride": 16, "pretrained": False}
-    assert scorers(Glance(Config(**tiny)), threads=2) == 2
-    assert scorers(Glance(Config(**tiny, tile=100)), threads=2) == 1
-    assert scorers(Glance(Config(**tiny, net="pyramid")), threads=2) == 1
-    together = model.memory_share().together
-    monkeypatch.setattr(model, "memory_share", lambda precision: Share(together, together - 1, 0))
-    assert scorers(model, threads=2) == 1, "memory holds fewer"
-    monkeypatch.undo()
-    monkeypatch.setattr("numba.threading_layer", lambda: "workqueue")
-    assert scorers(model, threads=2) == 1, "Numba's loops would abort"
 
 
 def test_no_more_than_fit_together(model, images, gate, monkeypatch):
