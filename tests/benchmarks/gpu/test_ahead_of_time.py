@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[3]
 # Of a block, bytes; as in the vendors' tables.
 SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_120": 99, "gfx942": 64}
 SHARED = {target: kibibytes * 1024 for target, kibibytes in SHARED.items()}
+# sm_89 has the matrix instructions and the shared memory of sm_86, and compiling takes its time.
+COMPILED = [target for target in SHARED if target != "sm_89"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     # A process a target, because the compilers take a core each.
     running = {}
-    for target in SHARED:
+    for target in COMPILED:
         command = [sys.executable, "-m", "benchmarks.gpu.ahead_of_time", "--target", target]
         command += ["--json", str(folder / f"{target}.json")]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
@@ -49,7 +51,7 @@ def test_every_kernel_is_compiled_for_every_target(compiled):
         for name in re.findall(r"^def (\w+_kernel)\(", file.read_text(), re.MULTILINE)
     }
     assert len(kernels) >= 5
-    for target in SHARED:
+    for target in COMPILED:
         assert {r["kernel"] for r in compiled if r["target"] == target} == kernels
 
 
