@@ -34,6 +34,7 @@ import glance_fast
 from benchmarks.costs.machine import describe
 from benchmarks.tables import ROOT, rewrite
 from glance_fast.data.folders import list_images
+from glance_fast.data.images import read_image
 from glance_fast.device import use_threads
 
 RESULTS, PAGE = ROOT / "benchmarks/results/serving.json", ROOT / "docs/commands/serve.md"
@@ -55,8 +56,7 @@ def server(run, *more):
 
 
 def ask(port, bodies, clients, again):
-    """Have clients send bodies while ``again(how many were sent)``: of each answer, when it was asked for and
-    when it came, its status and its score."""
+    """Have clients send bodies while ``again(how many were sent)``: begin, end, status, score of each."""
     answers, lock = [], threading.Lock()
 
     def one():
@@ -113,6 +113,7 @@ def compare(run, paths, seconds, clients, rounds):
     return {
         "machine": describe()["processor"],
         "threads": threads,
+        "sizes": sorted({read_image(path).shape[:2] for path in paths}),
         "clients": clients,
         "together": together,
         "score_per_second": plain,
@@ -126,9 +127,10 @@ def table(results):
     """The results, and what they were measured on."""
     where = f"{results['machine']}, {results['threads']} threads"
     plain, served = (statistics.median(results[f"{way}_per_second"]) for way in ("score", "served"))
+    sizes = ", ".join(f"{width}x{height}" for height, width in results["sizes"])
     return "\n".join(
         (
-            "| photographs of 256x256 | images a second | ratio |",
+            f"| photographs of {sizes} | images a second | ratio |",
             "|---|---|---|",
             f"| `model.score` in Python, {results['together']} at a time | {plain:.1f} | 1 |",
             f"| `serve`, {results['clients']} clients | {served:.1f} | {served / plain:.2f} |",

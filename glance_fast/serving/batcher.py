@@ -37,8 +37,7 @@ class Batcher:
     """Scores images that come one by one, several at a time.
 
     On a CPU, net ``surround`` scores two batches side by side where there is work for both, each with half of
-    the threads: on two cores that answers a fifth more images a second than one batch of twice the size. A
-    batch that is alone has all threads.
+    the threads, as ``glance_fast.scorers`` has it. A batch that is alone has all threads.
 
     Parameters
     ----------
